@@ -1,0 +1,40 @@
+"""Flags that every program adds to the original's; the defaults change nothing."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_run_flags(parser: argparse.ArgumentParser, *, image_size: bool = True) -> None:
+    """Add the shared flags: feeding, precision, schedule length."""
+    group = parser.add_argument_group("added by this repository")
+    group.add_argument(
+        "--loader",
+        default="device",
+        choices=["device", "workers"],
+        help="device: the whole set in memory, augmented by the batch on the training device; "
+        "workers: image by image in worker processes (default: device)",
+    )
+    group.add_argument(
+        "--amp",
+        default="none",
+        choices=["none", "bf16", "fp16"],
+        help="mixed precision of the forward pass (default: none, float32)",
+    )
+    group.add_argument(
+        "--channels_last", action="store_true", help="channels-last memory format (often faster)"
+    )
+    group.add_argument(
+        "--stretch_schedule",
+        action="store_true",
+        help="scale the milestones and phase switches, made for the paper's number of epochs, "
+        "to --epochs (warm-up kept)",
+    )
+    if image_size:
+        group.add_argument(
+            "--image_size",
+            type=int,
+            default=32,
+            metavar="PX",
+            help="side to which --dataset imagefolder images are brought (default: 32)",
+        )

@@ -1,0 +1,240 @@
+"""Where a run happens: bad usage, devices, processes. One process a GPU, on one machine or many."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done: one line that names flag or file, value and cure."""
+
+
+class NonFiniteLoss(Exception):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all processes of the run."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        return self.world_size > 1
+
+
+def run(main: Callable[[Sequence[str] | None], object]) -> None:
+    """Run a program's ``main``; exit code 2 after bad usage, 1 after a diverged loss, 130 after Ctrl-C."""
+    try:
+        main(None)
+    except UsageError as error:
+        _say(error)
+        code = 2
+    except NonFiniteLoss as error:
+        _say(error)
+        code = 1
+    except KeyboardInterrupt:
+        _say("interrupted; finished epochs are in the checkpoint, go on with --resume")
+        code = 130
+    else:
+        code = 0
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if code:
+        sys.exit(code)
+
+
+def _say(message: object) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        name = os.path.basename(sys.argv[0]) or "python"
+        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+
+
+def start(gpu: int | None = None) -> Process:
+    """Choose the device and, where a launcher started us, join the other processes.
+
+    Under ``torchrun`` or ``torch.distributed.launch`` (``WORLD_SIZE`` is set) each process takes
+    the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
+    GPU to use; None means the first GPU, or the CPU where there is none.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.device_count() >= local_world_size
+        device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(device)
+        if world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if on_gpu else "gloo")
+        rank = int(os.environ["RANK"])
+        return Process(device, rank, world_size, local_rank, local_world_size)
+    return Process(_pick_device(gpu))
+
+
+def _pick_device(gpu: int | None) -> torch.device:
+    if not torch.cuda.is_available():
+        if gpu is not None:
+            warnings.warn(f"--gpu {gpu}: no CUDA device here, running on the CPU", stacklevel=3)
+        return torch.device("cpu")
+    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
+        raise UsageError(f"--gpu {gpu}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+    device = torch.device("cuda", gpu or 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def fan_out(
+    main: Callable[[Sequence[str] | None], object],
+    argv: Sequence[str] | None,
+    gpu: int | None = None,
+    processes: int | None = None,
+) -> bool:
+    """Run ``main(argv)`` once per visible GPU, as DataParallel users expect of one command.
+
+    Does nothing and returns False inside a launched process, with ``gpu`` given, or with fewer
+    than two GPUs; otherwise returns True when all processes are done, so the caller returns too.
+    ``processes`` overrides the number of GPUs (two processes on a CPU, say).
+    """
+    if "WORLD_SIZE" in os.environ or gpu is not None:
+        return False
+    processes = processes or torch.cuda.device_count()
+    if processes < 2:
+        return False
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        torch.multiprocessing.spawn(_child, (main, argv, processes, port), nprocs=processes)
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)
+    return True
+
+
+def _child(local_rank: int, main: Callable, argv: list[str], processes: int, port: int) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        RANK=str(local_rank),
+        LOCAL_RANK=str(local_rank),
+    )
+    run(lambda _: main(argv))
+
+
+def distribute(model: nn.Module, process: Process, **ddp_options: object) -> nn.Module:
+    """Move a model to the process's device and, with several processes, wrap it for DDP."""
+    model = model.to(process.device)
+    if not process.distributed:
+        return model
+    device_ids = [process.device.index] if process.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **ddp_options)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, without its DDP wrapper."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def sync_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's buffers (batch-norm statistics): all evaluate one model."""
+    if dist.is_initialized():
+        for buffer in unwrap(model).buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def all_reduce_sum(*tensors: torch.Tensor) -> None:
+    """Add tensors over all processes, in place; nothing to do in a single process."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def broadcast_object(value: object) -> object:
+    """Rank 0's value, in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, amp: str) -> Iterator[None]:
+    """Mixed precision for the forward pass: ``amp`` is ``none``, ``bf16`` or ``fp16``."""
+    if amp == "none":
+        yield
+        return
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    with torch.autocast(device.type, dtype=dtype):
+        yield
+
+
+def grad_scaler(device: torch.device, amp: str) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; does nothing for the other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+
+class FiniteGuard:
+    """Stops a run whose loss is NaN or infinite, naming epoch, step and learning rate.
+
+    On a GPU the value of a step is read one step later, when it is there already: no stall.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[torch.Tensor, str] | None = None
+
+    def check(self, loss: torch.Tensor, *, epoch: int, step: int, lr: float) -> None:
+        """Raises NonFiniteLoss; ``loss`` is a scalar, ``epoch`` and ``step`` count from 0."""
+        where = f"epoch {epoch}, step {step}, learning rate {lr:g}"
+        if loss.device.type == "cpu":
+            self._read(loss.detach(), where)
+            return
+        pending, self._pending = self._pending, (loss.detach(), where)
+        if pending is not None:
+            self._read(*pending)
+
+    def close(self) -> None:
+        """Look at the last step's value (call after the loop)."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._read(*pending)
+
+    @staticmethod
+    def _read(loss: torch.Tensor, where: str) -> None:
+        value = float(loss)
+        if value != value or value in (float("inf"), float("-inf")):
+            raise NonFiniteLoss(
+                f"the loss is {value} at {where}; the last good checkpoint is kept. "
+                "Lower --lr, or look for broken images"
+            )

@@ -1,0 +1,22 @@
+"""Milestones are fixed numbers in the papers' programs; here is how they fit another run length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def stretch(milestone: int, epochs: int, designed_for: int) -> int:
+    """A milestone of a ``designed_for``-epoch schedule, at the same fraction of ``epochs``."""
+    return max(1, round(milestone * epochs / designed_for))
+
+
+def unreached(milestones: Iterable[int], epochs: int) -> str | None:
+    """A sentence for the log when the run ends before a milestone of its schedule, else None."""
+    late = [milestone for milestone in milestones if milestone >= epochs]
+    if not late:
+        return None
+    names = ", ".join(map(str, late))
+    return (
+        f"note: the schedule's step at epoch {names} is never reached with --epochs {epochs}; "
+        "--stretch_schedule fits the whole schedule into the run"
+    )

@@ -1,0 +1,228 @@
+"""Two ways to feed a training loop, with one set of rules.
+
+Both yield ``(images, target, index)`` in batches, both are replayable: everything that an epoch
+draws derives from (seed, epoch), whatever the number of workers, and ``set_epoch`` may start in
+the middle of an epoch. With several processes each takes its share of every global batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from common.launch import Process
+from common.seeds import derive
+
+Order = Callable[[torch.Generator], torch.Tensor]
+
+
+def shuffled(num_samples: int) -> Order:
+    """Every sample once, in random order."""
+    return lambda generator: torch.randperm(num_samples, generator=generator)
+
+
+def in_order(num_samples: int) -> Order:
+    """Every sample once, in the stored order (evaluation)."""
+    return lambda generator: torch.arange(num_samples)
+
+
+def drawn_by_weight(weights: Sequence[float], num_samples: int) -> Order:
+    """``num_samples`` draws with replacement, sample i in proportion to ``weights[i]``."""
+    weights = torch.as_tensor(np.asarray(weights), dtype=torch.float64)
+    return lambda generator: torch.multinomial(weights, num_samples, True, generator=generator)
+
+
+def epoch_batches(
+    order: torch.Tensor, batch_size: int, process: Process, *, drop_last: bool, even: bool
+) -> list[torch.Tensor]:
+    """This process's part of each global batch.
+
+    Args:
+        order: sample indices of the whole epoch. batch_size: over all processes.
+        even: training: every process gets equally many samples of a batch (the last batch wraps
+            around where it does not divide). Otherwise nothing is repeated (evaluation).
+    """
+    batches = []
+    for batch in order.split(batch_size):
+        if drop_last and len(batch) < batch_size:
+            break
+        if even and len(batch) % process.world_size:
+            wanted = -(-len(batch) // process.world_size) * process.world_size
+            batch = batch.repeat(-(-wanted // len(batch)))[:wanted]
+        share = batch[process.rank :: process.world_size]
+        if len(share):
+            batches.append(share)
+    return batches
+
+
+class _EpochPlan:
+    """Which samples each batch of the epoch holds; shared by both loaders."""
+
+    def __init__(
+        self,
+        order: Order,
+        batch_size: int,
+        seed: int,
+        process: Process,
+        drop_last: bool,
+        even: bool,
+    ) -> None:
+        self._order, self._batch_size, self._seed = order, batch_size, seed
+        self._process, self._drop_last, self._even = process, drop_last, even
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        generator = torch.Generator().manual_seed(derive(self._seed, epoch))
+        self.epoch, self.start_batch = epoch, start_batch
+        self.batches = epoch_batches(
+            self._order(generator),
+            self._batch_size,
+            self._process,
+            drop_last=self._drop_last,
+            even=self._even,
+        )
+
+    def batch_seed(self, batch: int) -> int:
+        return derive(self._seed, self.epoch, batch, self._process.rank)
+
+    def sample_seed(self, index: int) -> int:
+        return derive(self._seed, self.epoch, index)
+
+
+class DeviceLoader:
+    """The whole set on the training device, augmented there a batch at a time.
+
+    Args:
+        images: uint8, (N, H, W, 3) as data sets hold them. targets: labels, (N,).
+        batch_size: over all processes.
+        transform: ``(uint8 (B, 3, H, W), CPU generator) -> float images`` or a tuple of views.
+        order: samples of an epoch, default each once, shuffled.
+        train: equal shares for all processes; otherwise no sample is repeated.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        targets: Sequence[int],
+        batch_size: int,
+        transform: Callable[[torch.Tensor, torch.Generator], object],
+        *,
+        seed: int,
+        process: Process,
+        order: Order | None = None,
+        train: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        layout = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
+        self.images = layout.to(process.device)
+        self.targets = torch.as_tensor(
+            np.asarray(targets), dtype=torch.int64, device=process.device
+        )
+        self._transform = transform
+        self._device = process.device
+        order = order or (shuffled if train else in_order)(len(images))
+        self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, from its ``start_batch``-th batch on."""
+        self._plan.set_epoch(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this process."""
+        return len(self._plan.batches)
+
+    def __iter__(self) -> Iterator[tuple]:
+        plan = self._plan
+        for batch in range(plan.start_batch, len(plan.batches)):
+            index = plan.batches[batch].to(self._device, non_blocking=True)
+            generator = torch.Generator().manual_seed(plan.batch_seed(batch))
+            yield self._transform(self.images[index], generator), self.targets[index], index
+
+
+class WorkersLoader:
+    """Any map-style data set, sample by sample in worker processes that live as long as the run.
+
+    ``dataset[i]`` is ``(image or views, label)`` or ``(image or views, label, index)``; its
+    transforms use the global generators of torch, numpy and ``random``, which are seeded for each
+    sample, so that the number of workers changes nothing. Arguments as for ``DeviceLoader``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        workers: int,
+        seed: int,
+        process: Process,
+        order: Order | None = None,
+        train: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        order = order or (shuffled if train else in_order)(len(dataset))
+        self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
+        self._loader = DataLoader(
+            _Seeded(dataset),
+            batch_sampler=_KeyedBatches(self._plan),
+            num_workers=workers,
+            pin_memory=process.device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, from its ``start_batch``-th batch on."""
+        self._plan.set_epoch(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this process."""
+        return len(self._plan.batches)
+
+    def __iter__(self) -> Iterator[tuple]:
+        return iter(self._loader)
+
+
+class _KeyedBatches:
+    """Batch sampler whose keys carry each sample's seed: persistent workers see no other state."""
+
+    def __init__(self, plan: _EpochPlan) -> None:
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan.batches) - self._plan.start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        plan = self._plan
+        for batch in plan.batches[plan.start_batch :]:
+            yield [(plan.sample_seed(index), index) for index in batch.tolist()]
+
+
+class _Seeded(Dataset):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
+        seed, index = key
+        if get_worker_info() is not None:
+            return self._sample(seed, index)
+        state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        try:
+            return self._sample(seed, index)
+        finally:  # without workers the program's own generators are left as they were
+            torch.set_rng_state(state[0])
+            np.random.set_state(state[1])
+            random.setstate(state[2])
+
+    def _sample(self, seed: int, index: int) -> tuple:
+        # torch.manual_seed would also look for CUDA, which a worker must not touch.
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        sample = self.dataset[index]
+        return sample if len(sample) == 3 else (*sample, index)
