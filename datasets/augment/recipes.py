@@ -1,0 +1,63 @@
+"""Per-image training and evaluation transforms, one function per recipe.
+
+Each function returns a ``torchvision.transforms.Compose`` from a PIL RGB image to a normalised
+float32 tensor (3, h, w). The steps, their order and therefore the order of their random draws are
+those of the original programs; they draw from the global generators of torch, ``random`` and numpy.
+``datasets.augment.batch`` holds the same recipes for a whole batch on a device.
+"""
+
+from torchvision import transforms as T
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INAT_MEAN, INAT_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
+
+Triple = tuple[float, float, float]
+
+
+def cifar_train(*, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
+    """Random crop of 32 after zero padding by 4, flip, normalise: the baseline on CIFAR."""
+    return T.Compose(
+        [
+            T.RandomCrop(32, padding=4),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )
+
+
+def cifar_eval(*, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
+    """Normalise only."""
+    return T.Compose([T.ToTensor(), T.Normalize(mean, std)])
+
+
+def imagenet_train(
+    *,
+    size: int = 224,
+    jitter: float = 0.0,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+) -> T.Compose:
+    """Random resized crop, flip, optional colour jitter (brightness = contrast = saturation)."""
+    colour = [T.ColorJitter(jitter, jitter, jitter)] if jitter else []
+    return T.Compose(
+        [
+            T.RandomResizedCrop(size),
+            T.RandomHorizontalFlip(),
+            *colour,
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )
+
+
+def imagenet_eval(
+    *,
+    resize: int = 256,
+    size: int = 224,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+) -> T.Compose:
+    """Shorter side to ``resize`` (bilinear), centre crop of ``size``, normalise."""
+    return T.Compose([T.Resize(resize), T.CenterCrop(size), T.ToTensor(), T.Normalize(mean, std)])
