@@ -1,0 +1,218 @@
+"""ResNet and ResNeXt for 224x224 images, built from torchvision's blocks.
+
+Layer names, initialisation and the use of random numbers are torchvision's (checked by golden
+numbers), so its weight files load. New here: a classifier that can be a cosine head or absent, and
+access to the features.
+"""
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision import models as tv
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from common.launch import UsageError
+from common.models.heads import NormedLinear
+
+
+class ResNet(nn.Module):
+    """ResNet v1.5 (stride in the 3x3 convolution of a bottleneck).
+
+    Args:
+        block: torchvision's ``BasicBlock`` or ``Bottleneck``.
+        layers: blocks in each of the four stages.
+        num_classes: width of the classifier ``fc``; ``None`` builds none, and ``forward`` returns
+            the features.
+        use_norm: cosine classifier (``NormedLinear``) instead of a linear one.
+        groups, width_per_group: cardinality and width of the 3x3 convolutions (ResNeXt, wide
+            ResNet).
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: list[int],
+        num_classes: int | None = 1000,
+        use_norm: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+    ):
+        super().__init__()
+        self.feature_dim = 512 * block.expansion
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        in_planes = 64
+        for stage, (planes, num_blocks) in enumerate(zip((64, 128, 256, 512), layers, strict=True)):
+            out_planes = planes * block.expansion
+            stride = 1 if stage == 0 else 2
+            blocks = []
+            for i in range(num_blocks):
+                downsample = None
+                if i == 0 and (stride != 1 or in_planes != out_planes):
+                    downsample = nn.Sequential(
+                        conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes)
+                    )
+                blocks.append(
+                    block(
+                        in_planes,
+                        planes,
+                        stride if i == 0 else 1,
+                        downsample,
+                        groups=groups,
+                        base_width=width_per_group,
+                    )
+                )
+                in_planes = out_planes
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = None
+        if num_classes is not None:
+            classifier = NormedLinear if use_norm else nn.Linear
+            self.fc = classifier(self.feature_dim, num_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Output of the last stage, (N, feature_dim, H/32, W/32) for images (N, 3, H, W)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Globally averaged features (N, feature_dim), the input of the classifier."""
+        return self.avgpool(self.feature_map(x)).flatten(1)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (N, num_classes), or (logits, features); without a classifier the features."""
+        features = self.features(x)
+        if self.fc is None:
+            return features
+        logits = self.fc(features)
+        return (logits, features) if return_features else logits
+
+
+def resnet10(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNet-10: one basic block per stage."""
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes, use_norm)
+
+
+def resnet18(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNet-18."""
+    return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, use_norm)
+
+
+def resnet34(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNet-34."""
+    return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, use_norm)
+
+
+def resnet50(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNet-50."""
+    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, use_norm)
+
+
+def resnet101(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNet-101."""
+    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm)
+
+
+def resnet152(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNet-152."""
+    return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, use_norm)
+
+
+def resnext50_32x4d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNeXt-50, 32 groups of width 4."""
+    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, use_norm, groups=32, width_per_group=4)
+
+
+def resnext101_32x4d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNeXt-101, 32 groups of width 4."""
+    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm, groups=32, width_per_group=4)
+
+
+def resnext101_32x8d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNeXt-101, 32 groups of width 8."""
+    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm, groups=32, width_per_group=8)
+
+
+def resnext152_32x4d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """ResNeXt-152, 32 groups of width 4."""
+    return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, use_norm, groups=32, width_per_group=4)
+
+
+def wide_resnet50_2(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """Wide ResNet-50: twice the width in the 3x3 convolutions."""
+    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, use_norm, width_per_group=128)
+
+
+def wide_resnet101_2(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
+    """Wide ResNet-101: twice the width in the 3x3 convolutions."""
+    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm, width_per_group=128)
+
+
+PRETRAINED = {
+    "resnet18": tv.ResNet18_Weights.IMAGENET1K_V1,
+    "resnet34": tv.ResNet34_Weights.IMAGENET1K_V1,
+    "resnet50": tv.ResNet50_Weights.IMAGENET1K_V1,
+    "resnet101": tv.ResNet101_Weights.IMAGENET1K_V1,
+    "resnet152": tv.ResNet152_Weights.IMAGENET1K_V1,
+    "resnext50_32x4d": tv.ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
+    "resnext101_32x8d": tv.ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
+    "wide_resnet50_2": tv.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
+    "wide_resnet101_2": tv.Wide_ResNet101_2_Weights.IMAGENET1K_V1,
+}
+
+
+def load_pretrained(model: ResNet, arch: str, path: str | Path | None = None) -> None:
+    """Load ImageNet-1k weights (torchvision's V1) into ``model``.
+
+    The weights come from ``path`` if given, else from torch's download cache or torchvision's
+    server. A classifier of another shape keeps its own weights, and a model that lacks the last
+    blocks of the file leaves them out; everything else has to be there, except the batch counters
+    that files from before 2019 do not have.
+
+    Raises:
+        UsageError: no weights exist for ``arch``, they cannot be had or read, or they do not fit.
+    """
+    state = _read_weights(arch, path)
+    source = path or f"the {arch} weights of torchvision"
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.startswith("fc.")]
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    unlike = [k for k in own if k in state and state[k].shape != own[k].shape]
+    unlike = [k for k in unlike if not k.startswith("fc.")]
+    if missing or unlike:
+        what = f"{missing[0]} is missing" if missing else f"{unlike[0]} has another shape"
+        raise UsageError(f"{source} does not fit the model ({what}): give the weights of {arch}")
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    model.load_state_dict(fits, strict=False)
+
+
+def _read_weights(arch: str, path: str | Path | None) -> dict[str, Tensor]:
+    if path is None:
+        if arch not in PRETRAINED:
+            known = ", ".join(PRETRAINED)
+            raise UsageError(f"no ImageNet weights exist for {arch}: choose one of {known}")
+        url = PRETRAINED[arch].url
+        try:
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+        except (URLError, OSError) as error:
+            raise UsageError(
+                f"cannot download {url} ({error}): fetch it elsewhere and give the file"
+            ) from error
+    if not Path(path).is_file():
+        raise UsageError(f"the weight file {path} does not exist: give a file made by torch.save")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UsageError(f"{path} is not a weight file that torch can load: {error}") from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items()}

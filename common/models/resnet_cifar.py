@@ -1,0 +1,149 @@
+"""ResNets for 32x32 images (He et al., CVPR 2016, section 4.2), which all four papers use on CIFAR.
+
+Widths 16/32/64, and shortcuts without parameters ("option A"). The names in the ``state_dict`` and
+the order in which random numbers are drawn are those of LDAM-DRW, so published checkpoints load and
+seeded runs repeat.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.models.heads import NormedLinear
+
+
+def kaiming_redraw(module: nn.Module) -> None:
+    """Draw every convolution and linear weight again, Kaiming-normal (fan-in).
+
+    In the order of ``module.modules()``. Biases and cosine heads stay as they are.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight)
+
+
+class BasicBlock(nn.Module):
+    """conv-bn-relu-conv-bn, then the shortcut is added."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.stride = stride
+        self.pad = planes // 4 if stride != 1 or in_planes != planes else 0
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Option A: every ``stride``-th row and column, zero channels before and behind."""
+        if not self.pad:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNetCIFAR(nn.Module):
+    """CIFAR ResNet with three stages of ``num_blocks`` blocks.
+
+    Args:
+        num_blocks: blocks per stage; the network is ResNet-(6 * num_blocks + 2).
+        num_classes: width of the classifier; ``None`` builds none, and ``forward`` returns the
+            features.
+        use_norm: cosine classifier (``NormedLinear``) instead of a linear one.
+        head: attribute and ``state_dict`` name of the classifier: ``"linear"``, or ``"fc"`` as in
+            GML.
+        redraw: draw convolutions and linear layers again when all is built, as the original
+            networks do. A model that contains this one and redraws everything itself passes
+            ``False``.
+    """
+
+    feature_dim = 64
+
+    def __init__(
+        self,
+        num_blocks: int,
+        num_classes: int | None = 10,
+        use_norm: bool = False,
+        head: str = "linear",
+        redraw: bool = True,
+    ):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, num_blocks, stride=1)
+        self.layer2 = self._stage(16, 32, num_blocks, stride=2)
+        self.layer3 = self._stage(32, 64, num_blocks, stride=2)
+        self.head_name = head if num_classes is not None else None
+        if num_classes is not None:
+            classifier = NormedLinear if use_norm else nn.Linear
+            self.add_module(head, classifier(self.feature_dim, num_classes))
+        if redraw:
+            kaiming_redraw(self)
+
+    @staticmethod
+    def _stage(in_planes: int, planes: int, num_blocks: int, stride: int) -> nn.Sequential:
+        blocks = [BasicBlock(in_planes, planes, stride)]
+        blocks += [BasicBlock(planes, planes, 1) for _ in range(1, num_blocks)]
+        return nn.Sequential(*blocks)
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Output of the last stage, (N, 64, H/4, W/4) for images (N, 3, H, W)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(out)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Globally averaged features (N, 64), the input of the classifier."""
+        return F.adaptive_avg_pool2d(self.feature_map(x), 1).flatten(1)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (N, num_classes), or (logits, features); without a classifier the features."""
+        features = self.features(x)
+        if self.head_name is None:
+            return features
+        logits = self.get_submodule(self.head_name)(features)
+        return (logits, features) if return_features else logits
+
+
+def resnet20(
+    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
+) -> ResNetCIFAR:
+    """ResNet-20: 269,722 parameters with 10 classes."""
+    return ResNetCIFAR(3, num_classes, use_norm, head)
+
+
+def resnet32(
+    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
+) -> ResNetCIFAR:
+    """ResNet-32: 464,154 parameters with 10 classes."""
+    return ResNetCIFAR(5, num_classes, use_norm, head)
+
+
+def resnet44(
+    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
+) -> ResNetCIFAR:
+    """ResNet-44: 658,586 parameters with 10 classes."""
+    return ResNetCIFAR(7, num_classes, use_norm, head)
+
+
+def resnet56(
+    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
+) -> ResNetCIFAR:
+    """ResNet-56: 853,018 parameters with 10 classes."""
+    return ResNetCIFAR(9, num_classes, use_norm, head)
+
+
+def resnet110(
+    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
+) -> ResNetCIFAR:
+    """ResNet-110: 1,727,962 parameters with 10 classes."""
+    return ResNetCIFAR(18, num_classes, use_norm, head)
+
+
+def resnet1202(
+    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
+) -> ResNetCIFAR:
+    """ResNet-1202: 19,421,274 parameters with 10 classes."""
+    return ResNetCIFAR(200, num_classes, use_norm, head)
