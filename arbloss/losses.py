@@ -1,0 +1,191 @@
+"""Attraction-Repulsion-Balanced loss, its variants, and label-aware smoothing.
+
+ARB-Loss: Xie, Yang, Cai and He, "Neural Collapse Inspired Attraction-Repulsion-Balanced Loss for
+Imbalanced Learning", Neurocomputing 527 (2023), https://arxiv.org/abs/2204.08735.
+Label-aware smoothing: Zhong, Cui, Liu and Jia, "Improving Calibration for Long-Tailed Recognition"
+(MiSLAS), CVPR 2021, https://arxiv.org/abs/2104.00466.
+
+Every loss is called with logits (B, C) of any floating dtype, integer labels (B,) and, where it
+takes them, class counts (C,). It computes in float32 at least (float64 stays float64), also inside
+autocast, on the device of the logits, and returns a scalar.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOGIT_BOUND = 30.0  # the authors clamp the logits before the exponential; no gradient beyond
+
+
+def batch_class_counts(target: Tensor, num_classes: int) -> Tensor:
+    """Number of samples of each class in a batch: float32 (C,), zeros for absent classes.
+
+    Unlike ``torch.bincount`` this does not wait for the GPU. Raises IndexError for a label
+    outside 0..C-1 (on CPU; a device assertion on GPU).
+    """
+    ones = torch.ones(target.shape, device=target.device)
+    return torch.zeros(num_classes, device=target.device).index_add_(0, target, ones)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _checked_counts(class_cnt: Tensor, target: Tensor, like: Tensor, validate: bool) -> Tensor:
+    """The counts in dtype and device of ``like``; refuses a label whose count is not positive."""
+    counts = class_cnt.to(like)
+    if counts.shape != like.shape[1:]:
+        raise ValueError(
+            f"class_cnt has shape {tuple(counts.shape)}, expected ({like.shape[1]},) "
+            "as the logits have that many columns"
+        )
+    if validate and not (counts[target] > 0).all():
+        empty = torch.unique(target[~(counts[target] > 0)]).tolist()
+        raise ValueError(f"class_cnt is not positive for classes that are in the batch: {empty}")
+    return counts
+
+
+class ARBLoss(nn.Module):
+    """ARB-Loss: softmax cross-entropy whose class k repels with weight n_k / n_y.
+
+        l_i = -log( e^{z_iy} / sum_k (n_k / n_y) e^{z_ik} ),   z clamped to [-30, 30]
+
+    which is the cross-entropy of z + log n. So with the class counts of the training set it is
+    exactly Balanced Softmax, and with those of the mini-batch it is the same with local counts: a
+    class that is absent from the batch has n_k = 0, repels nothing, and its logit gets gradient
+    exactly 0. Equal counts give plain cross-entropy on the clamped logits. The counts carry no
+    gradient, and neither does a logit outside the clamp. The authors' code is followed; it adds no
+    normalisation and no scale to an ordinary linear classifier.
+
+    Args:
+        reduction: ``"mean"`` over the batch or ``"sum"``.
+        validate: raise ValueError when a label of the batch has no positive count. On a GPU the
+            check waits for the device, so a program that counts the batch itself turns it off.
+    """
+
+    def __init__(self, reduction: str = "mean", validate: bool = True):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        self.reduction = reduction
+        self.validate = validate
+
+    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> Tensor:
+        """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
+        with torch.autocast(device_type=logits.device.type, enabled=False):
+            return self._reduced(*self._nll(logits, target, class_cnt))
+
+    def _nll(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> tuple[Tensor, Tensor]:
+        """l_i of every sample (B,), and the counts (C,) in the dtype of the computation."""
+        z = _full_precision(logits)
+        counts = _checked_counts(class_cnt, target, z, self.validate)
+        balanced = z.clamp(-LOGIT_BOUND, LOGIT_BOUND) + counts.log()  # log 0 = -inf: no repulsion
+        return F.cross_entropy(balanced, target, reduction="none"), counts
+
+    def _reduced(self, loss: Tensor, counts: Tensor) -> Tensor:
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+class ARBFocalLoss(ARBLoss):
+    """ARB-Loss with a focal factor: alpha (1 - p_i)^gamma l_i with p_i = e^{-l_i} (stage 2)."""
+
+    def __init__(
+        self,
+        reduction: str = "mean",
+        alpha: float = 1.0,
+        gamma: float = 2.0,
+        validate: bool = True,
+    ):
+        super().__init__(reduction, validate)
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> Tensor:
+        """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
+        with torch.autocast(device_type=logits.device.type, enabled=False):
+            nll, counts = self._nll(logits, target, class_cnt)
+            one_minus_p = -torch.expm1(-nll)
+            return self._reduced(self.alpha * one_minus_p**self.gamma * nll, counts)
+
+
+class WARBLoss(ARBLoss):
+    """ARB-Loss with each sample weighted by m / n_y (stage 2).
+
+    m is the mean count: over the classes present in the batch for batch counts (``ugcc=False``),
+    over all C classes for the counts of the training set (``ugcc=True``). ``"mean"`` divides by the
+    batch size, not by the sum of the weights.
+    """
+
+    def __init__(self, reduction: str = "mean", ugcc: bool = False, validate: bool = True):
+        super().__init__(reduction, validate)
+        self.ugcc = ugcc
+
+    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> Tensor:
+        """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
+        with torch.autocast(device_type=logits.device.type, enabled=False):
+            nll, counts = self._nll(logits, target, class_cnt)
+            mean_count = counts.mean() if self.ugcc else len(target) / (counts > 0).sum()
+            return self._reduced(mean_count / counts[target] * nll, counts)
+
+
+class LabelAwareSmoothing(nn.Module):
+    """MiSLAS, equation 5: cross-entropy with more label smoothing for the larger classes.
+
+    With t = (n - n_min) / (n_max - n_min), h = ``smooth_head`` and l = ``smooth_tail`` the factor
+    of a class of n images (equation 6) is
+
+        concave  l + (h - l) sin(pi t / 2)        linear  l + (h - l) t
+        convex   h + (h - l) sin(pi (3 + t) / 2)  exp     l + (h - l) t^power
+
+    and the loss is the mean of (1 - s_y)(-log p_y) + s_y mean_k(-log p_k). Called with class counts
+    it uses the balanced probabilities of ARB-Loss, p_k = e^{z_k} / sum_j (n_j / n_y) e^{z_j} with
+    clamped z, in both terms (ARB-Loss where s = 0). Classes of equal size all get ``smooth_head``.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Sequence[int],
+        smooth_head: float,
+        smooth_tail: float,
+        shape: str = "concave",
+        power: float | None = None,
+        validate: bool = True,
+    ):
+        super().__init__()
+        if smooth_head is None or smooth_tail is None:
+            raise ValueError("label-aware smoothing needs smooth_head and smooth_tail")
+        if shape == "exp" and power is None:
+            raise ValueError("label-aware smoothing of shape 'exp' needs power")
+        counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
+        spread = counts.max() - counts.min()
+        t = (counts - counts.min()) / spread if spread > 0 else torch.ones_like(counts)
+        step = smooth_head - smooth_tail
+        if shape == "concave":
+            smooth = smooth_tail + step * torch.sin(t * math.pi / 2)
+        elif shape == "linear":
+            smooth = smooth_tail + step * t
+        elif shape == "convex":
+            smooth = smooth_head + step * torch.sin((3 + t) * math.pi / 2)
+        elif shape == "exp":
+            smooth = smooth_tail + step * t**power
+        else:
+            raise ValueError(f"shape must be concave, linear, convex or exp, got {shape!r}")
+        self.validate = validate
+        self.register_buffer("smooth", smooth.float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor | None = None) -> Tensor:
+        """Mean loss of logits (B, C) and labels (B,); balanced as ARB-Loss by class counts (C,)."""
+        with torch.autocast(device_type=logits.device.type, enabled=False):
+            z = _full_precision(logits)
+            if class_cnt is None:
+                log_p = F.log_softmax(z, dim=1)
+            else:
+                z = z.clamp(-LOGIT_BOUND, LOGIT_BOUND)
+                log_n = _checked_counts(class_cnt, target, z, self.validate).log()
+                log_p = z - (torch.logsumexp(z + log_n, dim=1) - log_n[target]).unsqueeze(1)
+            smooth = self.smooth.to(z)[target]
+            nll = -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+            return ((1 - smooth) * nll - smooth * log_p.mean(dim=1)).mean()

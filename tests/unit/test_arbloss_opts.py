@@ -1,0 +1,172 @@
+"""The configuration: schema and files of the original, and every way to get it wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from arbloss.opts import DEFAULTS, load_config, parse_args
+from common.launch import UsageError
+
+ROOT = Path(__file__).resolve().parents[2] / "arbloss"
+CIFAR = ROOT / "config" / "cifar100" / "cifar100_imb001_arbloss.yaml"
+ADDED = list(DEFAULTS)[list(DEFAULTS).index("train_stage2_instance") + 1 :]
+
+
+def shipped(facts):
+    """File name -> contents: 32 of the original, 6 of its README, 12 of MiSLAS."""
+    readme = {
+        entry["config"]: entry["contents_to_ship"]
+        for entry in facts["readme_commands"]
+        if not entry["exists_in_original"]
+    }
+    return facts["mislas_configs"] | readme | facts["configs"]
+
+
+def test_schema_is_the_originals_plus_our_keys(golden):
+    defaults = golden("arbloss").facts["schema_defaults"]
+    assert {key: DEFAULTS[key] for key in defaults} == defaults
+    assert set(DEFAULTS) - set(defaults) == set(ADDED)
+
+
+def test_every_config_file_has_the_originals_values(golden):
+    files = shipped(golden("arbloss").facts)
+    assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob("config/*/*")} == set(files)
+    assert len(files) == 50
+    for name, contents in files.items():
+        config = load_config(ROOT / name)
+        expected = DEFAULTS | contents
+        assert dict(config) == expected, name
+        kinds = {key: type(value) for key, value in config.items()}
+        assert kinds == {key: type(value) for key, value in expected.items()}, name
+
+
+def test_the_readmes_files_train_arb_loss_with_mixup():
+    names = list(ROOT.glob("config/cifar*/*_stage1_mixup.yaml"))
+    assert len(names) == 6
+    for name in names:
+        config = load_config(name)
+        assert config.arbloss and config.mixup and config.alpha == 1.0
+        assert config.name == name.stem
+
+
+@pytest.mark.parametrize(
+    ("key", "word", "value"),
+    [
+        ("lr", "1", 1.0),
+        ("lr", "5e-2", 0.05),
+        ("weight_decay", "0", 0.0),
+        ("alpha", "none", None),
+        ("arbloss", "true", True),
+        ("arbloss", "False", False),
+        ("imb_factor", "null", None),
+        ("gpu", "1", 1),
+        ("gpu", "None", None),
+        ("resume", "a/b.pth.tar", "a/b.pth.tar"),
+        ("resume", "123", "123"),
+        ("name", "true", "true"),
+        ("resume", "", ""),
+        ("mode", "null", None),
+        ("mode", "stage2", "stage2"),
+        ("head_class_idx", "(0, 3)", [0, 3]),
+        ("head_class_idx", "[0,3]", [0, 3]),
+        ("rank", "-1", -1),
+        ("milestones", "[160, 180]", [160, 180]),
+    ],
+)
+def test_values_are_read_leniently(key, word, value):
+    config = load_config(CIFAR, [key, word])
+    assert config[key] == value
+    assert type(config[key]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr"], "pairs KEY VALUE, got 1"),
+        (["learning_rate", "1"], "unknown key learning_rate"),
+        (["arblos", "True"], "did you mean arbloss"),
+        (["lr", "fast"], "lr must be a number, got 'fast'"),
+        (["lr", "null"], "lr must be a number"),
+        (["lr", "True"], "lr must be a number"),
+        (["num_epochs", "2.0"], "num_epochs must be a whole number"),
+        (["num_epochs", "0"], "num_epochs must be at least 1"),
+        (["arbloss", "1"], "arbloss must be True or False"),
+        (["smooth_head", "big"], "smooth_head must be a number"),
+        (["head_class_idx", "3"], "head_class_idx must be two whole numbers"),
+        (["head_class_idx", "[3, 0]"], "head_class_idx must be two whole numbers"),
+        (["gpu", "cuda:0"], "gpu must be a whole number"),
+    ],
+)
+def test_wrong_words_are_one_line_errors(words, message):
+    with pytest.raises(UsageError) as error:
+        load_config(CIFAR, words)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: [1, 2\nmomentum: 3", "not YAML"),
+        ("just a line", "holds no"),
+        ("", "holds no"),
+        ("nosuch: 1", "unknown key nosuch"),
+        ("lr: fast", "lr must be a number"),
+        ("name: 3", "name must be a word"),
+    ],
+)
+def test_wrong_files_are_one_line_errors(tmp_path, text, message):
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nosuch\.yaml: no such file"):
+        load_config(tmp_path / "nosuch.yaml")
+
+
+def test_yaml_spellings(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("weight_decay: 2e-4\nlr: 1\narbloss: true\nimb_factor: null\nmixup: 'False'\n")
+    config = load_config(path)
+    assert config.weight_decay == 2e-4
+    assert config.lr == 1.0
+    assert config.arbloss is True
+    assert config.mixup is False
+    assert config.imb_factor is None
+
+
+def test_config_is_frozen_and_never_shared():
+    config = load_config(CIFAR, ["head_class_idx", "[0, 9]"])
+    with pytest.raises(AttributeError):
+        config.lr = 1.0
+    config.head_class_idx.append(5)
+    assert load_config(CIFAR).head_class_idx == [0, 36]
+    assert DEFAULTS["head_class_idx"] == [0, 1]
+
+
+def test_flags_and_words_in_any_order():
+    cfg = ["--cfg", str(CIFAR)]
+    for argv in (
+        [*cfg, "lr", "0.5", "--local_rank", "1"],
+        ["--local-rank=1", *cfg, "lr", "0.5"],
+        ["lr", "0.5", *cfg, "--local-rank", "1"],
+    ):
+        args, config = parse_args("test", argv)
+        assert args.local_rank == 1
+        assert config.lr == 0.5
+    args, config = parse_args("test", cfg)
+    assert args.local_rank is None
+    assert config.lr == 0.1
+
+
+def test_cfg_is_required(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args("test", ["lr", "1"])
+    assert stop.value.code == 2
+    assert "--cfg" in capsys.readouterr().err
