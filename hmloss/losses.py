@@ -1,0 +1,204 @@
+"""Losses of HMLoss (GRETSI 2022, https://hal.science/hal-03725510) and those it is compared with.
+
+In every loss ``l_i = w_{y_i} · (logsumexp(z_i) − z_{i,y_i})`` is the per-sample cross-entropy with
+the class weight inside. Logits are (N, C) of any floating type on any device, labels (N,) int64;
+the result is a scalar in float32 (float64 for float64 logits), also inside autocast.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LOWEST, HIGHEST = 1e-10, 1 - 1e-10  # bounds of the probability inside HML
+
+
+def focal_loss(input_values: Tensor, gamma: float) -> Tensor:
+    """Mean of ``(1 − q)^γ · l`` with ``q = exp(−l)``; `input_values` are the l_i, shape (N,)."""
+    q = torch.exp(-input_values)
+    return ((1 - q) ** gamma * input_values).mean()
+
+
+class _HardMining(torch.autograd.Function):
+    """Hard mining loss of the l_i; closed-form gradient: half the overhead of autograd's."""
+
+    @staticmethod
+    def forward(ctx, ce: Tensor, delta: float) -> Tensor:
+        unclipped = torch.exp(-ce)
+        p = unclipped.clamp(LOWEST, HIGHEST)
+        outlier = p * delta
+        fade = torch.exp(-outlier)
+        sinc_easy, sinc_outlier = torch.sinc(p), torch.sinc(outlier)
+        modulation = sinc_easy - fade * sinc_outlier
+        # p·m'(p); d(sinc x)/dx = (cos πx − sinc x)/x, so that no term divides by p.
+        slope = (p * math.pi).cos() - sinc_easy
+        slope -= fade * ((outlier * math.pi).cos() - sinc_outlier - outlier * sinc_outlier)
+        # dp/dl = −p strictly inside the bounds, else 0: so torch differentiates a clamp.
+        inside = (unclipped > LOWEST) & (unclipped < HIGHEST)
+        ctx.save_for_backward(modulation - torch.where(inside, ce * slope, 0.0))
+        return (modulation * ce * 10).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (derivative,) = ctx.saved_tensors
+        return derivative * (grad * 10 / derivative.numel()), None
+
+
+def softmax_hard_mining_loss(input_values: Tensor, delta: float) -> Tensor:
+    """Mean of ``10 · m(p) · l`` with ``p = exp(−l)``; `input_values` are the l_i, shape (N,).
+
+    ``m(p) = sin(πp)/(πp) − exp(−δp)·sin(πδp)/(πδp)``: the first term fades easy samples out, the
+    second one outliers. p is kept in [1e-10, 1 − 1e-10]; beyond that only the factor l carries
+    gradient.
+    """
+    return _HardMining.apply(input_values, delta)
+
+
+class _ClassWeighted(nn.Module):
+    """Class weights as a buffer outside the state dict; the l_i in full precision."""
+
+    def __init__(self, weight: Tensor | None = None):
+        super().__init__()
+        if weight is not None:
+            weight = torch.as_tensor(weight)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+        """Weighted cross-entropy in float32 (float64 for float64 logits), autocast or not."""
+        with torch.autocast(device_type=logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            weight = None if self.weight is None else self.weight.to(logits.dtype)
+            return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
+
+
+class CELoss(_ClassWeighted):
+    """Cross-entropy; with weights the weighted mean ``Σ l_i / Σ w_{y_i}``, as torch defines it."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.cross_entropy(input, target, reduction="mean")
+
+
+class FocalLoss(_ClassWeighted):
+    """Focal loss (Lin et al., ICCV 2017) with the class weight inside the exponent: ``q = p^w``.
+
+    The mean divides by N, not by the weights. Nothing is detached. The CIFAR program uses γ = 0,
+    with which this is cross-entropy, the ISIC program γ = 1.
+
+    Args:
+        weight: (C,) class weights, or None for ones.
+        gamma: exponent, at least 0; below 1 the gradient of a perfect sample is not finite.
+    """
+
+    def __init__(self, weight: Tensor | None = None, gamma: float = 0.0):
+        super().__init__(weight)
+        if gamma < 0:
+            raise ValueError(f"gamma must be at least 0, got {gamma}")
+        self.gamma = gamma
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return focal_loss(self.cross_entropy(input, target), self.gamma)
+
+
+class HMLoss(_ClassWeighted):
+    """Hard mining loss: ``L = (1/N) Σ 10 · m(p_i) · l_i`` with ``p_i = exp(−l_i)`` and
+
+    ``m(p) = sin(πp)/(πp) − exp(−δp) · sin(πδp)/(πδp)``.
+
+    Three zones of the true-class probability p (weights of 1):
+
+    * easy, p above 0.6: m ≈ 1 − p, the loss is about ``10 (1 − p)²``;
+    * informative: m close to 1, the loss follows ten times the cross-entropy;
+    * outliers, p below the peak p*: the loss falls towards 0, descent pushes them further away.
+
+    Where the peak lies: p* ≈ 1.1/δ to 1.3/δ for δ ≥ 100 and the height is m·l at p*:
+
+    ======  ==========  ==============  ====================================
+    δ       p*          peak of 10·m·l  m ≥ 1/2 for p between
+    ======  ==========  ==============  ====================================
+    10      0.094       22.7            0.041 and 0.603
+    100     0.011       46.4            4.1e-3 and 0.603
+    1e3     1.2e-3      70.4            4.1e-4 and 0.603
+    1e4     1.2e-4      94.5            4.1e-5 and 0.603 (the programs)
+    1e7     1.3e-7      167             4.1e-8 and 0.603
+    1e10    none        –               0 and 0.603 (this class's default)
+    ======  ==========  ==============  ====================================
+
+    Choosing δ: decide below which probability a training sample shall count as an outlier and take
+    δ ≈ 1.2 divided by it. The figure in the paper's abstract shows a peak near p = 0.007, that is
+    a δ of 100 to 170, and is drawn without the factor 10.
+
+    Class weights act in the exponent: p_i is the true-class probability to the power w_y. A rare
+    class (w > 1) looks harder and reaches its outlier zone earlier, a frequent one looks easier.
+    This is what the authors' code does; the mean divides by N, not by the weights.
+
+    The factor 10 is the authors' code as well and stands in no figure of theirs. It multiplies the
+    gradient by ten at the moment when the programs divide the learning rate by a hundred, so that
+    the step at the stage switch falls about tenfold.
+
+    The result is computed in float32 inside autocast: in half precision the lower bound 1e-10
+    would be 0 and the loss NaN.
+
+    Args:
+        weight: (C,) class weights, or None for ones.
+        delta: position of the outlier zone, above 0.
+
+    Shape: input (N, C) logits, target (N,) int64; returns a scalar.
+
+    Raises:
+        ValueError: delta is not above 0 (the second term would be 0/0).
+    """
+
+    def __init__(self, weight: Tensor | None = None, delta: float = 10_000_000_000):
+        super().__init__(weight)
+        if not delta > 0:
+            raise ValueError(f"delta must be above 0, got {delta}")
+        self.delta = delta
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return softmax_hard_mining_loss(self.cross_entropy(input, target), self.delta)
+
+
+SoftmaxHardMiningLoss = HMLoss  # the name in the authors' code
+
+
+class LDAMLoss(_ClassWeighted):
+    """Label-distribution-aware margin loss (Cao et al., NeurIPS 2019).
+
+    ``m_j ∝ n_j^(−1/4)``, the largest being `max_m`; the true class's logit becomes ``z_y − m_y``,
+    then weighted cross-entropy (weighted mean) of `s` times the logits.
+
+    Args:
+        cls_num_list: training images of each class, all above 0.
+        max_m: margin of the rarest class.
+        weight: (C,) class weights, or None for ones.
+        s: scale of the logits, above 0.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: list[int],
+        max_m: float = 0.5,
+        weight: Tensor | None = None,
+        s: float = 30,
+    ):
+        super().__init__(weight)
+        if s <= 0:
+            raise ValueError(f"s must be above 0, got {s}")
+        if min(cls_num_list) <= 0:
+            raise ValueError(
+                "every class needs at least one image: the margin divides by its count"
+            )
+        margins = torch.tensor(cls_num_list, dtype=torch.float64) ** -0.25
+        margins = margins * (max_m / margins.max())
+        # float32 whatever the logits are, as in the authors' code.
+        self.register_buffer("m_list", margins.float(), persistent=False)
+        self.s = s
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        x = x if x.dtype == torch.float64 else x.float()
+        margin = self.m_list.to(x.dtype)[target].unsqueeze(1)
+        true_class = F.one_hot(target, x.shape[1]).bool()
+        return self.cross_entropy(self.s * torch.where(true_class, x - margin, x), target, "mean")
