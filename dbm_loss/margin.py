@@ -1,0 +1,107 @@
+"""The difficulty-aware balancing margin: a layer between a cosine classifier and any loss."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def class_prior(cls_num_list: Sequence[int]) -> torch.Tensor:
+    """Class frequencies ``n_c / sum(n)`` (C,), float32.
+
+    Raises ``ValueError`` for an empty list or a class without training images: every constant of
+    this paper divides by the class count or takes its logarithm.
+    """
+    counts = torch.as_tensor(cls_num_list, dtype=torch.float32)
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f"cls_num_list must be a non-empty list of counts, got {cls_num_list!r}")
+    if not bool((counts > 0).all()):
+        empty = int((counts > 0).int().argmin())
+        raise ValueError(
+            f"cls_num_list: class {empty} has {cls_num_list[empty]} training images; every class "
+            "needs at least one (lower the imbalance ratio, or drop the class)"
+        )
+    return counts / counts.sum()
+
+
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float32 if it is float16 or bfloat16, else unchanged (float64 stays float64)."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class DBMargin(nn.Module):
+    """Difficulty-aware balancing margin (arXiv 2412.15477): scaled cosines with an angular margin.
+
+    With θ = arccos x of the target class y,
+
+        z_y = s · cos(θ + M),   M = m_y · (1 + λ · h · (1 − x_y) / 2),   z_j = s · x_j  (j ≠ y)
+
+    m_c = K · (n_last / n_c)^τ is the class-wise margin. The instance-wise part is there for hard
+    positives only: h = 1 where the plain cosine classifier is wrong about the sample, else 0.
+    As in the authors' code the reference is the class of the highest index, which is the rarest
+    one on CIFAR-LT but not on ImageNet-LT and iNaturalist, and the gradient flows through the
+    difficulty. There is no fallback for θ + M > π.
+
+    The cosine of the sum is expanded, cos θ cos M − sin θ sin M, so that the value is exact for
+    every x in [−1, 1], a cosine that rounding puts just outside is no trouble, and the gradient is
+    finite everywhere: at ±1, where that of the arccosine is not, sin θ counts as a constant.
+
+    Args:
+        cls_num_list: training images of each class (C,).
+        max_margin: K, the margin of the last class, in radians.
+        tau: exponent of the class frequency.
+        scale: s.
+        lambda_inst: λ, the weight of the instance-wise margin; 0 leaves the class-wise one.
+        use_dbm: False leaves the cosine classifier alone, ``s · x``.
+
+    Forward:
+        cosine: (B, C) cosines in [−1, 1]; float16 and bfloat16 are computed in float32.
+        target: (B,) int64 class indices.
+        Returns (B, C) logits for a softmax cross-entropy.
+    """
+
+    class_margin: torch.Tensor
+
+    def __init__(
+        self,
+        cls_num_list: Sequence[int],
+        max_margin: float = 0.1,
+        tau: float = 1.0,
+        scale: float = 32.0,
+        lambda_inst: float = 1.0,
+        use_dbm: bool = True,
+    ):
+        super().__init__()
+        self.max_margin = max_margin
+        self.tau = tau
+        self.scale = scale
+        self.lambda_inst = lambda_inst
+        self.use_dbm = use_dbm
+        inverse = 1.0 / class_prior(cls_num_list) ** tau
+        # In this order, to match the original's float32 margins to the last bit.
+        self.register_buffer("class_margin", max_margin * (inverse / inverse[-1]), persistent=False)
+
+    def forward(self, cosine: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        cosine = full_precision(cosine)
+        logits = self.scale * cosine
+        if not self.use_dbm:
+            return logits
+
+        column = target.unsqueeze(1)  # B x 1; all that follows touches the target entries alone
+        x = cosine.gather(1, column)
+        hard = cosine.argmax(dim=1, keepdim=True) != column
+        difficulty = hard * ((1 - x) / 2)
+        margin = self.class_margin.to(x.dtype)[column] * (1 + self.lambda_inst * difficulty)
+
+        # (1 − x)(1 + x) is exact near ±1; the floor is far below the rounding of the result.
+        floor = torch.finfo(x.dtype).eps ** 2
+        sine = ((1 - x) * (1 + x)).clamp_min(floor).sqrt()
+        shifted = x * margin.cos() - sine * margin.sin()
+        return logits.scatter(1, column, self.scale * shifted)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.class_margin.numel()}, max_margin={self.max_margin}, "
+            f"tau={self.tau}, scale={self.scale}, lambda_inst={self.lambda_inst}, "
+            f"use_dbm={self.use_dbm}"
+        )
