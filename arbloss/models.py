@@ -1,0 +1,142 @@
+"""Networks of the two stages: backbone, classifier, Places' extra block, learnable weight scaling.
+
+The parts keep separate state dicts under the names of MiSLAS, so published checkpoints load.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from common.launch import UsageError
+from common.models import resnet, resnet_cifar
+from common.models.resnet_cifar import kaiming_redraw
+
+CIFAR_BACKBONES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
+IMAGENET_BACKBONES = (
+    "resnet10",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "resnext101_32x8d",
+    "resnext152_32x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+
+
+class Classifier(nn.Module):
+    """Linear classifier of features (N, feat_in); feature maps (N, feat_in, h, w) are averaged.
+
+    ``kaiming`` draws the weight as the CIFAR networks do, else it has torch's default.
+    """
+
+    def __init__(self, feat_in: int, num_classes: int, kaiming: bool = False):
+        super().__init__()
+        self.fc = nn.Linear(feat_in, num_classes)
+        if kaiming:
+            kaiming_redraw(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        if features.ndim == 4:
+            features = F.adaptive_avg_pool2d(features, 1).flatten(1)
+        return self.fc(features)
+
+
+class LearnableWeightScaling(nn.Module):
+    """MiSLAS: one learnt factor per class on the logits, at first 1."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.learned_norm = nn.Parameter(torch.ones(1, num_classes))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Scaled logits (N, num_classes)."""
+        return self.learned_norm * logits
+
+
+class Network(nn.Module):
+    """All parts of a run in one module; the parts that a stage does not train are frozen.
+
+    Stage 1 trains ``model`` (the backbone) and ``classifier``. On Places ``model`` is a frozen
+    ImageNet network and a further bottleneck ``block`` is trained in its place. Stage 2 freezes
+    both and trains ``classifier`` and the weight scaling ``lws_model``.
+
+    Args:
+        backbone: name of the original with its suffix, e.g. ``resnet32_fe``.
+        num_classes: number of classes.
+        places: keep the backbone frozen and add ``block``.
+        stage: 1 or 2.
+        shift_bn: in stage 2, let batch-norm statistics follow the training batches.
+
+    Raises:
+        UsageError: no backbone of that name; says which there are.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        places: bool = False,
+        stage: int = 1,
+        shift_bn: bool = False,
+    ):
+        super().__init__()
+        self.stage = stage
+        self.shift_bn = shift_bn
+        self.model = build_backbone(backbone, shortened=places)
+        width = self.model.feature_dim
+        small = isinstance(self.model, resnet_cifar.ResNetCIFAR)
+        self.classifier = Classifier(width, num_classes, kaiming=small)
+        self.block = Bottleneck(width, width // Bottleneck.expansion) if places else None
+        self.lws_model = LearnableWeightScaling(num_classes) if stage == 2 else None
+        if places or stage == 2:
+            self.model.requires_grad_(False)
+        if places and stage == 2:
+            self.block.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Network":
+        """Training mode for the trained parts; frozen ones only if ``shift_bn`` (not the trunk)."""
+        super().train(mode)
+        if mode:
+            extractor_learns = self.stage == 1 or self.shift_bn
+            self.model.train(extractor_learns and self.block is None)
+            if self.block is not None:
+                self.block.train(extractor_learns)
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, num_classes) of images (N, 3, H, W), and the classifier's input."""
+        if self.block is None:
+            features = self.model(images)
+        else:
+            features = self.block(self.model.feature_map(images))
+        logits = self.classifier(features)
+        if self.lws_model is not None:
+            logits = self.lws_model(logits)
+        return logits, features
+
+
+def build_backbone(name: str, shortened: bool = False) -> nn.Module:
+    """Backbone without classifier, with its width in ``feature_dim``.
+
+    ``shortened``: the ResNet-152 of Places lacks its last bottleneck, which the trained block
+    replaces; the other networks are whole.
+
+    Raises:
+        UsageError: no backbone of that name; says which there are.
+    """
+    arch = name.removesuffix("_fe")
+    if name != arch and arch in CIFAR_BACKBONES:
+        return getattr(resnet_cifar, arch)(num_classes=None)
+    if name != arch and arch in IMAGENET_BACKBONES:
+        if shortened and arch == "resnet152":
+            return resnet.ResNet(Bottleneck, [3, 8, 36, 2], num_classes=None)
+        return getattr(resnet, arch)(num_classes=None)
+    names = ", ".join(f"{arch}_fe" for arch in (*CIFAR_BACKBONES, *IMAGENET_BACKBONES))
+    raise UsageError(f"backbone {name}: choose one of {names}")
