@@ -1,10 +1,10 @@
-"""Long-tailed class counts, the choice of a subset, class weights and sampling weights."""
+"""Long-tailed class counts, the choice of a subset, class weights and orders of sampling."""
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
-from torch.utils.data import Sampler
 
 Counts = Sequence[int] | np.ndarray
 
@@ -121,70 +121,41 @@ def sample_weights(targets: Counts, beta: float = 0.9999) -> np.ndarray:
     return _effective_number(_counts_of(targets), beta)[targets]
 
 
-class ClassAwareOrder(Sampler[int]):
+def class_aware_order(
+    targets: Counts, num_samples_cls: int, rng: random.Random, length: int | None = None
+) -> np.ndarray:
     """Class-aware sampling (Shen et al., ECCV 2016) as in MiSLAS: every class equally often.
 
     The classes, and the images within each class, are dealt like cards: shuffled, dealt to the end,
-    shuffled again. The decks go on from epoch to epoch as in the original, from one private
-    generator. The order of an epoch is nevertheless a function of (targets, num_samples_cls, seed,
-    epoch): asking for an epoch other than the next deals the epochs before it again, which is what
-    a resumed run needs.
+    shuffled again. A class deals ``num_samples_cls`` images, then the next class has its turn.
 
     Args:
-        targets: labels 0..C-1 of all N images, no class empty.
-        num_samples_cls: images dealt from a class before the next class has its turn.
-        seed: of the private ``random.Random``.
+        targets: labels 0..C-1 of all N images.
+        rng: the original's generator is Python's; seeded alike it gives the same order.
+        length: images to deal, by default ``max(n_c) * C``, the original's epoch. Twice that is two
+            epochs of the original, whose decks go on from one epoch to the next.
+
+    Returns:
+        int64 array of ``length`` positions in ``targets``.
+
+    Raises:
+        ValueError: a class has no image.
     """
-
-    def __init__(self, targets: Counts, num_samples_cls: int = 4, seed: int = 0):
-        targets = np.asarray(targets, dtype=np.int64)
-        counts = _counts_of(targets)
-        _refuse_empty(counts)
-        self.positions = np.split(np.argsort(targets, kind="stable"), np.cumsum(counts)[:-1])
-        self.length = int(counts.max()) * len(counts)
-        self.num_samples_cls = num_samples_cls
-        self.seed = seed
-        self.epoch = 0
-        self._restart()
-
-    def _restart(self) -> None:
-        rng = random.Random(self.seed)
-        self._classes = _deal(range(len(self.positions)), rng)
-        self._images = [_deal(p.tolist(), rng) for p in self.positions]
-        self._next_epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next ``iter`` deals."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Positions dealt in ``epoch`` (from 0): int64 array of length ``max(n_c) * C``."""
-        if epoch < self._next_epoch:
-            self._restart()
-        while True:
-            order = self._deal_epoch()
-            if self._next_epoch > epoch:
-                return order
-
-    def _deal_epoch(self) -> np.ndarray:
-        out = np.empty(-(-self.length // self.num_samples_cls) * self.num_samples_cls, np.int64)
-        for start in range(0, len(out), self.num_samples_cls):
-            images = self._images[next(self._classes)]
-            for i in range(start, start + self.num_samples_cls):
-                out[i] = next(images)
-        self._next_epoch += 1
-        return out[: self.length]
+    targets = np.asarray(targets, dtype=np.int64)
+    counts = _counts_of(targets)
+    _refuse_empty(counts)
+    length = int(counts.max()) * len(counts) if length is None else length
+    by_class = np.split(np.argsort(targets, kind="stable"), np.cumsum(counts)[:-1])
+    images = [_deal(positions.tolist(), rng) for positions in by_class]
+    order: list[int] = []
+    for c in _deal(list(range(len(counts))), rng):
+        order.extend(islice(images[c], num_samples_cls))
+        if len(order) >= length:
+            return np.array(order[:length], dtype=np.int64)
 
 
-def _deal(items: Sequence[int], rng: random.Random) -> Iterator[int]:
-    """Endless: shuffle the same list in place, deal it, shuffle it again."""
-    deck = list(items)
+def _deal(deck: list[int], rng: random.Random) -> Iterator[int]:
+    """Endless: shuffle the deck in place, deal it, shuffle it again."""
     while True:
         rng.shuffle(deck)
         yield from deck
