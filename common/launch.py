@@ -44,7 +44,7 @@ class Process:
 
 
 def run(main: Callable[[Sequence[str] | None], object]) -> None:
-    """Run a program's ``main``; exit code 2 after bad usage, 1 after a diverged loss, 130 after Ctrl-C."""
+    """Run a program's ``main``. Exit code: 2 bad usage, 1 diverged loss, 130 Ctrl-C."""
     try:
         main(None)
     except UsageError as error:

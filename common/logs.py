@@ -14,7 +14,7 @@ from progress.bar import Bar
 from tensorboardX import SummaryWriter
 
 from common.checkpoint import atomic_file
-from common.launch import UsageError
+from common.launch import UsageError, all_reduce_sum
 
 
 def prepare_folders(*folders: str | Path) -> None:
@@ -95,12 +95,12 @@ class TextLog:
 
 
 def tensorboard(folder: str | Path, start_epoch: int = 0) -> SummaryWriter:
-    """Event writer; on resume, events from ``start_epoch`` on give way to what comes now."""
+    """Event writer; on resume, events from ``start_epoch`` on are replaced."""
     return SummaryWriter(str(folder), purge_step=start_epoch or None)
 
 
 class AverageMeter:
-    """Last value and running mean of a quantity; tensors stay on their device until they are read."""
+    """Last value and running mean of a quantity; tensors stay on their device until read."""
 
     def __init__(self) -> None:
         self._last: float | torch.Tensor = 0.0
@@ -114,6 +114,12 @@ class AverageMeter:
         self._last = value
         self._sum = self._sum + value * n
         self._count += n
+
+    def reduce(self, device: torch.device | str = "cpu") -> None:
+        """Make the mean that of all processes (once, after the last update)."""
+        both = torch.tensor([float(self._sum), self._count], dtype=torch.float64, device=device)
+        all_reduce_sum(both)
+        self._sum, self._count = float(both[0]), int(both[1])
 
     @property
     def val(self) -> float:

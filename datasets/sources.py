@@ -1,4 +1,4 @@
-"""Image sets that fit in memory: labels at once, pixels of the chosen images when they are asked for."""
+"""Image sets that fit in memory: labels at once, pixels of the chosen images when asked for."""
 
 from __future__ import annotations
 
@@ -75,14 +75,15 @@ def _cifar(name: str, root: Path, train: bool) -> Source:
     except (OSError, RuntimeError, urllib.error.URLError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--dataset {name}: not in {root.resolve()} and not to be had from {kind.url} ({reason}); "
-            f"put that archive, or its folder {CIFAR_FOLDERS[name]}/, into {root}/"
+            f"--dataset {name}: not in {root.resolve()} and not to be had from {kind.url}"
+            f" ({reason});"
+            f" put that archive, or its folder {CIFAR_FOLDERS[name]}/, into {root}/"
         ) from None
     return _from_array(name, data.data, data.targets, list(data.classes))
 
 
 def _digits(train: bool) -> Source:
-    """The 1,797 handwritten digits of scikit-learn at 32x32: 130 training images a class, 497 test."""
+    """The 1,797 digits of scikit-learn at 32x32: 130 training images a class, 497 test images."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -146,7 +147,7 @@ def _list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], np.n
 
 
 def _read(files: Sequence[str], indices: Sequence[int], square: int) -> np.ndarray:
-    """Decode images to RGB, bring each to ``square`` x ``square``; threads, as decoding releases the GIL."""
+    """Decode images to RGB at ``square`` x ``square``, in threads: decoding releases the GIL."""
 
     def decode(index: int) -> np.ndarray:
         path = files[index]
@@ -195,7 +196,7 @@ def _tiny_imagenet(root: Path, train: bool) -> Source:
         targets = np.asarray([label[name] for _, name in rows], dtype=np.int64)
     else:
         raise UsageError(
-            f"{folder / 'val'}: neither val_annotations.txt nor one folder per class; unpack {url} again"
+            f"{folder / 'val'}: neither val_annotations.txt nor class folders; unpack {url} again"
         )
     if not train and len(np.unique(targets)) != TINY_CLASSES:
         raise UsageError(f"{folder / 'val'}: images of fewer than {TINY_CLASSES} classes")

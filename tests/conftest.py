@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 
 class Golden:
-    """Numbers of an original program: ``golden["name"]``, an array, and ``golden.facts``, the JSON."""
+    """Numbers of an original program: ``golden["name"]`` is an array, ``golden.facts`` the JSON."""
 
     def __init__(self, name: str):
         self.arrays = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)

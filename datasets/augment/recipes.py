@@ -19,11 +19,11 @@ INAT_MEAN, INAT_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 Triple = tuple[float, float, float]
 
 
-def cifar_train(*, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
+def cifar_train(*, size: int = 32, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
     """Random crop of 32 after zero padding by 4, flip, normalise: the baseline on CIFAR."""
     return T.Compose(
         [
-            T.RandomCrop(32, padding=4),
+            T.RandomCrop(size, padding=4),
             T.RandomHorizontalFlip(),
             T.ToTensor(),
             T.Normalize(mean, std),

@@ -1,0 +1,198 @@
+"""One training epoch and one evaluation of the influence-balanced programs."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.evaluation import Tally, accuracy
+from common.imbalance import drw_weights, effective_number_weights, inverse_frequency_weights
+from common.launch import FiniteGuard, Process, autocast, sync_buffers, unwrap
+from common.logs import AverageMeter, Progress
+from common.run import Record
+from ib_loss.losses import FocalLoss, IB_FocalLoss, IBLoss, LDAMLoss
+from ib_loss.schedule import in_ib_phase
+
+# Constants of the authors' programs (their class defaults differ).
+ALPHA, GAMMA = 1000.0, 1.0
+
+
+def class_weights(
+    train_rule: str, cls_num_list: list[int], epoch: int, drw_epoch: int
+) -> Tensor | None:
+    """Class weights (K,) float32 of a train rule in 0-based ``epoch``; they sum to K."""
+    if train_rule in ("None", "Resample"):
+        return None
+    if train_rule == "CBReweight":
+        weights = effective_number_weights(cls_num_list)
+    elif train_rule == "IBReweight":
+        weights = inverse_frequency_weights(cls_num_list)
+    else:  # DRW: class-balanced weights from drw_epoch on, ones before
+        weights = drw_weights(cls_num_list, stage=int(epoch >= drw_epoch))
+    return torch.from_numpy(np.asarray(weights)).float()
+
+
+def build_criterion(
+    args: Namespace, cls_num_list: list[int], epoch: int, drw_epoch: int
+) -> nn.Module:
+    """The criterion of 0-based ``epoch``, for training and validation alike.
+
+    IB and IBFocal train with unweighted cross entropy before ``--start_ib_epoch``.
+    """
+    weight = class_weights(args.train_rule, cls_num_list, epoch, drw_epoch)
+    if args.loss_type == "CE":
+        return nn.CrossEntropyLoss(weight=weight)
+    if args.loss_type == "LDAM":
+        return LDAMLoss(cls_num_list, max_m=0.5, s=30, weight=weight)
+    if args.loss_type == "Focal":
+        return FocalLoss(weight=weight, gamma=GAMMA)
+    if not in_ib_phase(epoch, args.loss_type, args.start_ib_epoch):
+        return nn.CrossEntropyLoss()
+    if args.loss_type == "IB":
+        return IBLoss(weight=weight, alpha=ALPHA)
+    return IB_FocalLoss(weight=weight, alpha=ALPHA, gamma=GAMMA)
+
+
+def compute_loss(criterion: nn.Module, logits: Tensor, target: Tensor, features: Tensor) -> Tensor:
+    """The criterion's value; the influence-balanced ones also look at the features."""
+    if isinstance(criterion, (IBLoss, IB_FocalLoss)):
+        return criterion(logits, target, features)
+    return criterion(logits.float(), target)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    args: Namespace,
+    process: Process,
+    record: Record,
+) -> dict[str, float]:
+    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}."""
+    batch_time, data_time = AverageMeter(), AverageMeter()
+    losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    lr = optimizer.param_groups[0]["lr"]
+    guard = FiniteGuard()
+    progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
+    model.train()
+    end = time.perf_counter()
+    for step, (images, target, _) in enumerate(loader):
+        data_time.update(time.perf_counter() - end)
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, args.amp):
+            logits, features = model(images, return_features=True)
+            loss = compute_loss(criterion, logits, target, features)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        losses.update(loss, len(target))
+        top1.update(acc1, len(target))
+        top5.update(acc5, len(target))
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+        batch_time.update(time.perf_counter() - end)
+        end = time.perf_counter()
+        progress.step()
+        if step % args.print_freq == 0 and process.is_main:
+            line = (
+                f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr:.5f}\t"
+                f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
+                f"Data {data_time.val:.3f} ({data_time.avg:.3f})\t"
+                f"Loss {losses.val:.4f} ({losses.avg:.4f})\t"
+                f"Prec@1 {top1.val:.3f} ({top1.avg:.3f})\t"
+                f"Prec@5 {top5.val:.3f} ({top5.avg:.3f})"
+            )
+            progress.line(line)
+            record.log["log_train.csv"].write(line + "\n")
+    guard.close()
+    progress.close()
+    for meter in (losses, top1, top5):
+        meter.reduce(process.device)
+    return {"train_loss": losses.avg, "train_top1": top1.avg, "train_top5": top5.avg}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader,
+    criterion: nn.Module,
+    num_classes: int,
+    args: Namespace,
+    process: Process,
+) -> Tally:
+    """Evaluate on every test image once, shared among the processes; counts of all of them."""
+    sync_buffers(model)
+    model = unwrap(model).eval()
+    tally = Tally(num_classes, process.device)
+    end = time.perf_counter()
+    for step, (images, target, _) in enumerate(loader):
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, args.amp):
+            logits, features = model(images, return_features=True)
+            loss = compute_loss(criterion, logits, target, features)
+        tally.update(logits, target, loss)
+        if step % args.print_freq == 0 and process.is_main:
+            acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+            print(
+                f"Test: [{step}/{len(loader)}]\tTime {time.perf_counter() - end:.3f}\t"
+                f"Loss {float(loss):.4f}\tPrec@1 {float(acc1):.3f}\tPrec@5 {float(acc5):.3f}",
+                flush=True,
+            )
+        end = time.perf_counter()
+    tally.reduce()
+    return tally
+
+
+def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
+    """Print and log a finished epoch in the original's words, and write its tensorboard scalars."""
+    if record.writer is None:
+        return
+    text = result_lines(row) + f"Best Prec@1: {best_acc1:.3f}\n"
+    print(text + group_line(row) + "\n", flush=True)
+    record.log["log_test.csv"].write(text + "\n")
+    scalars = {
+        "loss/train": row["train_loss"],
+        "acc/train_top1": row["train_top1"],
+        "acc/train_top5": row["train_top5"],
+        "lr": row["lr"],
+        "loss/test_val": row["loss"],
+        "acc/test_val_top1": row["top1"],
+        "acc/test_val_top5": row["top5"],
+        "acc/test_top1_best": best_acc1,
+    }
+    scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
+    for tag, value in scalars.items():
+        record.writer.add_scalar(tag, value, row["epoch"])
+
+
+def group_line(result: dict) -> str:
+    """Accuracy of the classes with many (> 100), medium and few (< 20) training images."""
+    return " ".join(f"{name} {result[name]:.3f}" for name in ("many", "medium", "few"))
+
+
+def result_lines(result: dict) -> str:
+    """The original's two lines after a validation; class accuracies as fractions."""
+    cls_acc = np.array2string(
+        np.asarray(result["cls_acc"]), separator=",", formatter={"float_kind": lambda x: f"{x:.3f}"}
+    )
+    return (
+        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
+        f"Loss {result['loss']:.5f}\nval Class Accuracy: {cls_acc}\n"
+    )

@@ -1,0 +1,231 @@
+"""Flags of ``cifar_train.py`` and ``tinyimage_train.py``: the original's, then ours."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from common.flags import add_run_flags
+from common.models import resnet, resnet_cifar
+from common.schedules import unreached
+from ib_loss.schedule import Schedule
+
+ARCHS = {
+    name: getattr(module, name)
+    for module, names in (
+        (resnet_cifar, (20, 32, 44, 56, 110, 1202)),
+        (resnet, (10, 18, 34, 50, 101, 152)),
+    )
+    for name in (f"resnet{depth}" for depth in names)
+} | {name: getattr(resnet, name) for name in ("resnext50_32x4d", "resnext101_32x8d")}
+DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder"]
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
+
+
+def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
+    """The parser of a program, ``"cifar"`` or ``"tiny"``; both have the same flags."""
+    tiny = program == "tiny"
+    parser = argparse.ArgumentParser(
+        description=f"Influence-balanced loss on {'Tiny ImageNet' if tiny else 'CIFAR'}",
+    )
+    add = parser.add_argument
+    add(
+        "--dataset",
+        default="tinyimagenet" if tiny else "cifar10",
+        choices=DATASETS,
+        help="data set (default: %(default)s)",
+    )
+    add(
+        "-a",
+        "--arch",
+        default="resnet18" if tiny else "resnet32",
+        choices=sorted(ARCHS),
+        metavar="ARCH",
+        help=f"model, one of {', '.join(sorted(ARCHS))} (default: %(default)s)",
+    )
+    add(
+        "--num_classes",
+        type=int,
+        default=None,
+        help="width of the classifier (default: the data set's number of classes)",
+    )
+    add(
+        "--loss_type",
+        default="CE",
+        choices=["CE", "LDAM", "Focal", "IB", "IBFocal"],
+        help="IB and IBFocal: cross entropy first, then the influence-balanced loss",
+    )
+    add(
+        "--imb_type",
+        default="exp",
+        choices=["exp", "step", "none"],
+        help="long tail, two steps, or the data as it is (default: exp)",
+    )
+    add(
+        "--imb_factor",
+        type=float,
+        default=0.01,
+        help='smallest class / largest class, 0 < f <= 1 (default: 0.01, "ratio 100")',
+    )
+    add(
+        "--train_rule",
+        default="None",
+        choices=["None", "Resample", "CBReweight", "Reweight", "IBReweight", "DRW"],
+        help="class weights (Reweight is CBReweight), or class-balanced sampling",
+    )
+    add(
+        "--start_ib_epoch",
+        type=int,
+        default=None,
+        help="first epoch, from 0, with the influence-balanced loss (default: 100)",
+    )
+    add("--rand_number", type=int, default=0, help="seed of the choice of the subset (default: 0)")
+    add("--exp_str", default="0", help="free label, last part of the run name (default: 0)")
+    add(
+        "-j",
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="worker processes of --loader workers (default: 4)",
+    )
+    add("--epochs", type=int, default=200, metavar="N", help="epochs (default: 200)")
+    add("--start-epoch", type=int, default=0, metavar="N", help="first epoch (default: 0)")
+    add(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=128,
+        metavar="N",
+        help="training batch over all GPUs; 100 in validation (default: 128)",
+    )
+    add(
+        "--lr",
+        "--learning-rate",
+        type=float,
+        default=0.1,
+        metavar="LR",
+        dest="lr",
+        help="base learning rate (default: 0.1)",
+    )
+    add("--momentum", type=float, default=0.9, metavar="M", help="SGD momentum (default: 0.9)")
+    add(
+        "--wd",
+        "--weight-decay",
+        type=float,
+        default=2e-4,
+        metavar="W",
+        dest="weight_decay",
+        help="weight decay on all parameters (default: 2e-4)",
+    )
+    add(
+        "-p",
+        "--print_freq",
+        "--print-freq",
+        type=int,
+        default=100,
+        metavar="N",
+        help="a log line every so many batches (default: 100)",
+    )
+    add(
+        "--resume",
+        default="",
+        metavar="PATH",
+        help="checkpoint to go on from; 'auto': this run's own, if there is one",
+    )
+    add("-e", "--evaluate", action="store_true", help="evaluate the --resume checkpoint and stop")
+    add(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        default=tiny,
+        help="start from ImageNet weights (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed everything and use deterministic kernels (default: a random seed, reported)",
+    )
+    add(
+        "--gpu",
+        type=int,
+        default=None,
+        help="use this GPU (default: all GPUs, one process each; the CPU where there is none)",
+    )
+    add("--root_log", default="log", help="folder of the logs (default: log)")
+    add(
+        "--root_model", default="checkpoint", help="folder of the checkpoints (default: checkpoint)"
+    )
+    add_run_flags(parser)
+    ours = parser.add_argument_group("data and weights")
+    ours.add_argument(
+        "--root", default="./data", metavar="DIR", help="folder of the data set (default: ./data)"
+    )
+    ours.add_argument(
+        "--weights",
+        default=None,
+        metavar="FILE",
+        help="ImageNet weights from this file instead of a download",
+    )
+    return parser  # fmt: skip
+
+
+def parse_args(
+    argv: Sequence[str] | None, program: str, schedule: Schedule
+) -> tuple[argparse.Namespace, Schedule]:
+    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+
+    Returns: the flags, with ``num_classes`` (unless the data decides), ``start_ib_epoch`` and the
+    run name ``store_name`` filled in; and the schedule, stretched if asked for.
+    """
+    parser = get_parser(program)
+    args = parser.parse_args(argv)
+    expected = NUM_CLASSES.get(args.dataset)
+    if args.num_classes is None:
+        args.num_classes = expected
+    elif expected and args.num_classes != expected:
+        parser.error(
+            f"--num_classes {args.num_classes}: {args.dataset} has {expected} classes; "
+            f"give {expected} or leave the flag out"
+        )
+    for flag, value, least in (
+        ("--epochs", args.epochs, 1), ("--batch-size", args.batch_size, 1),
+        ("--workers", args.workers, 0), ("--print_freq", args.print_freq, 1),
+        ("--image_size", args.image_size, 8),
+    ):  # fmt: skip
+        if value < least:
+            parser.error(f"{flag} {value}: must be at least {least}")
+    if not 0 < args.imb_factor <= 1:
+        parser.error(f"--imb_factor {args.imb_factor}: smallest / largest class, 0 < f <= 1")
+    if args.evaluate and not args.resume:
+        parser.error("--evaluate: name the checkpoint to evaluate with --resume")
+    if args.train_rule == "Reweight":
+        args.train_rule = "CBReweight"
+    start_ib_epoch = 100
+    if args.stretch_schedule:
+        schedule = schedule.stretched(args.epochs)
+        start_ib_epoch = schedule.start_ib_epoch
+    if args.start_ib_epoch is None:
+        args.start_ib_epoch = start_ib_epoch
+    args.store_name = "_".join(
+        [args.dataset, args.arch, args.loss_type, args.train_rule, args.imb_type,
+         str(args.imb_factor), args.exp_str]
+    )  # fmt: skip
+    return args, schedule
+
+
+def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
+    """What the user should know before the run: phases and steps that it never reaches."""
+    found = []
+    if "IB" in args.loss_type and args.start_ib_epoch >= args.epochs:
+        found.append(
+            f"WARNING: --loss_type {args.loss_type} starts at epoch {args.start_ib_epoch} of "
+            f"{args.epochs}: THE WHOLE RUN IS CROSS ENTROPY. Lower --start_ib_epoch or give "
+            "--stretch_schedule"
+        )
+    milestones = [t for t, _ in (schedule.ib if "IB" in args.loss_type else schedule.plain)]
+    if args.train_rule == "DRW":
+        milestones.append(schedule.drw_epoch)
+    if note := unreached(milestones, args.epochs):
+        found.append(note)
+    return found
