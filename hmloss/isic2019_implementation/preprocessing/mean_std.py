@@ -1,0 +1,69 @@
+"""Mean and standard deviation of the channels of a folder of images, as the trainer normalises by.
+
+    python preprocessing/mean_std.py dataset
+
+The constants in datasets/isic.py are the authors'; this shows how far other images are from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
+
+from common.launch import run
+from common.logs import Progress
+from datasets.isic import MEAN, STD, find_images
+
+
+def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np.ndarray, ...]:
+    """Mean and population standard deviation, each (3,), over all pixels of all images.
+
+    Images are resized to ``size`` x ``size`` (bilinear, no antialiasing: OpenCV's) and scaled to
+    [0, 1]. One image is in memory at a time.
+    """
+    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    for image in images:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
+        pixels = torch.nn.functional.interpolate(
+            pixels, (size, size), mode="bilinear", align_corners=False
+        )
+        values = pixels.round().double().div(255).flatten(1).view(3, -1).numpy()
+        count += values.shape[1]
+        total += values.sum(1)
+        squares += (values**2).sum(1)
+    mean = total / count
+    return mean, np.sqrt(squares / count - mean**2)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset_dir", help="folder with BEN/ and MAL/")
+    parser.add_argument("--image_size", type=int, default=300, help="(default: 300)")
+    args = parser.parse_args(argv)
+    paths = find_images(args.dataset_dir)["path"]
+    progress = Progress("mean and std", len(paths))
+
+    def images() -> Iterable[Image.Image]:
+        for path in paths:
+            with Image.open(path) as image:
+                yield image
+            progress.step()
+
+    mean, std = channel_mean_std(images(), args.image_size)
+    progress.close()
+    print("mean", np.round(mean, 5).tolist(), "the authors':", list(MEAN))
+    print("std ", np.round(std, 5).tolist(), "the authors':", list(STD))
+
+
+if __name__ == "__main__":
+    run(main)
