@@ -10,10 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import nn
 
 from common.launch import UsageError
+
+# Numpy numbers, which some published checkpoints hold among their tensors: data like the rest.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS = [
+    _NUMPY_SCALAR,
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # before numpy 2
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+]
 
 
 @contextlib.contextmanager
@@ -59,7 +69,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict:
     if not path.is_file():
         raise UsageError(f"--resume {path}: no such file; give a checkpoint that exists")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(

@@ -57,16 +57,17 @@ class Record:
             logs.prepare_folders(self.log_dir, self.model_dir)
         barrier()
 
-    def resume(self, flag: str) -> dict | None:
+    def resume(self, flag: str, weights: str = "state_dict") -> dict | None:
         """The checkpoint that ``--resume`` names, with this record set to its state; None without.
 
         Files of the original programs, which know nothing of history and seed, are accepted.
+        ``weights`` is the key without which a file is no checkpoint of this program.
         """
         path = checkpoint.find(flag, self.latest)
         if path is None:
             return None
         state = checkpoint.load(path)
-        for key in ("epoch", "state_dict"):
+        for key in ("epoch", weights):
             if key not in state:
                 raise UsageError(
                     f"--resume {path}: has no {key!r}, not a checkpoint of this program"
