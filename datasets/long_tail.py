@@ -111,6 +111,8 @@ def make_loaders(
     process: Process,
     device_transform: Callable[[torch.Tensor, torch.Generator], object] = batch.cifar_train,
     image_transform: Callable | Sequence[Callable] | None = None,
+    test_device_transform: Callable[[torch.Tensor], torch.Tensor] = batch.cifar_eval,
+    test_image_transform: Callable | None = None,
     order: Order | None = None,
     drop_last: bool = False,
 ) -> tuple[DeviceLoader | WorkersLoader, DeviceLoader | WorkersLoader]:
@@ -119,7 +121,9 @@ def make_loaders(
     Args:
         loader: ``device`` or ``workers``.
         device_transform, image_transform: training augmentation for the one and the other
-            (default: crop, flip and normalise); the test images are only normalised.
+            (default: crop, flip and normalise).
+        test_device_transform, test_image_transform: the same for the test images, without a
+            generator (default: normalise).
         order: which samples an epoch holds (default: each once, shuffled).
     """
     shared = {"seed": seed, "process": process}
@@ -133,7 +137,7 @@ def make_loaders(
             DeviceLoader(
                 data.test.images,
                 data.test.targets,
-                transform=lambda images, generator: batch.cifar_eval(images),
+                transform=lambda images, _: test_device_transform(images),
                 **test,
             ),
         )
@@ -146,7 +150,9 @@ def make_loaders(
             **train,
         ),
         WorkersLoader(
-            ArrayDataset(data.test.images, data.test.targets, recipes.cifar_eval()),
+            ArrayDataset(
+                data.test.images, data.test.targets, test_image_transform or recipes.cifar_eval()
+            ),
             workers=workers,
             **test,
         ),

@@ -61,7 +61,7 @@ def compute_loss(criterion: nn.Module, logits: Tensor, target: Tensor, features:
     """The criterion's value; the influence-balanced ones also look at the features."""
     if isinstance(criterion, (IBLoss, IB_FocalLoss)):
         return criterion(logits, target, features)
-    return criterion(logits.float(), target)
+    return criterion(logits if logits.dtype == torch.float64 else logits.float(), target)
 
 
 def train_one_epoch(
@@ -108,14 +108,8 @@ def train_one_epoch(
         end = time.perf_counter()
         progress.step()
         if step % args.print_freq == 0 and process.is_main:
-            line = (
-                f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr:.5f}\t"
-                f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
-                f"Data {data_time.val:.3f} ({data_time.avg:.3f})\t"
-                f"Loss {losses.val:.4f} ({losses.avg:.4f})\t"
-                f"Prec@1 {top1.val:.3f} ({top1.avg:.3f})\t"
-                f"Prec@5 {top5.val:.3f} ({top5.avg:.3f})"
-            )
+            fields = _fields(batch_time, losses, top1, top5, data_time)
+            line = f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr:.5f}\t{fields}"
             progress.line(line)
             record.log["log_train.csv"].write(line + "\n")
     guard.close()
@@ -138,6 +132,8 @@ def evaluate(
     sync_buffers(model)
     model = unwrap(model).eval()
     tally = Tally(num_classes, process.device)
+    batch_time, losses = AverageMeter(), AverageMeter()
+    top1, top5 = AverageMeter(), AverageMeter()
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
         images = images.to(process.device, non_blocking=True)
@@ -148,16 +144,33 @@ def evaluate(
             logits, features = model(images, return_features=True)
             loss = compute_loss(criterion, logits, target, features)
         tally.update(logits, target, loss)
-        if step % args.print_freq == 0 and process.is_main:
-            acc1, acc5 = accuracy(logits, target, topk=(1, 5))
-            print(
-                f"Test: [{step}/{len(loader)}]\tTime {time.perf_counter() - end:.3f}\t"
-                f"Loss {float(loss):.4f}\tPrec@1 {float(acc1):.3f}\tPrec@5 {float(acc5):.3f}",
-                flush=True,
-            )
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        losses.update(loss, len(target))
+        top1.update(acc1, len(target))
+        top5.update(acc5, len(target))
+        batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
+        if step % args.print_freq == 0 and process.is_main:
+            print(f"Test: [{step}/{len(loader)}]\t{_fields(batch_time, losses, top1, top5)}")
     tally.reduce()
     return tally
+
+
+def _fields(
+    batch_time: AverageMeter,
+    losses: AverageMeter,
+    top1: AverageMeter,
+    top5: AverageMeter,
+    data_time: AverageMeter | None = None,
+) -> str:
+    """The original's log fields: last value and running mean."""
+    data = f"Data {data_time.val:.3f} ({data_time.avg:.3f})\t" if data_time else ""
+    return (
+        f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t{data}"
+        f"Loss {losses.val:.4f} ({losses.avg:.4f})\t"
+        f"Prec@1 {top1.val:.3f} ({top1.avg:.3f})\t"
+        f"Prec@5 {top5.val:.3f} ({top5.avg:.3f})"
+    )
 
 
 def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
