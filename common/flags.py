@@ -5,16 +5,22 @@ from __future__ import annotations
 import argparse
 
 
-def add_run_flags(parser: argparse.ArgumentParser, *, image_size: bool = True) -> None:
-    """Add the shared flags: feeding, precision, schedule length."""
+def add_run_flags(
+    parser: argparse.ArgumentParser, *, loader: bool = True, image_size: bool = True
+) -> None:
+    """Add the shared flags: feeding, precision, schedule length.
+
+    Without ``loader`` and ``image_size`` for data that does not fit in memory.
+    """
     group = parser.add_argument_group("added by this repository")
-    group.add_argument(
-        "--loader",
-        default="device",
-        choices=["device", "workers"],
-        help="device: the whole set in memory, augmented by the batch on the training device; "
-        "workers: image by image in worker processes (default: device)",
-    )
+    if loader:
+        group.add_argument(
+            "--loader",
+            default="device",
+            choices=["device", "workers"],
+            help="device: the whole set in memory, augmented by the batch on the training "
+            "device; workers: image by image in worker processes (default: device)",
+        )
     group.add_argument(
         "--amp",
         default="none",
