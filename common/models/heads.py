@@ -10,7 +10,7 @@ class NormedLinear(nn.Module):
 
     ``weight`` has shape (in_features, out_features): one column per class, drawn as unit vectors.
     The output is ``normalize(x) @ normalize(weight)`` and lies in [-1, 1]; the losses apply their
-    scale.
+    scale. Computed in the precision of the weight, also under autocast.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -21,7 +21,10 @@ class NormedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Cosines (N, out_features) of the rows of ``x`` (N, in_features) and the class vectors."""
-        return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
+        # The losses multiply the cosines by 30 or so: half precision would show.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.weight.dtype)
+            return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
 
     def extra_repr(self) -> str:
         in_features, out_features = self.weight.shape

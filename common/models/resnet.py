@@ -204,7 +204,7 @@ def _read_weights(arch: str, path: str | Path | None) -> dict[str, Tensor]:
             return torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-        except (URLError, OSError) as error:
+        except (URLError, OSError, RuntimeError) as error:
             raise UsageError(
                 f"cannot download {url} ({error}): fetch it elsewhere and give the file"
             ) from error
@@ -214,5 +214,7 @@ def _read_weights(arch: str, path: str | Path | None) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UsageError(f"{path} is not a weight file that torch can load: {error}") from error
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} holds no state_dict: give the weights of {arch}")
     state = state.get("state_dict", state)
     return {key.removeprefix("module."): value for key, value in state.items()}

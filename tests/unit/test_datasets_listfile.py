@@ -1,0 +1,240 @@
+"""List files: parsing, checks, relabelling, images."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.launch import UsageError
+from datasets.listfile import ListFile, find_list, largest_first, size_warning
+
+
+@pytest.fixture
+def make_list(tmp_path):
+    """Write a list and 4x3 images of its paths; the red value of an image is its line."""
+
+    def make(text, name="list.txt", images=True):
+        (tmp_path / name).write_text(text)
+        for line, row in enumerate(text.splitlines() if images else (), start=1):
+            path = tmp_path / "images" / row.split()[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 3), (line, 0, 0)).save(path, "PNG")
+        return tmp_path / name, tmp_path / "images"
+
+    return make
+
+
+def test_samples(make_list):
+    data = ListFile(*make_list("train/b/x.jpg 1\ntrain/a/y.jpg 0\ntrain/b/z.jpg 1"))
+    assert len(data) == 3
+    assert data.num_classes == 2
+    assert data.cls_num_list == [1, 2]
+    assert data.targets.dtype == np.int64
+    assert data.targets.tolist() == [1, 0, 1]
+    image, label = data[2]
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 3), (3, 0, 0))
+    assert (label, type(label)) == (1, int)
+    assert data.path(1) == str(data.root / "train/a/y.jpg")
+
+
+def test_transforms_see_the_same_image_in_order(make_list):
+    files = make_list("a 0\nb 0\n")
+    image, _ = ListFile(*files, transform=lambda image: image.getpixel((0, 0))[0])[1]
+    assert image == 2
+    views = [lambda image: (random.random(), image.size), lambda image: (random.random(), 0)]
+    random.seed(3)
+    sample, label = ListFile(*files, transform=views)[0]
+    random.seed(3)
+    assert sample == [(random.random(), (4, 3)), (random.random(), 0)]
+    assert label == 0
+
+
+def test_every_mode_becomes_rgb(make_list):
+    list_file, root = make_list("grey 0\nrgba 0\npalette 0\n")
+    Image.new("L", (4, 3), 7).save(root / "grey", "PNG")
+    Image.new("RGBA", (4, 3), (7, 7, 7, 0)).save(root / "rgba", "PNG")
+    Image.new("RGB", (4, 3), (7, 7, 7)).convert("P").save(root / "palette", "PNG")
+    data = ListFile(list_file, root)
+    assert [data[i][0].mode for i in range(3)] == ["RGB"] * 3
+    assert data[0][0].getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_example_of_the_original_large_scale(golden, tmp_path):
+    facts = golden("dbm_loss_large_scale").facts["listfile"]
+    (tmp_path / "list.txt").write_text(facts["text"])
+    for path in facts["paths"]:
+        relative = path.removeprefix(facts["root"] + "/")
+        (tmp_path / relative).parent.mkdir(parents=True)
+        (tmp_path / relative).touch()
+    data = ListFile(tmp_path / "list.txt", tmp_path)
+    assert data.targets.tolist() == facts["targets"]
+    data.root = facts["root"]
+    assert [data.path(i) for i in range(len(data))] == facts["paths"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a.png 0\nb.png 1", "a.png 0\r\nb.png\t1 more\r\n", " a.png 0\nb.png  1\n"]
+)
+def test_harmless_variations(make_list, text):
+    list_file, root = make_list("a.png 0\nb.png 1\n")
+    list_file.write_bytes(text.encode())
+    data = ListFile(list_file, root)
+    assert data.paths.tolist() == [b"a.png", b"b.png"]
+    assert data.targets.tolist() == [0, 1]
+
+
+def test_names_that_are_not_ascii(make_list):
+    data = ListFile(*make_list("Plantae/Rosë_ñ.jpg 0\n#.jpg 0\nNA.jpg 0\n"))
+    assert data[0][0].size == data[1][0].size == data[2][0].size == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "found"),
+    [
+        ("a 0\n\nb 0\n", 2, "a blank line"),
+        ("a 0\nb 0\n\n", 3, "a blank line"),
+        ("\na 0\n", 1, "a blank line"),
+        ("a 0\nb\n", 2, "b"),
+        ("a 0\nb one\n", 2, "b one"),
+        ("a 0\nb 1.0\n", 2, "b 1.0"),
+        ("a 0\nb -1\n", 2, "b -1"),
+        ("a 0\nb 99999999999999999999\n", 2, "b 99999999999999999999"),
+        ("my image.jpg 0\n", 1, "my image.jpg 0"),
+    ],
+)
+def test_malformed_line_is_named(make_list, text, line, found):
+    list_file, root = make_list(text, images=False)
+    with pytest.raises(UsageError) as error:
+        ListFile(list_file, root)
+    assert str(error.value).endswith(
+        f"list.txt, line {line}: expected `relative/path label`, found {found}"
+    )
+
+
+def test_missing_and_empty_lists(tmp_path, make_list):
+    with pytest.raises(UsageError, match=r"none\.txt: no such list file; .*LT benchmarks"):
+        ListFile(tmp_path / "none.txt", tmp_path)
+    with pytest.raises(UsageError, match=r"list\.txt: no lines in it"):
+        ListFile(*make_list(""))
+
+
+def test_labels_of_a_training_list_have_no_gaps(make_list):
+    with pytest.raises(UsageError, match=r"go up to 3, but label 1 has no image"):
+        ListFile(*make_list("a 0\nb 3\nc 2\n"))
+    with pytest.raises(UsageError, match=r"go up to 2000000000, but label 0 has no image"):
+        ListFile(*make_list("a 2000000000\n"))
+
+
+def test_labels_of_an_evaluation_list(make_list):
+    files = make_list("a 0\nb 3\n")
+    data = ListFile(*files, num_classes=5)
+    assert data.num_classes == 5
+    assert data.cls_num_list == [1, 0, 0, 1, 0]
+    with pytest.raises(UsageError, match=r"list\.txt, line 2: label 3, but there are 3 classes"):
+        ListFile(*files, num_classes=3)
+
+
+def test_wrong_root_fails_at_once(make_list, tmp_path):
+    list_file, root = make_list("".join(f"train/{i}.png 0\n" for i in range(40)))
+    with pytest.raises(
+        UsageError, match=r"train/0\.png does not exist \(line 1 of .*holds train/, not "
+    ):
+        ListFile(list_file, tmp_path)
+    (root / "train" / "39.png").unlink()
+    with pytest.raises(UsageError, match=r"39\.png does not exist \(line 40 of "):
+        ListFile(list_file, root)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "text", "gone"])
+def test_unreadable_image_is_named(make_list, spoil):
+    list_file, root = make_list("a 0\nb 0\n")
+    data = ListFile(list_file, root)
+    if spoil == "gone":
+        (root / "b").unlink()
+    else:
+        content = (root / "b").read_bytes()
+        (root / "b").write_bytes(content[: len(content) // 2] if spoil == "cut" else b"text")
+    assert data[0][1] == 0
+    with pytest.raises(UsageError, match=r"images/b \(line 2 of .*list\.txt\): not a readable im"):
+        data[1]
+
+
+def test_relabelling_arbloss(golden, make_list):
+    g = golden("arbloss")
+    facts = g.facts["lt"]
+    train = ListFile(*make_list(facts["train_list_text"], "train.txt"))
+    test = ListFile(*make_list(facts["test_list_text"], "test.txt"), num_classes=train.num_classes)
+    assert train.num_classes == facts["num_classes"]
+    assert train.targets.tolist() == g["lt_train_labels"].tolist()
+    assert test.targets.tolist() == g["lt_test_labels"].tolist()
+    class_map = largest_first(train.cls_num_list)
+    assert class_map.tolist() == g["lt_class_map"].tolist()
+    train.relabel(class_map)
+    test.relabel(class_map)
+    assert train.targets.tolist() == g["lt_train_mapped"].tolist()
+    assert test.targets.tolist() == g["lt_test_mapped"].tolist()
+    assert train.cls_num_list == g["lt_cls_num_list"].tolist()
+    assert train[0][1] == g["lt_train_mapped"][0]
+
+
+def test_ties_keep_the_order_of_the_old_labels(golden):
+    g = golden("arbloss")
+    class_map = largest_first(g["x_lt_tie_counts"])
+    assert class_map.tolist() == g["x_lt_tie_class_map"].tolist()
+    old_counts = g["places_counts_sorted"][g["x_places_class_map"]]
+    assert largest_first(old_counts.tolist()).tolist() == g["x_places_class_map"].tolist()
+
+
+def test_relabelling_needs_a_label_for_every_class(make_list):
+    data = ListFile(*make_list("a 0\nb 1\n"))
+    with pytest.raises(ValueError, match="3 new labels for 2 classes"):
+        data.relabel(np.arange(3))
+
+
+def test_large_list_opens_fast_and_small(tmp_path):
+    """An eighth of iNaturalist 2018; no object per image is kept."""
+    num_images, num_classes = 55_000, 1000
+    labels = np.random.RandomState(0).permutation(np.arange(num_images) % num_classes)
+    paths = [f"train_val2018/Plantae/{c}/{i:032x}.jpg" for i, c in enumerate(labels)]
+    lines = [f"{path} {label}" for path, label in zip(paths, labels, strict=True)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    for i in np.linspace(0, num_images - 1, 16).astype(int):  # the images that are looked for
+        path = tmp_path / paths[i]
+        path.parent.mkdir(parents=True)
+        path.touch()
+    start = time.perf_counter()
+    data = ListFile(tmp_path / "list.txt", tmp_path)
+    assert time.perf_counter() - start < 5
+    assert data.cls_num_list == [55] * num_classes
+    assert data.path(num_images - 1) == str(tmp_path / paths[-1])
+    assert data.paths.dtype.kind == "S"
+    assert data.paths.nbytes + data.targets.nbytes < 100 * num_images
+
+
+def test_goes_through_worker_processes(make_list):
+    files = make_list("a 0\nb 1\nc 0\n")
+    data = ListFile(*files, transform=lambda image: torch.tensor(image.getpixel((0, 0))[0]))
+    loader = torch.utils.data.DataLoader(data, batch_size=3, num_workers=1)
+    images, labels = next(iter(loader))
+    assert images.tolist() == [1, 2, 3]
+    assert labels.tolist() == [0, 1, 0]
+
+
+def test_find_list(tmp_path):
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "x.txt").touch()
+    folders = [tmp_path / "first", tmp_path / "second"]
+    assert find_list("x.txt", folders) == tmp_path / "second" / "x.txt"
+    with pytest.raises(UsageError, match=r"no y\.txt in .*first or .*second; the lists of"):
+        find_list("y.txt", folders)
+
+
+def test_size_warning(make_list):
+    text = "a 0\nb 1\n"
+    assert size_warning(ListFile(*make_list(text, "own.txt"))) is None
+    warning = size_warning(ListFile(*make_list(text, "iNaturalist18_train.txt")))
+    assert "2 images of 2 classes" in warning
+    assert "437,513 of 8,142" in warning
