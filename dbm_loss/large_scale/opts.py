@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 
 from common.launch import UsageError
+from common.schedules import unreached
 from dbm_loss.large_scale.models import ARCHITECTURES
+from dbm_loss.large_scale.schedule import DESIGNED_FOR, Schedule
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl")
 NUM_CLASSES = {"imgnet": 1000, "inat": 8142}
@@ -18,8 +20,9 @@ REFUSED = {
     "lr_steps": "the steps are at epochs 60 and 80; --stretch_schedule moves them with --epochs",
     "aug_prob": "it belongs to CUDA's curriculum, which this program does not have",
     "sim_type": "the two contrastive views are always the SimCLR recipe of BCL (sim-sim)",
+    "beta": "the mixing ratio of CMO is always drawn from Beta(1, 1)",
 }
-CUTMIX_FLAGS = ("mixup_prob", "start_data_aug", "end_data_aug", "weighted_alpha", "beta")
+CUTMIX_FLAGS = ("mixup_prob", "start_data_aug", "end_data_aug", "weighted_alpha")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -102,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=1,
         help="CMO: images are drawn with probability 1 / class size ** alpha",
     )
-    add("--beta", type=float, default=1, help="CMO: the mixing ratio is Beta(beta, beta)")
+    add("--beta", type=float, default=1, help="not to be changed")
     add(
         "--use_randaug",
         action="store_true",
@@ -210,6 +213,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
+    """What a user may not expect of these flags, one sentence each."""
+    found = []
+    if args.use_dbm and args.loss_fn.startswith("ldam"):
+        found.append(f"note: --use_dbm: {args.loss_fn} has a margin of its own, DBM is not added")
+    if args.loss_fn.endswith("_drw"):
+        found.append(unreached([schedule.drw_epoch], args.epochs))
+    if not args.cos:
+        found.append(unreached(schedule.milestones, args.epochs))
+    elif not args.stretch_schedule and args.epochs < 20:
+        found.append(
+            f"note: --cos: with {args.epochs} epochs the original's cosine, made for "
+            f"{DESIGNED_FOR[args.dataset]}, swings; --stretch_schedule fits it into the run"
+        )
+    return [note for note in found if note]
+
+
 def _given(argv: Sequence[str] | None) -> set[str]:
     """Names of the flags that stand on the command line."""
     parser = get_parser()
@@ -274,7 +294,5 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name} {value}: a finite number, not negative")
     if not 0 <= args.mixup_prob <= 1:
         raise UsageError(f"--mixup_prob {args.mixup_prob}: a probability, 0 to 1")
-    if args.beta <= 0:
-        raise UsageError(f"--beta {args.beta}: greater than 0")
     if args.start_epoch >= args.epochs:
         raise UsageError(f"--start-epoch {args.start_epoch}: --epochs {args.epochs} is no more")

@@ -79,7 +79,7 @@ def test_data_aug_cmo_switches_mixing_on():
         ("--dataset inat --loss_fn bcl --use_norm --cmo", "--cmo"),
         ("--dataset inat --mixup_prob 0.3", "--cmo"),
         ("--dataset inat --cmo --mixup_prob 1.3", "--mixup_prob"),
-        ("--dataset inat --cmo --beta 0", "--beta"),
+        ("--dataset inat --cmo --beta 2", "--beta"),
         ("--dataset inat --evaluate", "--resume"),
         ("--dataset inat --epochs 0", "--epochs"),
         ("--dataset inat --batch_size 0", "--batch_size"),

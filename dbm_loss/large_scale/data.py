@@ -1,0 +1,265 @@
+"""ImageNet-LT, iNaturalist 2018, image folders and generated images, with the recipes of BCL.
+
+Workers hand over bytes; normalisation is done for the batch on the training device. That is a
+quarter of the traffic between processes, and the same numbers to the last bit.
+"""
+
+import io
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import datasets as tv
+from torchvision import transforms as T
+
+from common.launch import Process, UsageError
+from common.report import fingerprint
+from datasets.augment import batch, recipes
+from datasets.listfile import ListFile, find_list, size_warning
+from datasets.loaders import WorkersLoader, drawn_by_weight
+
+# Training list and the list that the original evaluates on, in its config/ folder.
+LISTS = {
+    "imgnet": ("ImageNet", "ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
+    "inat": ("iNaturalist", "iNaturalist18_train.txt", "iNaturalist18_val.txt"),
+}
+MEAN_STD = {
+    "imgnet": (recipes.IMAGENET_MEAN, recipes.IMAGENET_STD),
+    "inat": (recipes.INAT_MEAN, recipes.INAT_STD),
+    "imagefolder": (recipes.IMAGENET_MEAN, recipes.IMAGENET_STD),
+}
+HERE = Path(__file__).parent
+FAKE_SIZE = (375, 500)  # the usual photograph of ImageNet
+
+View = Callable[[Image.Image], torch.Tensor]
+
+
+class Views:
+    """One image, several pipelines: a list of what each makes of it, in order."""
+
+    def __init__(self, pipelines: Sequence[View]) -> None:
+        self.pipelines = list(pipelines)
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        return [pipeline(image) for pipeline in self.pipelines]
+
+
+def train_recipes(loss_fn: str) -> list[T.Compose]:
+    """Pipelines of a training image: the view to classify, for bcl also two views to contrast."""
+    contrasted = [recipes.sim(), recipes.sim()] if loss_fn == "bcl" else []
+    return [recipes.randcls(), *contrasted]
+
+
+def to_bytes(recipe: T.Compose) -> T.Compose:
+    """A recipe without its ending, ToTensor and Normalize: uint8 (3, h, w)."""
+    return T.Compose([*recipe.transforms[:-2], T.PILToTensor()])
+
+
+class FakeImages(Dataset):
+    """JPEG files in memory, as dear to decode and augment as photographs; labels go round.
+
+    A pool of at most 64 files, some 100 kB each, stands for all ``num_images``.
+    """
+
+    def __init__(self, num_images: int, num_classes: int, transform: Callable):
+        self.targets = np.arange(num_images) % num_classes
+        self.transform = transform
+        self.files = [_fake_jpeg(seed) for seed in range(min(num_images, 64))]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple:
+        image = Image.open(io.BytesIO(self.files[index % len(self.files)])).convert("RGB")
+        return self.transform(image), int(self.targets[index])
+
+
+def _fake_jpeg(seed: int) -> bytes:
+    """Patches of colour under noise."""
+    rng = np.random.default_rng(seed)
+    height, width = FAKE_SIZE
+    patches = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8))
+    smooth = np.asarray(patches.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = np.clip(smooth + rng.normal(0, 10, smooth.shape), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=90)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class LargeScale:
+    """A training set as it is, the set that is evaluated every epoch, and what identifies them.
+
+    Attributes:
+        cls_num_list: training images of each class (C,).
+        notes: for the user.
+        facts: for the report.
+    """
+
+    train: Dataset
+    test: Dataset
+    cls_num_list: list[int]
+    notes: list[str]
+    facts: dict[str, object]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.cls_num_list)
+
+
+def load_data(args: Namespace) -> LargeScale:
+    """Open what ``--dataset``, ``--root``, ``--list_dir``, ``--fake_data`` say; no pixel is read.
+
+    Raises:
+        UsageError: lists, images or classes missing; not ``--num_classes`` of them.
+    """
+    train_views = Views([to_bytes(view) for view in train_recipes(args.loss_fn)])
+    test_view = Views([to_bytes(recipes.imagenet_eval())])
+    if args.fake_data:
+        data = _fake(args, train_views, test_view)
+    elif args.dataset == "imagefolder":
+        data = _folder(args, train_views, test_view)
+    else:
+        data = _lists(args, train_views, test_view)
+    if args.num_classes not in (None, data.num_classes):
+        raise UsageError(
+            f"--num_classes {args.num_classes}: {data.facts['train_set']} has "
+            f"{data.num_classes} classes; give that number"
+        )
+    return data
+
+
+def _lists(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:
+    _, train_name, test_name = LISTS[args.dataset]
+    train = ListFile(_find_list(args, train_name), args.root, train_views)
+    test_list = args.eval_list or _find_list(args, test_name)
+    test = ListFile(test_list, args.root, test_view, num_classes=train.num_classes)
+    notes = [note for note in (size_warning(train), size_warning(test)) if note]
+    facts = {
+        "train_set": str(train.list_file),
+        "test_set": str(test.list_file),
+        "train_list_sha256": fingerprint(train.paths),
+        "targets_sha256": fingerprint(train.targets.astype("<i8")),
+    }
+    return LargeScale(train, test, train.cls_num_list, notes, facts)
+
+
+def _find_list(args: Namespace, name: str) -> Path:
+    """In ``--list_dir`` if given; else in the root, or in a config folder as originally."""
+    if args.list_dir is not None:
+        return find_list(name, [args.list_dir])
+    config = Path("config") / LISTS[args.dataset][0]
+    try:
+        return find_list(name, [args.root, Path(args.root) / config, config, HERE / config])
+    except UsageError as error:
+        raise UsageError(f"{error}; put them into --root or name their --list_dir") from None
+
+
+def _folder(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:
+    root = Path(args.root)
+    layout = "expected DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/*"
+    splits = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
+    if len(splits) < 2 or splits[0].name != "train":
+        raise UsageError(f"--root {root}: {layout}")
+    try:
+        train = tv.ImageFolder(str(splits[0]), train_views, loader=_read)
+        test = tv.ImageFolder(str(splits[1]), test_view, loader=_read)
+    except FileNotFoundError as error:
+        raise UsageError(f"--root {root}: {error}; {layout}") from None
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))[0]
+        raise UsageError(f"{splits[1]}: other classes than in train/ (differs in {odd!r})")
+    facts = {
+        "train_set": str(splits[0]),
+        "test_set": str(splits[1]),
+        "targets_sha256": fingerprint(np.asarray(train.targets, dtype="<i8")),
+    }
+    counts = np.bincount(train.targets, minlength=len(train.classes)).tolist()
+    return LargeScale(train, test, counts, [], facts)
+
+
+def _read(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UsageError(f"{path}: not a readable image ({error}); repair or remove it") from None
+
+
+def _fake(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:
+    num_images, num_classes = args.fake_data, args.num_classes
+    train = FakeImages(num_images, num_classes, train_views)
+    test = FakeImages(max(1, num_images // 4), num_classes, test_view)
+    # Fewer images than classes: the losses shall run all the same.
+    counts = np.maximum(np.bincount(train.targets, minlength=num_classes), 1).tolist()
+    note = f"note: --fake_data {num_images}: generated images, the accuracy means nothing"
+    return LargeScale(train, test, counts, [note], {"train_set": "fake", "test_set": "fake"})
+
+
+def balanced_weights(
+    targets: Sequence[int], cls_num_list: Sequence[int], alpha: float = 1.0
+) -> np.ndarray:
+    """Weight of each image for CMO's draws, n^(−alpha) of its class, scaled to sum C over classes.
+
+    Returns:
+        float64 array (N,). With ``alpha`` 1, the images of every class are drawn equally often.
+    """
+    weights = np.asarray(cls_num_list, dtype=np.float64) ** -alpha
+    return (weights / weights.sum() * len(weights))[np.asarray(targets)]
+
+
+def make_loaders(
+    data: LargeScale, args: Namespace, *, seed: int, process: Process
+) -> tuple[WorkersLoader, WorkersLoader, WorkersLoader | None]:
+    """Training and test loader, and with ``--cmo`` the class-balanced one; of bytes."""
+    shared = {"batch_size": args.batch_size, "workers": args.workers, "process": process}
+    balanced = None
+    if args.cmo:
+        weights = balanced_weights(data.train.targets, data.cls_num_list, args.weighted_alpha)
+        balanced = WorkersLoader(
+            data.train, seed=seed + 1, order=drawn_by_weight(weights, len(data.train)), **shared
+        )
+    return (
+        WorkersLoader(data.train, seed=seed, **shared),
+        WorkersLoader(data.test, seed=seed, train=False, **shared),
+        balanced,
+    )
+
+
+def on_device(
+    loader: WorkersLoader, args: Namespace, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches ready for the network: all views below each other, float32 (V · B, 3, h, w); labels.
+
+    On a GPU the next batch is copied and normalised while the network computes on this one.
+    """
+    mean, std = MEAN_STD[args.dataset]
+
+    def prepare(views: Sequence[torch.Tensor], target: torch.Tensor) -> tuple:
+        pixels = torch.cat([view.to(device, non_blocking=True) for view in views])
+        if args.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return batch.normalize(pixels, mean, std), target.to(device, non_blocking=True)
+
+    if device.type != "cuda":
+        for views, target, _ in loader:
+            yield prepare(views, target)
+        return
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    ahead = None
+    for views, target, _ in loader:
+        ready = ahead
+        with torch.cuda.stream(copying):
+            ahead = prepare(views, target)
+        if ready is not None:
+            yield ready
+        computing.wait_stream(copying)
+        for tensor in ahead:
+            tensor.record_stream(computing)
+    if ahead is not None:
+        yield ahead
