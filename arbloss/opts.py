@@ -57,11 +57,19 @@ DEFAULTS = {
     "not_pretrained": False,
     "arbloss_fl": False,
     "train_stage2_instance": False,
-    # added
+    # added; the defaults change nothing
     "seed": None,
     "milestones": [160, 240],
+    "stretch_schedule": False,
     "diagnostic": False,
+    "list_path": "",
+    "weights": "",
+    "image_size": 32,
+    "loader": "device",
+    "amp": "none",
+    "channels_last": False,
 }
+CIFAR_LIKE = ("cifar10", "cifar100", "digits", "imagefolder")
 
 # Keys that may be None, with the type of their other values.
 NULLABLE = {
@@ -75,7 +83,15 @@ NULLABLE = {
     "seed": int,
 }
 PAIRS = ("head_class_idx", "med_class_idx", "tail_class_idx", "milestones")
-POSITIVE = ("print_freq", "num_classes", "batch_size", "num_epochs")
+CHOICES = {
+    "dataset": (*CIFAR_LIKE, "imagenet", "ina2018", "places"),
+    "dist_backend": ("nccl", "gloo"),
+    "loader": ("device", "workers"),
+    "amp": ("none", "bf16", "fp16"),
+    "mode": ("stage1", "stage2"),
+}
+LEAST = {"print_freq": 1, "num_classes": 1, "batch_size": 1, "num_epochs": 1, "image_size": 8}
+LEAST |= {"workers": 0}
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 KINDS = {
     bool: "True or False",
@@ -110,12 +126,17 @@ def parse_args(
 
     Flags and KEY VALUE words may come in any order.
 
-    Returns: the arguments, and the frozen config.
+    Returns: the arguments, and the frozen config (not yet looked at by ``check``).
     Raises:
         UsageError: missing file, unknown key, value of the wrong type, odd number of words.
     """
     args = get_parser(description).parse_intermixed_args(argv)
     return args, load_config(args.cfg, args.opts)
+
+
+def stem(cfg: str) -> str:
+    """Name of a configuration file up to its first dot; names the run folder and its log."""
+    return Path(cfg).name.split(".")[0]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -166,7 +187,11 @@ def _set(config: CfgNode, key: object, value: object, source: str) -> None:
     elif isinstance(parsed, tuple):
         parsed = list(parsed)
     if not (parsed is None and key in NULLABLE) and not _fits(key, parsed, kind):
-        need = "at least 1" if key in POSITIVE and type(parsed) is int else KINDS[kind]
+        need = KINDS[kind]
+        if key in CHOICES:
+            need = f"one of {', '.join(CHOICES[key])}"
+        elif key in LEAST:
+            need = f"a whole number from {LEAST[key]} on"
         raise UsageError(f"{source}: {key} must be {need}, got {value!r}")
     config[key] = parsed
 
@@ -188,4 +213,68 @@ def _fits(key: str, value: object, kind: type) -> bool:
         return False
     if key in PAIRS:
         return len(value) == 2 and all(type(v) is int for v in value) and value[0] <= value[1]
-    return key not in POSITIVE or value >= 1
+    if key in CHOICES:
+        return value in CHOICES[key]
+    return value >= LEAST.get(key, value)
+
+
+def check(config: CfgNode, stage: int | None = None) -> list[str]:
+    """Refuse what cannot work together, and say what will have no effect.
+
+    Args:
+        stage: 1 or 2 for training, None for evaluation.
+
+    Returns: notes for the user, one line each.
+    Raises:
+        UsageError: the keys contradict each other.
+    """
+    if config.multiprocessing_distributed:
+        raise UsageError(
+            "multiprocessing_distributed True: start the processes with torchrun or "
+            "python -m torch.distributed.launch instead"
+        )
+    if config.imb_factor is not None and not 0 < config.imb_factor <= 1:
+        raise UsageError(
+            f"imb_factor {config.imb_factor}: smallest / largest class, 0 < f <= 1, "
+            "or null for the data as they are"
+        )
+    for key in ("head_class_idx", "med_class_idx", "tail_class_idx"):
+        if config[key][0] < 0 or config[key][1] > config.num_classes:
+            raise UsageError(f"{key} {config[key]}: num_classes is {config.num_classes}")
+    if stage is None:
+        return []
+    if config.mixup and (config.alpha is None or config.alpha < 0):
+        raise UsageError(f"mixup True needs an alpha of at least 0, got {config.alpha}")
+    if config.weights and (config.dataset != "places" or stage == 2):
+        raise UsageError(f"weights {config.weights}: only stage 1 of places starts from weights")
+    if stage == 2 and not config.resume:
+        raise UsageError("stage 2 starts from a stage-1 checkpoint: give resume CHECKPOINT")
+    if stage == 2 and config.lr_factor is None:
+        raise UsageError("stage 2 needs lr_factor, the classifier's share of the learning rate")
+    arb = config.arbloss or config.arbloss_fl or config.warbloss
+    smoothing = config.LAS if stage == 1 else not arb
+    if smoothing and None in (config.smooth_head, config.smooth_tail):
+        raise UsageError("label-aware smoothing needs numbers for smooth_head and smooth_tail")
+    return _notes(config, stage)
+
+
+def _notes(config: CfgNode, stage: int) -> list[str]:
+    if stage == 1:
+        elsewhere = ("warbloss", "arbloss_fl", "train_stage2_instance", "shift_bn", "lr_factor")
+    else:
+        elsewhere = ("LAS", "not_pretrained", "stretch_schedule")
+    notes = [
+        f"note: {key} {config[key]} has no effect in stage {stage}"
+        for key in elsewhere
+        if config[key] != DEFAULTS[key]
+    ]
+    if stage == 1 and not config.cos and not config.stretch_schedule:
+        milestone = config.milestones[0]
+        if milestone >= config.num_epochs:
+            notes.append(
+                f"note: the learning rate's step at epoch {milestone} is never reached with "
+                f"num_epochs {config.num_epochs}; stretch_schedule True fits it into the run"
+            )
+    if stage == 1 and config.dataset == "places" and config.not_pretrained:
+        notes.append("note: not_pretrained True: the frozen backbone keeps its random weights")
+    return notes

@@ -71,12 +71,13 @@ def _say(message: object) -> None:
         print(f"{name}: error: {message}", file=sys.stderr, flush=True)
 
 
-def start(gpu: int | None = None) -> Process:
+def start(gpu: int | None = None, backend: str | None = None) -> Process:
     """Choose the device and, where a launcher started us, join the other processes.
 
     Under ``torchrun`` or ``torch.distributed.launch`` (``WORLD_SIZE`` is set) each process takes
     the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
-    GPU to use; None means the first GPU, or the CPU where there is none.
+    GPU to use; None means the first GPU, or the CPU where there is none. ``backend`` replaces NCCL
+    on GPUs.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -87,7 +88,7 @@ def start(gpu: int | None = None) -> Process:
         if on_gpu:
             torch.cuda.set_device(device)
         if world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if on_gpu else "gloo")
+            dist.init_process_group((backend or "nccl") if on_gpu else "gloo")
         rank = int(os.environ["RANK"])
         return Process(device, rank, world_size, local_rank, local_world_size)
     return Process(_pick_device(gpu))

@@ -1,0 +1,141 @@
+"""The data sets of the configuration keys, and the loaders that feed both stages."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from arbloss.opts import CIFAR_LIKE
+from common.imbalance import class_aware_order
+from common.launch import Process, UsageError
+from datasets import long_tail
+from datasets.augment import recipes
+from datasets.listfile import ListFile, find_list, largest_first, size_warning
+from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
+
+LISTS = {
+    "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
+    "ina2018": ("iNaturalist18_train.txt", "iNaturalist18_val.txt"),
+    "places": ("Places_LT_train.txt", "Places_LT_test.txt"),
+}
+SHIPPED_LISTS = Path(__file__).resolve().parents[1] / "datasets" / "data_txt"  # filled by the user
+NUM_SAMPLES_CLS = 4  # images that the class-aware order takes of a class at a time
+
+Loader = DeviceLoader | WorkersLoader
+
+
+@dataclass(frozen=True)
+class ListData:
+    """Training and test images given by list files; class 0 is the largest."""
+
+    train: ListFile
+    test: ListFile
+    cls_num_list: list[int]
+    facts: dict[str, object]
+    classes: None = None  # the lists hold no names
+
+
+def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
+    """Read the data set that the configuration names.
+
+    Raises:
+        UsageError: data missing or malformed, or of another number of classes than
+            ``num_classes``; a class without training images.
+    """
+    if config.dataset in CIFAR_LIKE:
+        data = long_tail.load_long_tailed(
+            config.dataset,
+            config.data_path,
+            imb_type="none" if config.imb_factor is None else "exp",
+            imb_factor=config.imb_factor,
+            image_size=config.image_size,
+            num_classes=config.num_classes,
+        )
+        long_tail.require_images(data.cls_num_list, f"dataset {config.dataset}")
+        return data
+    return _load_lists(config)
+
+
+def _load_lists(config: CfgNode) -> ListData:
+    root = _either_spelling(Path(config.data_path))
+    folders = [Path(config.list_path)] if config.list_path else [root, SHIPPED_LISTS]
+    colours = {}
+    if config.dataset == "ina2018":
+        colours = {"mean": recipes.INAT_MEAN, "std": recipes.INAT_STD}
+    train_list, test_list = (find_list(name, folders) for name in LISTS[config.dataset])
+    train = ListFile(train_list, root, recipes.imagenet_train(jitter=0.4, **colours))
+    if train.num_classes != config.num_classes:
+        raise UsageError(
+            f"num_classes {config.num_classes}: {train_list} has {train.num_classes} classes"
+        )
+    test = ListFile(test_list, root, recipes.imagenet_eval(**colours), train.num_classes)
+    class_map = largest_first(train.cls_num_list)
+    train.relabel(class_map)
+    test.relabel(class_map)
+    facts = {"dataset": config.dataset, "train_images": len(train), "test_images": len(test)}
+    warnings = [text for text in (size_warning(train), size_warning(test)) if text]
+    if warnings:
+        facts["warnings"] = warnings
+    return ListData(train, test, train.cls_num_list, facts)
+
+
+def _either_spelling(root: Path) -> Path:
+    """The configurations say iNaturelist2018; a folder with the right spelling does as well."""
+    if root.exists():
+        return root
+    for wrong, right in (("iNaturelist", "iNaturalist"), ("iNaturalist", "iNaturelist")):
+        other = Path(str(root).replace(wrong, right))
+        if other.exists():
+            return other
+    return root
+
+
+def make_loaders(
+    data: long_tail.LongTailed | ListData,
+    config: CfgNode,
+    *,
+    batch_size: int,
+    seed: int,
+    process: Process,
+    balanced: bool = False,
+) -> tuple[Loader, Loader]:
+    """Training and test loader, of batches ``(images, target, index)``.
+
+    ``batch_size`` is over all processes. ``balanced`` takes every class equally often, for one
+    batch more than the training set fills.
+    """
+    order = shuffled(len(data.train.targets))
+    if balanced:
+        order = _class_aware(data, batch_size)
+    workers = -(-config.workers // process.local_world_size)
+    shared = {"workers": workers, "seed": seed, "process": process}
+    if isinstance(data, ListData):
+        return (
+            WorkersLoader(data.train, batch_size, order=order, **shared),
+            WorkersLoader(data.test, batch_size, train=False, **shared),
+        )
+    return long_tail.make_loaders(
+        data,
+        loader=config.loader,
+        batch_size=batch_size,
+        test_batch_size=batch_size,
+        order=order,
+        **shared,
+    )
+
+
+def _class_aware(data: long_tail.LongTailed | ListData, batch_size: int) -> Order:
+    """MiSLAS stops the class-aware order, max(n) * C images long, after ceil(N / B) + 1 batches."""
+    targets, counts = data.train.targets, data.cls_num_list
+    batches = -(-len(targets) // batch_size) + 1
+    length = min(max(counts) * len(counts), batches * batch_size)
+
+    def order(generator: torch.Generator) -> torch.Tensor:
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        return torch.from_numpy(class_aware_order(targets, NUM_SAMPLES_CLS, rng, length))
+
+    return order

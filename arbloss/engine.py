@@ -1,0 +1,220 @@
+"""The criterion, one training epoch and one evaluation, of both stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from arbloss.diagnostic import attraction_repulsion
+from arbloss.losses import (
+    ARBFocalLoss,
+    ARBLoss,
+    LabelAwareSmoothing,
+    WARBLoss,
+    batch_class_counts,
+)
+from arbloss.mixup import mixup_criterion, mixup_data
+from common.evaluation import Tally, accuracy, group_means
+from common.launch import (
+    FiniteGuard,
+    Process,
+    all_reduce_sum,
+    autocast,
+    sync_buffers,
+    unwrap,
+)
+from common.logs import AverageMeter, Progress, TextLog
+
+FIELDS = (("Time", "6.3f"), ("Loss", ".3f"), ("Acc@1", "6.3f"), ("Acc@5", "6.3f"))
+Say = Callable[..., None]  # a line, and optionally the function that shows it
+
+
+def build_criterion(config: CfgNode, stage: int, cls_num_list: Sequence[int]) -> nn.Module:
+    """The training criterion of a stage: the first that the keys name.
+
+    Every label of a batch is counted (``class_counter``), so the losses need not check it.
+    """
+    if stage == 1 and config.LAS:
+        return LabelAwareSmoothing(cls_num_list, config.smooth_head, config.smooth_tail)
+    if config.arbloss:
+        return ARBLoss(validate=False)
+    if stage == 1:
+        return nn.CrossEntropyLoss()
+    if config.arbloss_fl:
+        return ARBFocalLoss(validate=False)
+    if config.warbloss:
+        return WARBLoss(ugcc=config.arb_loss_use_global_class_cnt, validate=False)
+    return LabelAwareSmoothing(cls_num_list, config.smooth_head, config.smooth_tail)
+
+
+def class_counter(
+    config: CfgNode, stage: int, cls_num_list: Sequence[int], device: torch.device
+) -> Callable[[Tensor], Tensor] | None:
+    """Labels (B,) -> the class counts (C,) that the criterion takes; None if it takes none.
+
+    With ``arb_loss_use_global_class_cnt`` those of the training set, else those of the labels, in
+    each process for itself.
+    """
+    if not (config.arbloss or (stage == 2 and (config.arbloss_fl or config.warbloss))):
+        return None
+    if config.arb_loss_use_global_class_cnt:
+        class_cnt = torch.tensor(cls_num_list, dtype=torch.float32, device=device)
+        return lambda target: class_cnt
+    return lambda target: batch_class_counts(target, config.num_classes)
+
+
+def train_one_epoch(
+    network: nn.Module,
+    loader: Iterable,
+    criterion: nn.Module,
+    count: Callable[[Tensor], Tensor] | None,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    config: CfgNode,
+    process: Process,
+    say: Say,
+) -> tuple[dict[str, float], Tensor | None]:
+    """Train on every batch once.
+
+    Args:
+        criterion: called with logits and labels, and class counts if there is ``count``.
+        count: see ``class_counter``; it sees the un-mixed labels.
+
+    Returns: the epoch's means {"train_loss", "train_top1", "train_top5"}; and with
+        ``config.diagnostic`` the mean over batches of ``attraction_repulsion``, (C, C).
+    """
+    meters = batch_time, losses, top1, top5 = [AverageMeter() for _ in FIELDS]
+    lr = optimizer.param_groups[0]["lr"]
+    guard = FiniteGuard()
+    bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
+    norms = None
+    network.train()
+    end = time.perf_counter()
+    for step, (images, target, _) in enumerate(loader):
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        counts = None if count is None else count(target)
+        if config.mixup:
+            images, y_a, y_b, lam = mixup_data(images, target, config.alpha)
+        with autocast(process.device, config.amp):
+            logits, features = network(images)
+        if config.mixup:
+            loss = mixup_criterion(criterion, logits, y_a, y_b, lam, counts)
+        elif count is None:
+            loss = criterion(logits, target)
+        else:
+            loss = criterion(logits, target, counts)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+        if config.diagnostic:
+            matrix = attraction_repulsion(logits, features, target, counts)
+            norms = matrix if norms is None else norms.add_(matrix)
+
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        losses.update(loss, len(target))
+        top1.update(acc1, len(target))
+        top5.update(acc5, len(target))
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+        batch_time.update(time.perf_counter() - end)
+        end = time.perf_counter()
+        bar.step()
+        if step % config.print_freq == 0:
+            say(progress_line(f"Epoch: [{epoch}]", step, len(loader), meters), bar.line)
+    guard.close()
+    bar.close()
+    for meter in (losses, top1, top5):
+        meter.reduce(process.device)
+    if norms is not None:
+        all_reduce_sum(norms)
+        norms /= len(loader) * process.world_size
+    return {"train_loss": losses.avg, "train_top1": top1.avg, "train_top5": top5.avg}, norms
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module, loader: Iterable, config: CfgNode, process: Process, say: Say
+) -> Tally:
+    """Evaluate with cross entropy on every test image once; counts of all processes."""
+    meters = batch_time, losses, top1, top5 = [AverageMeter() for _ in FIELDS]
+    sync_buffers(network)
+    network = unwrap(network).eval()
+    tally = Tally(config.num_classes, process.device)
+    end = time.perf_counter()
+    for step, (images, target, _) in enumerate(loader):
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, config.amp):
+            logits, _ = network(images)
+        loss = nn.functional.cross_entropy(logits.float(), target)
+        tally.update(logits, target, loss)
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        losses.update(loss, len(target))
+        top1.update(acc1, len(target))
+        top5.update(acc5, len(target))
+        batch_time.update(time.perf_counter() - end)
+        end = time.perf_counter()
+        if step % config.print_freq == 0:
+            say(progress_line("Eval: ", step, len(loader), meters))
+    tally.reduce()
+    return tally
+
+
+def progress_line(prefix: str, batch: int, num_batches: int, meters: Sequence[AverageMeter]) -> str:
+    """``prefix[batch/num_batches]``, then ``name value (average)`` of each of ``FIELDS``."""
+    fields = [f"{prefix}[{batch:{len(str(num_batches))}}/{num_batches}]"]
+    for (name, spec), meter in zip(FIELDS, meters, strict=False):
+        fields.append(f"{name} {meter.val:{spec}} ({meter.avg:{spec}})")
+    return "\t".join(fields)
+
+
+def group_ranges(config: CfgNode) -> dict[str, list[int]]:
+    """The configuration's groups of classes, half-open ranges of labels."""
+    return {
+        "head": config.head_class_idx,
+        "med": config.med_class_idx,
+        "tail": config.tail_class_idx,
+    }
+
+
+def results(tally: Tally, cls_num_list: Sequence[int], config: CfgNode) -> dict:
+    """``Tally.result``, and the mean class accuracy in percent of the configuration's groups."""
+    result = tally.result(cls_num_list)
+    cls_acc = [100 * accuracy for accuracy in result["cls_acc"]]
+    return result | group_means(cls_acc, group_ranges(config))
+
+
+def result_lines(result: dict, tally: Tally, config: CfgNode) -> list[str]:
+    """The original's two lines after an evaluation; groups with their correct and total images."""
+
+    def group(name: str) -> str:
+        first, end = group_ranges(config)[name]
+        correct, total = int(tally.correct[first:end].sum()), int(tally.total[first:end].sum())
+        return f"{result[name]:.3f} ({correct}/{total})"
+
+    return [
+        f"* Acc@1 {result['top1']:.3f}; Acc@5 {result['top5']:.3f}; many: {group('head')}; "
+        f"median {group('med')}; low {group('tail')}.",
+        f"* ECE   {result['ece']:.3f}%.",
+    ]
+
+
+def log_line(
+    log: TextLog, process: Process, text: str, show: Callable[[str], None] = print
+) -> None:
+    """Show a line and append it, with the time, to the run's log (process 0 alone)."""
+    if process.is_main:
+        show(text)
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Accuracy, calibration and reliability diagram of a checkpoint of either stage.
+
+    python eval.py --cfg ./config/cifar10/cifar10_imb001_stage1_mixup.yaml \
+        resume saved/cifar10_imb001_stage1_mixup_202401010000/ckps/model_best.pth.tar
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
+
+from arbloss import opts, runs
+from arbloss.data import load_data, make_loaders
+from arbloss.engine import evaluate, log_line, result_lines, results
+from arbloss.models import Network
+from arbloss.reliability import calibration, draw_reliability_diagram
+from common import checkpoint, launch
+from common.launch import UsageError
+from common.logs import TextLog, prepare_folders, write_json
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Run the program; returns the figures."""
+    args, config = opts.parse_args("MiSLAS evaluation", argv)
+    opts.check(config)
+    if not config.resume:
+        raise UsageError("name the checkpoint to evaluate: resume CHECKPOINT")
+    process, notes = runs.start_process(config, args.local_rank)
+    state = checkpoint.load(config.resume)
+    data = load_data(config)
+    _, test_loader = make_loaders(
+        data, config, batch_size=config.batch_size, seed=0, process=process
+    )
+
+    network = Network(
+        config.backbone,
+        config.num_classes,
+        places=config.dataset == "places",
+        stage=2 if "state_dict_lws_model" in state else 1,
+    )
+    runs.load_parts(network, state, config.resume)
+    network = network.to(process.device)
+
+    stem = opts.stem(args.cfg)
+    folder = launch.broadcast_object(runs.new_folder(stem)) / config.log_dir
+    if process.is_main:
+        prepare_folders(folder)
+    log = TextLog(folder / f"{stem}.txt" if process.is_main else None)
+    say = partial(log_line, log, process)
+    for note in (*notes, f"=> loaded checkpoint '{config.resume}' (epoch {state.get('epoch')})"):
+        say(note)
+    tally = evaluate(network, test_loader, config, process, say)
+    figures = results(tally, data.cls_num_list, config)
+    for line in result_lines(figures, tally, config):
+        say(line)
+    if process.is_main:
+        write_json(folder / "eval.json", figures | {"calibration": calibration(tally.bins)})
+        draw_reliability_diagram(tally.bins, folder / "reliability.png", config.resume)
+    log.close()
+    return figures
+
+
+if __name__ == "__main__":
+    launch.run(main)
