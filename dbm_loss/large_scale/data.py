@@ -112,13 +112,15 @@ class LargeScale:
         return len(self.cls_num_list)
 
 
-def load_data(args: Namespace) -> LargeScale:
+def load_data(args: Namespace, train_views: Sequence[T.Compose] | None = None) -> LargeScale:
     """Open what ``--dataset``, ``--root``, ``--list_dir``, ``--fake_data`` say; no pixel is read.
 
+    Args:
+        train_views: recipes of a training image; None: those of ``--loss_fn``.
     Raises:
         UsageError: lists, images or classes missing; not ``--num_classes`` of them.
     """
-    train_views = Views([to_bytes(view) for view in train_recipes(args.loss_fn)])
+    train_views = Views([to_bytes(v) for v in train_views or train_recipes(args.loss_fn)])
     test_view = Views([to_bytes(recipes.imagenet_eval())])
     if args.fake_data:
         data = _fake(args, train_views, test_view)
@@ -165,12 +167,12 @@ def _folder(args: Namespace, train_views: Views, test_view: Views) -> LargeScale
     layout = "expected DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/*"
     splits = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
     if len(splits) < 2 or splits[0].name != "train":
-        raise UsageError(f"--root {root}: {layout}")
+        raise UsageError(f"{root}: {layout}")
     try:
         train = tv.ImageFolder(str(splits[0]), train_views, loader=_read)
         test = tv.ImageFolder(str(splits[1]), test_view, loader=_read)
     except FileNotFoundError as error:
-        raise UsageError(f"--root {root}: {error}; {layout}") from None
+        raise UsageError(f"{root}: {error}; {layout}") from None
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
         raise UsageError(f"{splits[1]}: other classes than in train/ (differs in {odd!r})")
@@ -240,22 +242,29 @@ def on_device(
     """
     mean, std = MEAN_STD[args.dataset]
 
-    def prepare(views: Sequence[torch.Tensor], target: torch.Tensor) -> tuple:
+    def prepare(views: Sequence[torch.Tensor], target: torch.Tensor, _: torch.Tensor) -> tuple:
         pixels = torch.cat([view.to(device, non_blocking=True) for view in views])
         if args.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return batch.normalize(pixels, mean, std), target.to(device, non_blocking=True)
 
+    yield from prefetch(loader, prepare, device)
+
+
+def prefetch(
+    loader: WorkersLoader, prepare: Callable[..., tuple[torch.Tensor, ...]], device: torch.device
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """``prepare(*batch)`` of each batch; on a GPU one batch ahead, on a stream of its own."""
     if device.type != "cuda":
-        for views, target, _ in loader:
-            yield prepare(views, target)
+        for loaded in loader:
+            yield prepare(*loaded)
         return
     copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     ahead = None
-    for views, target, _ in loader:
+    for loaded in loader:
         ready = ahead
         with torch.cuda.stream(copying):
-            ahead = prepare(views, target)
+            ahead = prepare(*loaded)
         if ready is not None:
             yield ready
         computing.wait_stream(copying)
