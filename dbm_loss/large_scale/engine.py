@@ -16,8 +16,8 @@ from common.run import Record
 from common.seeds import seed_everything
 from datasets.augment.cutmix import cutmix
 from datasets.loaders import WorkersLoader
+from dbm_loss.gather import gather_batch
 from dbm_loss.large_scale.data import on_device
-from dbm_loss.large_scale.gather import gather_batch
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy
 from dbm_loss.margin import DBMargin
 

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from common.flags import add_run_flags
 from common.launch import UsageError
 from common.schedules import unreached
 from dbm_loss.large_scale.models import ARCHITECTURES
@@ -132,7 +133,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--tau", type=float, default=1.0, help="exponent of the class margin")
     add("--lambda_inst", type=float, default=1.0, help="weight of the instance margin")
 
-    ours = parser.add_argument_group("added by this repository").add_argument
+    add_run_flags(parser, loader=False, image_size=False)
+    ours = parser.add_argument_group("also added").add_argument
     ours("--list_dir", help="folder of the list files, if they are not under --root or config/")
     ours("--eval_list", help="list file to evaluate on, instead of the original's test list")
     ours(
@@ -143,23 +145,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="N generated images instead of data, to try a set-up or a speed",
     )
     ours(
-        "--amp",
-        default="none",
-        choices=["none", "bf16", "fp16"],
-        help="mixed precision of the forward pass (default: none, float32)",
-    )
-    ours("--channels_last", action="store_true", help="channels-last memory format (often faster)")
-    ours(
         "--save_every",
         type=int,
         default=0,
         metavar="N",
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)",
-    )
-    ours(
-        "--stretch_schedule",
-        action="store_true",
-        help="scale the schedule, made for the published number of epochs, to --epochs",
     )
     ours("--evaluate", action="store_true", help="evaluate the checkpoint of --resume and stop")
     return parser

@@ -7,6 +7,7 @@ import torch
 from dbm_loss.large_scale.models import ARCHITECTURES, BCLModel, build_model
 from dbm_loss.losses import BCLLoss
 from dbm_loss.margin import DBMargin
+from tests.unit import fill_rules
 
 
 @pytest.fixture(scope="module")
@@ -14,23 +15,9 @@ def g(golden):
     return golden("dbm_loss_large_scale")
 
 
-def fill(model: torch.nn.Module, seed: int) -> None:
-    """Weights by the golden numbers' rule: drawn in state-dict order, by kind of entry."""
-    rng = np.random.RandomState(seed)
-    for key, value in model.state_dict().items():
-        if not value.is_floating_point():
-            value.zero_()
-            continue
-        shape = tuple(value.shape)
-        if key.endswith("running_var"):
-            drawn = 0.5 + rng.rand(*shape)
-        elif key.endswith(("running_mean", "bias")):
-            drawn = 0.1 * rng.randn(*shape)
-        elif len(shape) == 1:
-            drawn = 0.5 + rng.rand(*shape)
-        else:
-            drawn = rng.randn(*shape) * np.sqrt(1 / np.prod(shape[1:]))
-        value.copy_(torch.from_numpy(drawn.astype(np.float32)))
+def fill(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Weights by the golden numbers' rule, drawn in float64 and rounded to float32."""
+    return fill_rules.fill(model, seed, fill_rules.dbm_loss_imagenet, through=np.float32)
 
 
 @pytest.mark.parametrize("case", ["resnet50_1000", "resnext50_1000", "resnet50_8142"])

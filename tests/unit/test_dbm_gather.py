@@ -1,4 +1,4 @@
-"""dbm_loss.large_scale.gather: two processes with half the batch each are one with all of it."""
+"""dbm_loss.gather: two processes with half the batch each are one with all of it."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dbm_loss.large_scale.gather import gather_batch
+from dbm_loss.gather import gather_batch
 from dbm_loss.losses import BCLLoss
 from dbm_loss.margin import DBMargin
 
