@@ -76,9 +76,9 @@ def rotate(
 
 
 def posterize(image: Image.Image, value: float) -> Image.Image:
-    """Keep the upper ``int(value)`` bits, 0 to 8."""
-    bits = int(value)
-    return image.copy() if bits >= 8 else ImageOps.posterize(image, bits)
+    """Keep the upper ``int(value)`` bits, 0 to 8 (``ImageOps.posterize`` refuses 0)."""
+    mask = 256 - 2 ** (8 - int(value))
+    return image.point([level & mask for level in range(256)] * len(image.getbands()))
 
 
 def solarize(image: Image.Image, value: float) -> Image.Image:

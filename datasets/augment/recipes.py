@@ -20,7 +20,7 @@ Triple = tuple[float, float, float]
 
 
 def cifar_train(*, size: int = 32, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
-    """Random crop of 32 after zero padding by 4, flip, normalise: the baseline on CIFAR."""
+    """Random crop of ``size`` after zero padding by 4, flip, normalise: the CIFAR baseline."""
     return T.Compose(
         [
             T.RandomCrop(size, padding=4),
@@ -71,10 +71,11 @@ def view_a(
     *,
     aug_type: str = "none",
     cutout: bool = False,
+    size: int = 32,
     mean: Triple = CIFAR_MEAN,
     std: Triple = CIFAR_STD,
 ) -> T.Compose:
-    """Classification view of 32 pixels: crop, flip, the named policy, optionally Cutout(16).
+    """Classification view of CIFAR: crop, flip, the named policy, optionally Cutout(16).
 
     The policy sees the PIL image; Cutout comes before the normalisation, so its hole is black.
     Names of policies: ``datasets.augment.policies.POLICY_NAMES``.
@@ -82,7 +83,7 @@ def view_a(
     policy = policy_from_name(aug_type)
     return T.Compose(
         [
-            T.RandomCrop(32, padding=4),
+            T.RandomCrop(size, padding=4),
             T.RandomHorizontalFlip(),
             *([policy] if policy else []),
             T.ToTensor(),
@@ -92,11 +93,11 @@ def view_a(
     )
 
 
-def view_s(*, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
-    """Contrastive view of 32 pixels (SimCLR): resized crop, flip, jitter, greyscale, blur."""
+def view_s(*, size: int = 32, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
+    """Contrastive view of CIFAR (SimCLR): resized crop, flip, jitter, greyscale, blur."""
     return T.Compose(
         [
-            T.RandomResizedCrop(32, scale=(0.2, 1.0)),
+            T.RandomResizedCrop(size, scale=(0.2, 1.0)),
             T.RandomHorizontalFlip(),
             T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             T.RandomGrayscale(p=0.2),
