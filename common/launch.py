@@ -71,19 +71,19 @@ def _say(message: object) -> None:
         print(f"{name}: error: {message}", file=sys.stderr, flush=True)
 
 
-def start(gpu: int | None = None, backend: str | None = None) -> Process:
+def start(gpu: int | None = None, backend: str | None = None, *, use_cuda: bool = True) -> Process:
     """Choose the device and, where a launcher started us, join the other processes.
 
     Under ``torchrun`` or ``torch.distributed.launch`` (``WORLD_SIZE`` is set) each process takes
     the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
     GPU to use; None means the first GPU, or the CPU where there is none. ``backend`` replaces NCCL
-    on GPUs.
+    on GPUs; without ``use_cuda`` everything runs on the CPU.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        on_gpu = torch.cuda.device_count() >= local_world_size
+        on_gpu = use_cuda and torch.cuda.device_count() >= local_world_size
         device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
         if on_gpu:
             torch.cuda.set_device(device)
@@ -91,7 +91,7 @@ def start(gpu: int | None = None, backend: str | None = None) -> Process:
             dist.init_process_group((backend or "nccl") if on_gpu else "gloo")
         rank = int(os.environ["RANK"])
         return Process(device, rank, world_size, local_rank, local_world_size)
-    return Process(_pick_device(gpu))
+    return Process(_pick_device(gpu) if use_cuda else torch.device("cpu"))
 
 
 def _pick_device(gpu: int | None) -> torch.device:

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ def write_report(
     confusion: torch.Tensor | None = None,
     class_names: Sequence[str] | None = None,
     settings: dict | None = None,
+    split: str = "test",
     **facts: object,
 ) -> None:
     """Write ``report.json``, ``metrics.csv``, ``per_class.png``, ``confusion.png``, ``curves.png``.
@@ -54,6 +55,7 @@ def write_report(
         cls_num_list: training images per class.
         confusion: (C, C) counts of the last epoch, rows true.
         settings: the parsed flags. ``facts``: anything else worth keeping, as JSON-able values.
+        split: what the history was evaluated on.
     """
     folder = Path(folder)
     final = history[-1]
@@ -63,7 +65,7 @@ def write_report(
         {
             "final": final,
             "best": best,
-            "note": "best is chosen on the test set, as in the papers; final is the last epoch",
+            "note": f"best is chosen on the {split} set, as in the papers; final is the last epoch",
             "epochs": len(history),
             "wall_time_s": sum(row.get("epoch_s", 0.0) for row in history),
             "cls_num_list": list(cls_num_list),
@@ -73,10 +75,17 @@ def write_report(
             **facts,
         },
     )
-    _picture(folder / "curves.png", _draw_curves, history)
-    _picture(folder / "per_class.png", _draw_per_class, final["cls_acc"], cls_num_list, class_names)
+    picture(folder / "curves.png", _draw_curves, history, split)
+    picture(
+        folder / "per_class.png",
+        _draw_per_class,
+        final["cls_acc"],
+        cls_num_list,
+        class_names,
+        split,
+    )
     if confusion is not None:
-        _picture(folder / "confusion.png", _draw_confusion, confusion.cpu().numpy(), class_names)
+        picture(folder / "confusion.png", _draw_confusion, confusion.cpu().numpy(), class_names)
 
 
 def versions() -> dict[str, str]:
@@ -101,8 +110,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _picture(path: Path, draw, *args) -> None:
-    """Draw on a fresh figure without touching pyplot's global state or needing a display."""
+def picture(path: Path, draw: Callable, *args: object) -> None:
+    """Save what ``draw(figure, *args)`` draws as PNG; needs no display and no pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,17 +124,17 @@ def _picture(path: Path, draw, *args) -> None:
         file.write(image.getvalue())
 
 
-def _draw_curves(figure, history: Sequence[dict]) -> None:
+def _draw_curves(figure, history: Sequence[dict], split: str) -> None:
     frame = pd.DataFrame(history)
     left, right = figure.subplots(1, 2)
-    for column, label in (("train_loss", "train"), ("loss", "test")):
+    for column, label in (("train_loss", "train"), ("loss", split)):
         if column in frame:
             left.plot(frame["epoch"], frame[column], label=label)
     left.set(xlabel="epoch", ylabel="loss", yscale="log" if _spread(frame) else "linear")
     left.legend()
     for column, label in (
-        ("train_top1", "train"), ("top1", "test"), ("many", "test, many"),
-        ("medium", "test, medium"), ("few", "test, few"),
+        ("train_top1", "train"), ("top1", split), ("many", f"{split}, many"),
+        ("medium", f"{split}, medium"), ("few", f"{split}, few"),
     ):  # fmt: skip
         if column in frame and frame[column].notna().any():
             right.plot(frame["epoch"], frame[column], label=label)
@@ -141,14 +150,18 @@ def _spread(frame: pd.DataFrame) -> bool:
 
 
 def _draw_per_class(
-    figure, cls_acc: Sequence[float], cls_num_list: Sequence[int], names: Sequence[str] | None
+    figure,
+    cls_acc: Sequence[float],
+    cls_num_list: Sequence[int],
+    names: Sequence[str] | None,
+    split: str,
 ) -> None:
     order = np.argsort(-np.asarray(cls_num_list), kind="stable")
     accuracy = np.asarray(cls_acc, dtype=float)[order] * 100
     counts = np.asarray(cls_num_list)[order]
     axes = figure.subplots()
     axes.bar(np.arange(len(order)), accuracy, width=1.0 if len(order) > 30 else 0.8)
-    axes.set(ylabel="test accuracy of the class (%)", ylim=(0, 100))
+    axes.set(ylabel=f"{split} accuracy of the class (%)", ylim=(0, 100))
     axes.set_xlabel("class, most training images first")
     if len(order) <= 30 and names is not None:
         axes.set_xticks(np.arange(len(order)), [names[i] for i in order], rotation=45, ha="right")

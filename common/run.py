@@ -27,6 +27,8 @@ class Record:
         settings: the parsed flags, stored with the checkpoint and compared on resume.
         latest, best: checkpoint file names.
         text_logs: names of the original's text logs, written by ``log[name].write``.
+        events: folder of the tensorboard events within ``log_dir``.
+        split, score: what the history is evaluated on, and the figure that chooses the best.
 
     Attributes:
         history: one dictionary per finished epoch. best_row: the best of them, or None.
@@ -43,6 +45,9 @@ class Record:
         latest: str = "ckpt.pth.tar",
         best: str = "ckpt.best.pth.tar",
         text_logs: Sequence[str] = (),
+        events: str = "",
+        split: str = "test",
+        score: str = "top1",
     ) -> None:
         self.log_dir, self.model_dir = Path(log_dir), Path(model_dir)
         self.latest, self.best = self.model_dir / latest, self.model_dir / best
@@ -51,7 +56,9 @@ class Record:
         self.history: list[dict] = []
         self.best_row: dict | None = None
         self.seed: int | None = None
+        self.split, self.score = split, score
         self._text_logs = text_logs
+        self._events = self.log_dir / events
         self._offsets: dict[str, int] = {}
         if process.is_main:
             logs.prepare_folders(self.log_dir, self.model_dir)
@@ -102,12 +109,12 @@ class Record:
         }
         self.writer = None
         if writes:
-            self.writer = logs.tensorboard(self.log_dir, start_epoch=len(self.history))
+            self.writer = logs.tensorboard(self._events, start_epoch=len(self.history))
 
     @property
     def best_score(self) -> float:
-        """Best top-1 so far, 0 before the first epoch."""
-        return self.best_row["top1"] if self.best_row else 0.0
+        """Best score so far, 0 before the first epoch."""
+        return self.best_row[self.score] if self.best_row else 0.0
 
     def end_epoch(self, row: dict, *, is_best: bool) -> None:
         """Append a finished epoch to the history and rewrite metrics.csv."""
@@ -141,12 +148,14 @@ class Record:
                 cls_num_list=cls_num_list,
                 settings=self.settings,
                 seed=self.seed,
+                split=self.split,
                 **facts,
             )
             final, best = self.history[-1], self.best_row
+            name = "top-1" if self.score == "top1" else self.score
             print(
-                f"last epoch {final['epoch']}: top-1 {final['top1']:.3f}; "
-                f"best on the test set, epoch {best['epoch']}: {best['top1']:.3f}; "
+                f"last epoch {final['epoch']}: {name} {final[self.score]:.3f}; "
+                f"best on the {self.split} set, epoch {best['epoch']}: {best[self.score]:.3f}; "
                 f"report in {self.log_dir}",
                 flush=True,
             )
