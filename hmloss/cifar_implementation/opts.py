@@ -1,0 +1,99 @@
+"""Flags of ``train_cifar.py``: the original's under all their spellings, then ours."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from common.flags import add_run_flags
+from common.models import resnet, resnet_cifar
+from hmloss import flags
+from hmloss.schedule import Schedule
+
+ARCHS = {
+    f"resnet{depth}": getattr(module, f"resnet{depth}")
+    for module, depths in (
+        (resnet_cifar, (20, 32, 44, 56, 110, 1202)),
+        (resnet, (10, 18, 34, 50, 101, 152)),
+    )
+    for depth in depths
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Hard mining loss on long-tailed CIFAR")
+    add = parser.add_argument
+    add(
+        "--dataset",
+        "--dataset_name",
+        default="cifar10",
+        choices=["cifar10", "cifar100", "digits", "imagefolder"],
+        help="data set (default: cifar10)",
+    )
+    add(
+        "--imb_type",
+        default="exp",
+        choices=["exp", "step", "both", "none"],
+        help="long tail, two steps, one after the other, or the data as it is (default: exp)",
+    )
+    add(
+        "--imb_ratio_list",
+        "--ir_list",
+        "--imb_ratio",
+        type=float,
+        nargs="+",
+        default=None,
+        metavar="R",
+        dest="ir_list",
+        help='smallest class / largest class, 0 < r <= 1, one or more: 0.02 is "ratio 50" '
+        "(default: --imb_factor, or 0.01)",
+    )
+    add("--imb_factor", type=float, default=None, metavar="R", help="the same for a single ratio")
+    add("--rand_number", type=int, default=0, help="seed of the choice of the subset (default: 0)")
+    flags.add_training_flags(
+        parser, arch="resnet32", archs=ARCHS, loss_type="CE", batch_size=128, num_runs=10
+    )
+    add_run_flags(parser)
+    flags.add_our_flags(parser, gamma=0.0)
+    parser.add_argument(
+        "--root", default="./data", metavar="DIR", help="folder of the data set (default: ./data)"
+    )
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Schedule]:
+    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+
+    Returns: the flags, ``ir_list`` a list and ``start_hm_epoch`` filled in; the schedule, stretched
+    if asked for.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.ir_list is None:
+        args.ir_list = [0.01 if args.imb_factor is None else args.imb_factor]
+    for ratio in args.ir_list:
+        if not 0 < ratio <= 1:
+            parser.error(f"--imb_ratio {ratio}: smallest / largest class, 0 < r <= 1")
+    flags.check_least(parser, ("--image_size", args.image_size, 8))
+    return args, flags.check(parser, args, Schedule())
+
+
+def imb_types(imb_type: str) -> list[str]:
+    """The imbalance types that ``--imb_type`` names, in the order in which they run."""
+    return ["exp", "step"] if imb_type == "both" else [imb_type]
+
+
+def store_name(args: argparse.Namespace, imb_type: str, ratio: float) -> str:
+    """Name of a group of runs, as the original builds it."""
+    parts = [args.dataset, imb_type, str(ratio), args.arch, args.loss_type]
+    parts += ["W", args.weighting_type]
+    if "HML" in args.loss_type:
+        parts += ["D", str(args.delta)]
+    return "_".join(parts)
+
+
+def run_name(args: argparse.Namespace, store: str, run: int) -> str:
+    """Folder of one run; the original's other losses name no run, so that only one keeps it."""
+    if "HML" in args.loss_type or args.num_runs > 1:
+        return f"{store}_run{run}"
+    return store

@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Hard mining loss on long-tailed CIFAR-10/100, the embedded digits, or a folder of images.
+
+    python train_cifar.py --loss_function 'HML' --weighting_type CS --dataset_name 'cifar100' \
+        --imb_type 'exp' --imb_ratio 0.02 --gpu 0
+
+Ten runs of 200 epochs, ResNet-32; --num_runs says how many. The paper's figures are not public.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+
+from common import launch, seeds
+from common.run import Record
+from datasets.long_tail import load_long_tailed, make_loaders, require_images
+from hmloss import flags, runs
+from hmloss.cifar_implementation import opts
+from hmloss.worker import train_run
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict] | None:
+    """Run the program; returns a row of figures per run (None if child processes did the work)."""
+    args, schedule = opts.parse_args(argv)
+    if launch.fan_out(main, argv, args.gpu):
+        return None
+    process = launch.start(args.gpu)
+    say = print if process.is_main else lambda *_, **__: None
+    for note in flags.notes(args, schedule):
+        say(note, flush=True)
+    seeds.set_kernels(process.device, deterministic=args.seed is not None)
+
+    groups = [(r, t) for r in args.ir_list for t in opts.imb_types(args.imb_type)]
+    names = [
+        opts.run_name(args, opts.store_name(args, imb_type, ratio), run)
+        for ratio, imb_type in groups
+        for run in range(args.num_runs)
+    ]
+    resume = runs.resume_flags(
+        args.resume, [Path(args.path_model) / name / "ckpt.pth.tar" for name in names]
+    )
+    first_seed = None
+    rows = []
+    for group, (ratio, imb_type) in enumerate(groups):
+        # Data: a long-tailed training set, the same in all runs, and the whole test set.
+        data = load_long_tailed(
+            args.dataset,
+            args.root,
+            imb_type=imb_type,
+            imb_factor=ratio,
+            rand_number=args.rand_number,
+            image_size=args.image_size,
+        )
+        if args.weighting_type != "None":
+            require_images(data.cls_num_list, f"--weighting_type {args.weighting_type}")
+        if args.loss_type == "LDAM":
+            require_images(data.cls_num_list, "--loss_type LDAM")
+        say("cls num list:", flush=True)
+        say(data.cls_num_list, flush=True)
+
+        group_rows = []
+        for run in range(args.num_runs):
+            index = group * args.num_runs + run
+            args.store_name, args.resume = names[index], resume[index]
+            args.cls_num_list = data.cls_num_list
+            record = Record(
+                Path(args.path_history) / args.store_name,
+                Path(args.path_model) / args.store_name,
+                process,
+                vars(args),
+                text_logs=("train_history.csv", "test_history.csv"),
+            )
+            state = record.resume(args.resume)
+            seed = runs.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
+            first_seed = seed - run
+            loaders = make_loaders(
+                data,
+                loader=args.loader,
+                batch_size=args.batch_size,
+                test_batch_size=100,
+                workers=args.workers,
+                seed=seed,
+                process=process,
+            )
+            figures = train_run(
+                args,
+                schedule,
+                record,
+                state,
+                seed,
+                opts.ARCHS[args.arch],
+                loaders,
+                data.cls_num_list,
+                process,
+                data.facts,
+            )
+            if args.evaluate:
+                return [figures]
+            group_rows.append({"run": run, "seed": seed, **figures})
+            if process.is_main:
+                store = opts.store_name(args, imb_type, ratio)
+                runs.write_summary(Path(args.path_history) / f"{store}_summary.csv", group_rows)
+        say(runs.summary_line(group_rows, ("best_top1", "top1", "many", "medium", "few")))
+        rows += group_rows
+    return rows
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,197 @@
+"""One training epoch and one evaluation of the CIFAR and iNaturalist programs."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.evaluation import Tally, accuracy
+from common.imbalance import effective_number_weights, inverse_frequency_weights
+from common.launch import FiniteGuard, Process, autocast, sync_buffers, unwrap
+from common.logs import AverageMeter, Progress
+from common.run import Record
+from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
+
+
+def class_weights(weighting_type: str, cls_num_list: Sequence[int]) -> Tensor | None:
+    """Class weights (C,) float32, which sum to C.
+
+    ``CS`` (cost-sensitive) is 1/n_c, ``CB`` (class-balanced) one over the effective number of
+    images with β = 0.9999, ``None`` none.
+    """
+    if weighting_type == "None":
+        return None
+    weigh = {"CS": inverse_frequency_weights, "CB": effective_number_weights}[weighting_type]
+    return torch.from_numpy(weigh(cls_num_list)).float()
+
+
+def build_criterion(args: Namespace, cls_num_list: Sequence[int], hml_stage: bool) -> nn.Module:
+    """The criterion of a stage, for training and validation alike.
+
+    The class weights act throughout with CE, Focal and LDAM, but only in the second stage with
+    HML: deferred re-weighting.
+    """
+    weight = class_weights(args.weighting_type, cls_num_list)
+    if args.loss_type == "CE":
+        return CELoss(weight)
+    if args.loss_type == "Focal":
+        return FocalLoss(weight, args.gamma)
+    if args.loss_type == "LDAM":
+        return LDAMLoss(cls_num_list, max_m=0.5, weight=weight, s=30)
+    if args.loss_type == "HML2":  # the class's δ of 1e10 in both stages, whatever --delta says
+        return HMLoss(weight) if hml_stage else HMLoss()
+    return HMLoss(weight, args.delta) if hml_stage else CELoss()
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    args: Namespace,
+    process: Process,
+    record: Record,
+) -> dict[str, float]:
+    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}."""
+    batch_time, data_time = AverageMeter(), AverageMeter()
+    losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    lr = optimizer.param_groups[0]["lr"]
+    guard = FiniteGuard()
+    progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
+    model.train()
+    end = time.perf_counter()
+    for step, (images, target, _) in enumerate(loader):
+        data_time.update(time.perf_counter() - end)
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, args.amp):
+            logits = model(images)
+            loss = criterion(logits, target)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        losses.update(loss, len(target))
+        top1.update(acc1, len(target))
+        top5.update(acc5, len(target))
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+        batch_time.update(time.perf_counter() - end)
+        end = time.perf_counter()
+        progress.step()
+        if step % args.print_freq == 0 and process.is_main:
+            # A tenth of the learning rate, as the original prints it; tensorboard and
+            # metrics.csv have the true one.
+            line = (
+                f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr * 0.1:.5f}\t"
+                f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
+                f"Data {data_time.val:.3f} ({data_time.avg:.3f})\t"
+                f"{_losses_and_accuracies(losses, top1, top5)}"
+            )
+            progress.line(line)
+            record.log["train_history.csv"].write(line + "\n")
+    guard.close()
+    progress.close()
+    for meter in (losses, top1, top5):
+        meter.reduce(process.device)
+    return {"train_loss": losses.avg, "train_top1": top1.avg, "train_top5": top5.avg}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader,
+    criterion: nn.Module,
+    num_classes: int,
+    args: Namespace,
+    process: Process,
+) -> Tally:
+    """Evaluate on every test image once, shared among the processes; counts of all of them."""
+    sync_buffers(model)
+    model = unwrap(model).eval()
+    tally = Tally(num_classes, process.device)
+    batch_time, losses, top1, top5 = (AverageMeter() for _ in range(4))
+    end = time.perf_counter()
+    for step, (images, target, _) in enumerate(loader):
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, args.amp):
+            logits = model(images)
+            loss = criterion(logits, target)
+        tally.update(logits, target, loss)
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        losses.update(loss, len(target))
+        top1.update(acc1, len(target))
+        top5.update(acc5, len(target))
+        batch_time.update(time.perf_counter() - end)
+        end = time.perf_counter()
+        if step % args.print_freq == 0 and process.is_main:
+            print(
+                f"Test: [{step}/{len(loader)}]\t"
+                f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
+                f"{_losses_and_accuracies(losses, top1, top5)}",
+                flush=True,
+            )
+    tally.reduce()
+    return tally
+
+
+def _losses_and_accuracies(losses: AverageMeter, top1: AverageMeter, top5: AverageMeter) -> str:
+    return (
+        f"Loss {losses.val:.4f} ({losses.avg:.4f})\t"
+        f"Prec@1 {top1.val:.3f} ({top1.avg:.3f})\t"
+        f"Prec@5 {top5.val:.3f} ({top5.avg:.3f})"
+    )
+
+
+def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
+    """Print and log a finished epoch in the original's words, and write its tensorboard scalars."""
+    if record.writer is None:
+        return
+    text = result_lines(row) + f"Best Prec@1: {best_acc1:.3f}\n"
+    print(text + group_line(row) + "\n", flush=True)
+    record.log["test_history.csv"].write(text + "\n")
+    scalars = {
+        "loss/train": row["train_loss"],
+        "acc/train_top1": row["train_top1"],
+        "acc/train_top5": row["train_top5"],
+        "lr": row["lr"],
+        "loss/test_val": row["loss"],
+        "acc/test_val_top1": row["top1"],
+        "acc/test_val_top5": row["top5"],
+        "acc/test_top1_best": best_acc1,
+    }
+    if len(row["cls_acc"]) <= 100:  # a curve per class helps nobody beyond that
+        scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
+    for tag, value in scalars.items():
+        record.writer.add_scalar(tag, value, row["epoch"])
+
+
+def group_line(result: dict) -> str:
+    """Accuracy of the classes with many (> 100), medium and few (< 20) training images."""
+    return " ".join(f"{name} {result[name]:.3f}" for name in ("many", "medium", "few"))
+
+
+def result_lines(result: dict) -> str:
+    """The original's two lines after a validation; class accuracies as fractions."""
+    cls_acc = np.array2string(
+        np.asarray(result["cls_acc"]), separator=",", formatter={"float_kind": lambda x: f"{x:.3f}"}
+    )
+    return (
+        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
+        f"Loss {result['loss']:.5f}\nval Class Accuracy: {cls_acc}\n"
+    )

@@ -1,0 +1,227 @@
+"""Flags that the CIFAR and iNaturalist programs share, and their checks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Sequence
+
+from common.models import resnet
+from common.schedules import unreached
+from hmloss.schedule import Schedule
+
+WEIGHTINGS = ["None", "CS", "CB"]
+
+
+def add_training_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    arch: str,
+    archs: Collection[str],
+    loss_type: str,
+    batch_size: int,
+    num_runs: int,
+) -> None:
+    """Add the original's flags with this program's defaults."""
+    add = parser.add_argument
+    add(
+        "-a",
+        "--arch",
+        default=arch,
+        choices=sorted(archs),
+        metavar="ARCH",
+        help=f"model, one of {', '.join(sorted(archs))} (default: {arch})",
+    )
+    add(
+        "--loss_type",
+        "--loss_function",
+        default=loss_type,
+        choices=["CE", "Focal", "LDAM", "HML", "HML1", "HML2"],
+        help="HML and HML1: cross-entropy first, then the hard mining loss; HML2: the hard mining "
+        "loss throughout, with a δ of 1e10 whatever --delta says (default: %(default)s)",
+    )
+    add(
+        "--delta",
+        type=int,
+        default=10000,
+        help="δ of HML and HML1: samples with a probability below about 1.2/δ count as outliers "
+        "(default: 10000)",
+    )
+    add(
+        "--weighting_type",
+        default="None",
+        choices=WEIGHTINGS,
+        help="class weights: 1/n (CS) or effective number (CB); with HML in the second stage only",
+    )
+    add(
+        "--start_hm_epoch",
+        type=int,
+        default=None,
+        metavar="N",
+        help="first epoch, from 0, of the second stage (default: 100)",
+    )
+    add(
+        "--num_runs",
+        type=int,
+        default=num_runs,
+        metavar="N",
+        help="trainings, run r with seed --seed + r, and a summary over them (default: "
+        "%(default)s)",
+    )
+    add(
+        "-j",
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="worker processes that load images (default: 4)",
+    )
+    add("--epochs", type=int, default=200, metavar="N", help="epochs (default: 200)")
+    add(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        metavar="N",
+        help="training batch over all GPUs; 100 in validation (default: %(default)s)",
+    )
+    add(
+        "--lr",
+        "--learning-rate",
+        type=float,
+        default=0.1,
+        metavar="LR",
+        dest="lr",
+        help="base learning rate (default: 0.1)",
+    )
+    add("--momentum", type=float, default=0.9, metavar="M", help="SGD momentum (default: 0.9)")
+    add(
+        "--wd",
+        "--weight-decay",
+        type=float,
+        default=2e-4,
+        metavar="W",
+        dest="weight_decay",
+        help="weight decay on all parameters (default: 2e-4)",
+    )
+    add(
+        "-p",
+        "--print_freq",
+        "--print-freq",
+        type=int,
+        default=100,
+        metavar="N",
+        help="a log line every so many batches (default: 100)",
+    )
+    add(
+        "--resume",
+        default="",
+        metavar="PATH",
+        help="checkpoint to go on from; 'auto': the runs' own, as far as there are any",
+    )
+    add("-e", "--evaluate", action="store_true", help="evaluate the --resume checkpoint and stop")
+    add(
+        "--pretrained",
+        action="store_true",
+        help="start from ImageNet weights (not for the CIFAR ResNets)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed everything and use deterministic kernels (default: a random seed, reported)",
+    )
+    add(
+        "--gpu",
+        type=int,
+        default=None,
+        help="use this GPU (default: all GPUs, one process each; the CPU where there is none)",
+    )
+    add("--path_history", default="history", help="folder of the logs (default: history)")
+    add(
+        "--path_model", default="checkpoint", help="folder of the checkpoints (default: checkpoint)"
+    )
+
+
+def add_our_flags(parser: argparse.ArgumentParser, gamma: float) -> None:
+    """Add the flags that the original lacks."""
+    group = parser.add_argument_group("losses and weights")
+    group.add_argument(
+        "--gamma",
+        type=float,
+        default=gamma,
+        help="exponent of the focal loss (default: %(default)s, as in the original)",
+    )
+    group.add_argument(
+        "--weights",
+        default=None,
+        metavar="FILE",
+        help="ImageNet weights from this file instead of a download",
+    )
+
+
+def check(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, schedule: Schedule
+) -> Schedule:
+    """Refuse impossible values with exit code 2; fill in ``start_hm_epoch``.
+
+    Returns: the schedule, stretched if asked for.
+    """
+    check_losses(parser, args)
+    check_least(
+        parser,
+        ("--epochs", args.epochs, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--num_runs", args.num_runs, 1),
+        ("--workers", args.workers, 0),
+        ("--print_freq", args.print_freq, 1),
+    )
+    if args.pretrained and args.arch not in resnet.PRETRAINED and args.weights is None:
+        known = ", ".join(resnet.PRETRAINED)
+        parser.error(f"--pretrained: no ImageNet weights exist for {args.arch}, only for {known}")
+    if args.stretch_schedule:
+        schedule = schedule.stretched(args.epochs)
+    if args.start_hm_epoch is None:
+        args.start_hm_epoch = schedule.start_hm_epoch
+    return schedule
+
+
+def check_losses(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What every program of this folder checks."""
+    if args.delta <= 0:
+        parser.error(f"--delta {args.delta}: must be above 0; outliers lie below 1.2/delta")
+    if args.gamma < 0:
+        parser.error(f"--gamma {args.gamma}: must be at least 0")
+    if args.evaluate and not args.resume:
+        parser.error("--evaluate: name the checkpoint to evaluate with --resume")
+
+
+def check_least(parser: argparse.ArgumentParser, *limits: tuple[str, int, int]) -> None:
+    """Refuse flags, given as (flag, value, smallest value), that are too small."""
+    for flag, value, least in limits:
+        if value < least:
+            parser.error(f"{flag} {value}: must be at least {least}")
+
+
+def loss_notes(args: argparse.Namespace, epochs: int) -> list[str]:
+    """What may surprise about the chosen loss."""
+    found = []
+    if "HML" in args.loss_type and args.start_hm_epoch >= epochs:
+        stage_one = "HML WITHOUT CLASS WEIGHTS" if args.loss_type == "HML2" else "CROSS ENTROPY"
+        found.append(
+            f"WARNING: the second stage of --loss_type {args.loss_type} starts at epoch "
+            f"{args.start_hm_epoch} of {epochs}: THE WHOLE RUN IS {stage_one}. Lower "
+            "--start_hm_epoch or give --stretch_schedule"
+        )
+    if args.loss_type == "HML2" and args.delta != 10000:
+        found.append("note: HML2 has a δ of 1e10; --delta only names its folder")
+    if args.loss_type == "Focal" and args.gamma == 0:
+        found.append("note: the focal loss with γ = 0 is cross-entropy; --gamma changes that")
+    return found
+
+
+def notes(args: argparse.Namespace, schedule: Schedule) -> Sequence[str]:
+    """What the user should know before the run: stages and steps that it never reaches."""
+    found = loss_notes(args, args.epochs)
+    if note := unreached(schedule.milestones, args.epochs):
+        found.append(note)
+    return found
