@@ -64,7 +64,7 @@ _AUTO_AUGMENT_OPS: dict[str, ops.ImageOp] = {
 # name: (operation, value at level 0, value at level 1, negated with probability 1/2)
 Ranges = dict[str, tuple[ops.ImageOp, float, float, bool]]
 
-_SEARCHED_OPS: Ranges = {
+SEARCHED_OPS: Ranges = {
     "ShearX": (ops.shear_x, -0.3, 0.3, True),
     "ShearY": (ops.shear_y, -0.3, 0.3, True),
     "TranslateX": (ops.translate_x_relative, -0.45, 0.45, True),
@@ -82,7 +82,7 @@ _SEARCHED_OPS: Ranges = {
     "Cutout": (ops.cut_rectangle_relative, 0, 0.2, False),
 }
 
-_RAND_AUGMENT_OPS: Ranges = {
+RAND_AUGMENT_OPS: Ranges = {
     "AutoContrast": (ops.auto_contrast, 0, 1, False),
     "Equalize": (ops.equalize, 0, 1, False),
     "Invert": (ops.invert, 0, 1, False),
@@ -159,7 +159,7 @@ class SearchedPolicy:
         for name, probability, level in random.choice(self.table):
             if random.random() > probability:
                 continue
-            image = ranged_op(image, _SEARCHED_OPS, name, level)
+            image = ranged_op(image, SEARCHED_OPS, name, level)
         return image
 
 
@@ -173,8 +173,8 @@ class RandAugment:
         self.n, self.m = n, m
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        for name in random.choices(list(_RAND_AUGMENT_OPS), k=self.n):
-            image = ranged_op(image, _RAND_AUGMENT_OPS, name, self.m / 30)
+        for name in random.choices(list(RAND_AUGMENT_OPS), k=self.n):
+            image = ranged_op(image, RAND_AUGMENT_OPS, name, self.m / 30)
         return image
 
 

@@ -23,7 +23,7 @@ def solarize(image: Image.Image, value: float) -> Image.Image:
 
 # name: (operation, value at magnitude 0, how much it grows up to magnitude 10). The order fixes
 # which operation a drawn index means.
-_OPS: dict[str, tuple[ops.ImageOp, float, float]] = {
+OPS: dict[str, tuple[ops.ImageOp, float, float]] = {
     "AutoContrast": (ops.auto_contrast, 0, 0),
     "Equalize": (ops.equalize, 0, 0),
     "Invert": (ops.invert, 0, 0),
@@ -40,13 +40,13 @@ _OPS: dict[str, tuple[ops.ImageOp, float, float]] = {
     "TranslateXRel": (ops.translate_x_relative, 0, 0.45),
     "TranslateYRel": (ops.translate_y_relative, 0, 0.45),
 }
-_NAMES = tuple(_OPS)
+NAMES = tuple(OPS)
 _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
 def apply_op(image: Image.Image, name: str, magnitude: float) -> Image.Image:
     """Operation ``name`` at ``magnitude`` (0 to 10); geometry draws sign, then interpolation."""
-    operation, start, growth = _OPS[name]
+    operation, start, growth = OPS[name]
     value = magnitude / 10 * growth + start
     if name not in _GEOMETRIC:
         return operation(image, value)
@@ -65,11 +65,11 @@ class RandAugment:
         self.n, self.m, self.mstd = n, m, mstd
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        for index in np.random.choice(len(_NAMES), self.n):
+        for index in np.random.choice(len(NAMES), self.n):
             if random.random() > 0.5:
                 continue
             magnitude = random.gauss(self.m, self.mstd) if self.mstd > 0 else self.m
-            image = apply_op(image, _NAMES[index], min(10, max(0, magnitude)))
+            image = apply_op(image, NAMES[index], min(10, max(0, magnitude)))
         return image
 
 
