@@ -14,7 +14,7 @@ def fill(module: nn.Module, seed: int, rule: Rule, through: type | None = None) 
     """Fill every state entry in key order, counters with 0; ``through`` rounds to a dtype first."""
     rs = np.random.RandomState(seed)
     for key, entry in module.state_dict().items():
-        if key.endswith("num_batches_tracked"):
+        if not entry.is_floating_point():
             entry.zero_()
         else:
             values = np.asarray(rule(rs, key, tuple(entry.shape)))
@@ -38,6 +38,8 @@ def dbm_loss_cifar(rs: np.random.RandomState, key: str, shape: tuple[int, ...]) 
     z = rs.standard_normal(shape)
     if key.endswith("running_var"):
         return 0.5 + np.abs(z)
+    if key.endswith(".queue"):  # NCL's keys, one a column
+        return z / np.linalg.norm(z, axis=0)
     if len(shape) > 1:
         return z * math.sqrt(2 / fan_in(shape))
     return 1 + 0.1 * z if key.endswith("weight") else 0.1 * z
@@ -67,4 +69,6 @@ def arbloss(rs: np.random.RandomState, key: str, shape: tuple[int, ...]) -> np.n
         return 0.1 * z
     if key.endswith("running_var"):
         return 1 + 0.1 * np.abs(z)
-    return 1 + 0.1 * z if len(shape) == 1 else z / math.sqrt(fan_in(shape))
+    if len(shape) == 1 or key.endswith("learned_norm"):
+        return 1 + 0.1 * z
+    return z / math.sqrt(fan_in(shape))

@@ -1,0 +1,281 @@
+"""One training epoch and one evaluation of the CIFAR program, and its log lines."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.evaluation import Tally
+from common.launch import FiniteGuard, Process, autocast, sync_buffers, unwrap
+from common.logs import AverageMeter, Progress
+from common.run import Record
+from datasets.augment import batch, recipes
+from datasets.augment.cutmix import cutmix
+from dbm_loss.cifar.schedule import Schedule
+from dbm_loss.gather import gather_batch
+from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, NCLLoss
+from dbm_loss.margin import DBMargin
+
+
+def build_criterion(args: Namespace, cls_num_list: list[int], schedule: Schedule) -> nn.Module:
+    """The loss of ``--loss_fn``, behind the margin where the flags ask for it.
+
+    With ``--use_norm`` alone the cosines are scaled and have no margin. NCL scales with
+    ``--use_dbm`` only and LDAM, which has a margin of its own, never does.
+    """
+    margin = None
+    if args.use_dbm or (args.use_norm and args.loss_fn != "ncl"):
+        margin = DBMargin(
+            cls_num_list,
+            max_margin=args.max_margin,
+            tau=args.tau,
+            scale=args.cos_scale,
+            lambda_inst=args.lambda_inst,
+            use_dbm=args.use_dbm,
+        )
+    if args.loss_fn in ("ce", "ce_drw"):
+        return CrossEntropy(cls_num_list, schedule.drw_epoch, margin)
+    if args.loss_fn == "bs":
+        return BalancedSoftmax(cls_num_list, margin=margin)
+    if args.loss_fn in ("ldam", "ldam_drw"):
+        return LDAM(cls_num_list, args.max_margin, drw_epoch=schedule.drw_epoch)
+    if args.loss_fn == "bcl":
+        return BCLLoss(cls_num_list, margin)
+    return NCLLoss(cls_num_list, margin=margin)
+
+
+def _num_contrastive_views(loss_fn: str) -> int:
+    return {"ncl": 1, "bcl": 2}.get(loss_fn, 0)
+
+
+def image_transform(args: Namespace) -> Callable | list[Callable]:
+    """Of one PIL image: view A, which is classified, then NCL's key view or BCL's two views."""
+    view_a = recipes.view_a(aug_type=args.aug_type, cutout=args.cutout)
+    contrastive = [recipes.view_s() for _ in range(_num_contrastive_views(args.loss_fn))]
+    return [view_a, *contrastive] if contrastive else view_a
+
+
+def device_transform(args: Namespace) -> Callable[[Tensor, torch.Generator], object]:
+    """The same for a batch of uint8 images (B, 3, H, W) on the training device."""
+    view_a = partial(batch.view_a, aug_type=args.aug_type, cutout=args.cutout)
+    count = _num_contrastive_views(args.loss_fn)
+
+    def transform(images: Tensor, generator: torch.Generator) -> Tensor | tuple[Tensor, ...]:
+        first = view_a(images, generator)
+        rest = [batch.view_s(images, generator) for _ in range(count)]
+        return (first, *rest) if rest else first
+
+    return transform
+
+
+def base_loss(
+    model: nn.Module,
+    criterion: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    epoch: int,
+    cast: Callable,
+    pasted: tuple[Tensor, float] | None = None,
+) -> Tensor:
+    """Losses of single images. ``pasted``: labels of what CutMix pasted in, and the share left."""
+    with cast():
+        logits = model(images)
+    logits = gather_batch(logits)
+    loss = criterion(logits, gather_batch(target), epoch)
+    if pasted is None:
+        return loss
+    other, share = pasted
+    return loss * share + criterion(logits, gather_batch(other), epoch) * (1.0 - share)
+
+
+def bcl_loss(
+    model: nn.Module, criterion: nn.Module, views: Sequence[Tensor], target: Tensor, cast: Callable
+) -> Tensor:
+    """Balanced contrastive learning: one pass over all three views, batch norm over all of them."""
+    with cast():
+        features, logits, centers = model(torch.cat(list(views)))
+    batch_size = len(target)
+    pairs = features[batch_size:].unflatten(0, (2, batch_size)).transpose(0, 1)  # B x 2 x D
+    return criterion(
+        gather_batch(logits[:batch_size]), gather_batch(pairs), centers, gather_batch(target)
+    )
+
+
+def ncl_loss(
+    model: nn.Module, criterion: nn.Module, views: Sequence[Tensor], target: Tensor, cast: Callable
+) -> Tensor:
+    """Nested collaborative learning: three networks, their moving averages and queues."""
+    with cast():
+        outputs = model(*views)
+    # B x 3 x ... while gathering the rows of all processes
+    logits, queries, keys = (gather_batch(x.transpose(0, 1)).transpose(0, 1) for x in outputs)
+    networks = unwrap(model)
+    loss = criterion(logits, gather_batch(target)) + networks.contrast(queries, keys)
+    networks.update_average()
+    return loss
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Iterable,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    args: Namespace,
+    process: Process,
+    balanced: Iterable | None = None,
+) -> dict[str, float]:
+    """Train on every batch once; returns {"train_loss"}, the mean over the epoch's images.
+
+    ``balanced``: as many batches of class-balanced images. With it (CMO) every second batch, by the
+    coin of numpy's global generator, has a box of such images pasted in.
+    """
+    losses = AverageMeter()
+    lr = optimizer.param_groups[0]["lr"]
+    guard = FiniteGuard()
+    cast = partial(autocast, process.device, args.amp)
+    progress = Progress(f"Training {epoch + 1}", len(loader), enabled=process.is_main)
+    model.train()
+    foregrounds = iter(()) if balanced is None else iter(balanced)
+    for step, (images, target, _) in enumerate(loader):
+        foreground = next(foregrounds, None)
+        images, target = to_device(images, args, process), to_device(target, args, process)
+        if args.loss_fn == "bcl":
+            loss = bcl_loss(model, criterion, images, target, cast)
+        elif args.loss_fn == "ncl":
+            loss = ncl_loss(model, criterion, images, target, cast)
+        else:
+            pasted = None
+            if foreground is not None and np.random.rand() < 0.5:
+                patches, labels, _ = foreground
+                share = cutmix(images, to_device(patches, args, process))
+                pasted = to_device(labels, args, process), share
+            loss = base_loss(model, criterion, images, target, epoch, cast, pasted)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+        losses.update(loss, len(target))
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        progress.step()
+    guard.close()
+    progress.close()
+    losses.reduce(process.device)
+    return {"train_loss": losses.avg}
+
+
+def to_device(
+    x: Tensor | Sequence[Tensor], args: Namespace, process: Process
+) -> Tensor | list[Tensor]:
+    """Labels, images or views on the training device, images in the wanted memory format."""
+    if not isinstance(x, Tensor):
+        return [to_device(view, args, process) for view in x]
+    x = x.to(process.device, non_blocking=True)
+    if args.channels_last and x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: Iterable, num_classes: int, args: Namespace, process: Process
+) -> Tally:
+    """Evaluate on every test image once, shared among the processes; counts of all of them.
+
+    The loss is the cross-entropy of the bare outputs: with ``--use_norm`` of unscaled cosines, so
+    it stays near log C and does not compare with the training loss. As in the original.
+    """
+    sync_buffers(model)
+    model = unwrap(model).eval()
+    tally = Tally(num_classes, process.device)
+    progress = Progress("test Valid", len(loader), enabled=process.is_main)
+    for images, target, _ in loader:
+        images, target = to_device(images, args, process), to_device(target, args, process)
+        with autocast(process.device, args.amp):
+            logits = model.classify(images)
+        tally.update(logits, target, F.cross_entropy(logits.float(), target))
+        progress.step()
+    progress.close()
+    tally.reduce()
+    return tally
+
+
+class Log:
+    """The original's two levels of lines, on stderr and in the log file of the run."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __call__(self, text: str, level: int = 1) -> None:
+        if not self._record.process.is_main:
+            return
+        line = ("---> " if level == 1 else "    └> ") + text + "\n"
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        for log in self._record.log.values():
+            log.write(line)
+
+
+def log_arguments(log: Log, args: Namespace) -> None:
+    """The head of the log: the data set and every flag."""
+    log(f"---{args.dataset}---")
+    log("Argument")
+    for key, value in vars(args).items():
+        log(f"{key:12s}: {value}", level=2)
+
+
+def result_lines(row: dict) -> list[str]:
+    """Test loss, accuracy in percent, and the accuracy of the groups as fractions."""
+    stats = [row[name] / 100 for name in ("many", "medium", "few")]
+    return [
+        f"[Test ]\tLoss:\t{row['loss']:.4f}\tAcc:\t{row['top1']:.4f}",
+        "[Stats]\tMany:\t{:.4f}\tMedium:\t{:.4f}\tFew:\t{:.4f}".format(*stats),
+    ]
+
+
+def log_epoch(log: Log, record: Record, epochs: int) -> None:
+    """Log a finished epoch in the original's words, and write its tensorboard scalars."""
+    row, best = record.history[-1], record.best_row
+    log(f"Epoch: [{row['epoch']} | {epochs}]")
+    for line in (
+        f"[Train]\tLoss:\t{row['train_loss']:.4f}",
+        *result_lines(row),
+        f"[Best ]\tAcc:\t{best['top1']:.4f}\tMany:\t{best['many']:.4f}"
+        f"\tMedium:\t{best['medium']:.4f}\tFew:\t{best['few']:.4f}",
+        f"[Param]\tLR:\t{row['lr']:.4f}",
+    ):
+        log(line, level=2)
+    if record.writer is None:
+        return
+    for tag, key in (
+        ("loss/train", "train_loss"),
+        ("loss/test", "loss"),
+        ("acc/test_top1", "top1"),
+        ("acc/test_many", "many"),
+        ("acc/test_medium", "medium"),
+        ("acc/test_few", "few"),
+        ("lr", "lr"),
+    ):
+        record.writer.add_scalar(tag, row[key], row["epoch"])
+    record.writer.add_scalar("acc/test_top1_best", best["top1"], row["epoch"])
+
+
+def log_end(log: Log, record: Record) -> None:
+    """Log the best epoch, its groups as fractions, and the time that all epochs took."""
+    best = record.best_row
+    many, medium, few = (best[name] / 100 for name in ("many", "medium", "few"))
+    minutes, seconds = divmod(sum(row["epoch_s"] for row in record.history), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    log("Final performance...")
+    log(f"best bAcc (test):\t{best['top1']}", level=2)
+    log(f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
+    log(f"Training Time: {hours}:{minutes:02d}:{seconds:05.2f}")

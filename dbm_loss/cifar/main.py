@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""Difficulty-aware balancing margin on long-tailed CIFAR-10/100, the digits, or your own images.
+
+    python main.py --gpu 0 --dataset cifar100 --name dbm_bs_m01 --loss_fn bs --imb_ratio 100 \
+        --use_norm --use_dbm --max_margin 0.1 --cos --cutout --aug_type autoaug_cifar
+
+AAAI 2025, Table 2: 51.30 % (balanced softmax alone: 49.35 %), ResNet-32, CIFAR-100, ratio 100.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+
+from common import checkpoint, launch, seeds
+from common.imbalance import sample_weights
+from common.run import Record
+from datasets.loaders import drawn_by_weight
+from datasets.long_tail import load_long_tailed, make_loaders, require_images
+from dbm_loss.cifar import opts
+from dbm_loss.cifar.engine import (
+    Log,
+    build_criterion,
+    device_transform,
+    evaluate,
+    image_transform,
+    log_arguments,
+    log_end,
+    log_epoch,
+    result_lines,
+    train_one_epoch,
+)
+from dbm_loss.cifar.models import build_model
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Run the program; returns the last epoch's figures."""
+    args, schedule = opts.parse_args(argv)
+    process = launch.start(args.gpu)
+    say = print if process.is_main else lambda *_, **__: None
+    for note in opts.notes(args, schedule):
+        say(note, flush=True)
+
+    # Data: a long-tailed training set, the whole test set.
+    names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+    say(f"==> Preparing imbalanced {names.get(args.dataset, args.dataset)}", flush=True)
+    root = Path(args.data_dir)
+    data = load_long_tailed(
+        args.dataset,
+        root / args.dataset if args.dataset in names else root,
+        imb_type=args.imb_type,
+        imb_factor=1.0 / args.imb_ratio,
+        image_size=args.image_size,
+    )
+    require_images(data.cls_num_list, f"--imb_ratio {args.imb_ratio}")
+    args.num_class = len(data.classes)
+    if args.aug_type != "none":
+        say(args.aug_type, flush=True)
+    say(f"#Train: {len(data.train.targets)}, #Test: {len(data.test.targets)}", flush=True)
+
+    record = Record(
+        args.out,
+        args.out,
+        process,
+        vars(args),
+        latest="last.pth.tar",
+        best="checkpoint.pth.tar",
+        text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
+    )
+    state = record.resume(args.resume)
+    seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
+    say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}", flush=True)
+    seeds.set_kernels(process.device, deterministic=args.seed is not None)
+
+    feed = {
+        "loader": args.loader,
+        "batch_size": args.batch_size,
+        "test_batch_size": args.batch_size,
+        "workers": args.workers,
+        "process": process,
+        "device_transform": device_transform(args),
+        "image_transform": image_transform(args),
+        "drop_last": args.loss_fn == "ncl",
+    }
+    train_loader, test_loader = make_loaders(data, seed=seed, **feed)
+    balanced_loader = None
+    if args.cmo:
+        weights = sample_weights(data.train.targets, beta=1.0)
+        order = drawn_by_weight(weights, len(weights))
+        balanced_loader, _ = make_loaders(data, seed=seeds.derive(seed, 1), order=order, **feed)
+
+    say(f"==> creating {args.network}", flush=True)
+    seeds.seed_everything(seed)
+    model = build_model(args.loss_fn, args.num_class, args.use_norm)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    say(f"    Total params: {size:.2f}M", flush=True)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model = launch.distribute(model, process)
+    criterion = build_criterion(args, data.cls_num_list, schedule).to(process.device)
+
+    # Optimiser: weight decay on everything; the loss has no parameters, but a group, as published.
+    optimizer = torch.optim.SGD(
+        [{"params": model.parameters()}, {"params": criterion.parameters()}],
+        args.lr,
+        momentum=args.momentum,
+        weight_decay=args.wd,
+        nesterov=args.nesterov,
+    )
+    scaler = launch.grad_scaler(process.device, args.amp)
+    start_epoch = 0
+    if state is not None:
+        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
+        start_epoch = state["epoch"]
+        if not args.evaluate:
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state.get("scaler", {}))
+
+    if args.evaluate:
+        tally = evaluate(model, test_loader, args.num_class, args, process)
+        result = tally.result(data.cls_num_list)
+        for line in result_lines(result):
+            say(line, flush=True)
+        return result
+
+    record.open(seed)
+    log = Log(record)
+    log_arguments(log, args)
+    tally = None
+    for epoch in range(start_epoch, args.epochs):
+        start = time.perf_counter()
+        seeds.seed_everything(seed, epoch)
+        train_loader.set_epoch(epoch)
+        lr = schedule(epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        balanced = None
+        if args.cmo and 3 < epoch < args.epochs - 3:
+            balanced_loader.set_epoch(epoch)
+            balanced = balanced_loader
+
+        row = {"epoch": epoch + 1, "lr": lr}
+        row |= train_one_epoch(
+            model, train_loader, criterion, optimizer, scaler, epoch, args, process, balanced
+        )
+        row["images_per_s"] = len(data.train.targets) / (time.perf_counter() - start)
+        tally = evaluate(model, test_loader, args.num_class, args, process)
+        row |= tally.result(data.cls_num_list)
+        row["epoch_s"] = time.perf_counter() - start
+
+        is_best = row["top1"] >= record.best_score  # of equals the later one
+        record.end_epoch(row, is_best=is_best)
+        log_epoch(log, record, args.epochs)
+        record.save(
+            {
+                "epoch": epoch + 1,
+                "state_dict": launch.unwrap(model).state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            },
+            is_best=is_best,
+        )
+        if is_best and (epoch + 1) % 100 == 0 and process.is_main:
+            shutil.copyfile(record.best, record.model_dir / f"model_{epoch + 1}.pth.tar")
+    if record.history:
+        log_end(log, record)
+    record.finish(
+        data.cls_num_list,
+        confusion=tally and tally.confusion,
+        class_names=data.classes,
+        **data.facts,
+    )
+    return record.history[-1] if record.history else {}
+
+
+if __name__ == "__main__":
+    launch.run(main)
