@@ -111,36 +111,50 @@ def fan_out(
     argv: Sequence[str] | None,
     gpu: int | None = None,
     processes: int | None = None,
+    per_machine: bool = False,
 ) -> bool:
     """Run ``main(argv)`` once per visible GPU, as DataParallel users expect of one command.
 
     Does nothing and returns False inside a launched process, with ``gpu`` given, or with fewer
     than two GPUs; otherwise returns True when all processes are done, so the caller returns too.
-    ``processes`` overrides the number of GPUs (two processes on a CPU, say).
+    ``processes`` overrides the number of GPUs (two processes on a CPU, say). ``per_machine``: a
+    launcher that started one process on this machine counts machines in ``WORLD_SIZE`` and
+    ``RANK``, and the GPUs of each are fanned out to.
     """
-    if "WORLD_SIZE" in os.environ or gpu is not None:
+    launched = "WORLD_SIZE" in os.environ
+    alone = launched and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
+    if gpu is not None or (launched and not (per_machine and alone)):
         return False
     processes = processes or torch.cuda.device_count()
     if processes < 2:
         return False
     argv = list(sys.argv[1:] if argv is None else argv)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if launched:
+        machines, machine = int(os.environ["WORLD_SIZE"]), int(os.environ.get("RANK", "0"))
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    else:
+        machines, machine, address = 1, 0, "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+    place = (machines, machine, processes, address, port)
     try:
-        torch.multiprocessing.spawn(_child, (main, argv, processes, port), nprocs=processes)
+        torch.multiprocessing.spawn(_child, (main, argv, place), nprocs=processes)
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code)
     return True
 
 
-def _child(local_rank: int, main: Callable, argv: list[str], processes: int, port: int) -> None:
+def _child(
+    local_rank: int, main: Callable, argv: list[str], place: tuple[int, int, int, str, int]
+) -> None:
+    machines, machine, processes, address, port = place
     os.environ.update(
-        MASTER_ADDR="127.0.0.1",
+        MASTER_ADDR=address,
         MASTER_PORT=str(port),
-        WORLD_SIZE=str(processes),
+        WORLD_SIZE=str(machines * processes),
         LOCAL_WORLD_SIZE=str(processes),
-        RANK=str(local_rank),
+        RANK=str(machine * processes + local_rank),
         LOCAL_RANK=str(local_rank),
     )
     run(lambda _: main(argv))

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dbm_loss.gather import gather_batch
+
 
 def partition_queue(
     cls_weight: torch.Tensor, K: int, base_k: int
@@ -161,7 +163,7 @@ class MoCo(nn.Module):
         query = F.normalize(self.embed_q(features[B:]), dim=1)
         with torch.no_grad():
             t_logits, keys = self._key_side(im_cls, im_k)
-            self.enqueue(keys, _gather(labels), _gather(index))
+            self.enqueue(keys, gather_batch(labels), gather_batch(index))
         key = F.normalize(self.embed_k(self.queue_k), dim=1)  # K x d
         return {
             "logits": logits[:B],
@@ -185,12 +187,12 @@ class MoCo(nn.Module):
             order = torch.randperm(B * world_size).to(im_k.device)
             if world_size > 1:
                 dist.broadcast(order, src=0)
-                im_k = _gather(im_k)[order.view(world_size, B)[dist.get_rank()]]
+                im_k = gather_batch(im_k)[order.view(world_size, B)[dist.get_rank()]]
             else:
                 im_k = im_k[order]
         logits, features = self.encoder_k(torch.cat([im_cls, im_k]), return_features=True)
         self.embed_k(features[B:])  # moves its running statistics, as in the original
-        features = _gather(features[B:])
+        features = gather_batch(features[B:])
         if order is not None and self.align_labels:
             features = features[order.argsort()]
         return logits[:B], features
@@ -251,12 +253,3 @@ def _projection(feat_dim: int, dim: int, mlp: bool) -> nn.Module:
 def _copy_parameters(source: nn.Module, target: nn.Module) -> None:
     for own, other in zip(target.parameters(), source.parameters(), strict=True):
         own.copy_(other)
-
-
-def _gather(x: torch.Tensor) -> torch.Tensor:
-    """The batches of all processes, in rank order."""
-    if not dist.is_initialized():
-        return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)

@@ -1,0 +1,144 @@
+"""Training views of GML, and the data of its programs ready for the network."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import transforms as T
+
+from common.launch import Process, UsageError
+from datasets.augment import batch, recipes
+from datasets.loaders import DeviceLoader, WorkersLoader
+from datasets.long_tail import Images, LongTailed, load_long_tailed
+from dbm_loss.large_scale import data as large_scale
+
+HERE = Path(__file__).parent
+LARGE_SCALE_NAMES = {"imagenet": "imgnet"}  # what the other half calls the data sets
+LIST_FOLDERS = {"imagenet": "ImageNet_LT", "inat": "iNaturalist18"}  # in imagenet_inat/data/
+POLICY = {"aug_type": "autoaug_cifar", "cutout": True}
+
+Batch = tuple[list[Tensor], Tensor, Tensor]
+
+
+def cifar_views(count: int) -> list[T.Compose]:
+    """``count`` views of one recipe: crop, flip, AutoAugment for CIFAR-10, Cutout."""
+    return [recipes.view_a(**POLICY) for _ in range(count)]
+
+
+def cifar_device_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
+    """The same for a batch of uint8 images (B, 3, H, W) on the training device."""
+    view = partial(batch.view_a, **POLICY)
+    return lambda images, generator: tuple(view(images, generator) for _ in range(count))
+
+
+def imagenet_views(args: Namespace, count: int) -> list[T.Compose]:
+    """The first ``count`` of the views for classifier, query and key that ``--aug`` says."""
+    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
+    randaug = f"rand-n{args.randaug_n}-m{args.randaug_m}-mstd0.5"
+    first, other = args.aug.split("_")
+    recipe = {
+        "randcls": partial(recipes.randcls, randaug=randaug),
+        "randclsstack": partial(recipes.randcls_stack, randaug=randaug),
+        "sim": recipes.sim_blur,
+    }
+    return [recipe[name](mean=mean, std=std) for name in (first, other, other)[:count]]
+
+
+def load_cifar(args: Namespace) -> LongTailed:
+    """The long-tailed data that the flags ask for, or generated images."""
+    if not args.fake_data:
+        return load_long_tailed(
+            args.dataset,
+            args.data,
+            imb_type=args.imb_type,
+            imb_factor=args.imb_factor,
+            image_size=args.image_size,
+            num_classes=args.num_classes,
+        )
+    rng, size = np.random.default_rng(0), args.image_size
+    sets = []
+    for count in (args.fake_data, max(1, args.fake_data // 4)):
+        pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        sets.append(Images(pixels, np.arange(count) % args.num_classes))
+    # Fewer images than classes: the loss shall run all the same.
+    counts = np.maximum(np.bincount(sets[0].targets, minlength=args.num_classes), 1)
+    names = [str(c) for c in range(args.num_classes)]
+    return LongTailed(*sets, names, counts.tolist(), {"dataset": "fake"})
+
+
+def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
+    """ImageNet-LT, iNaturalist, an image folder or generated images; no pixel is read yet.
+
+    The lists are looked for in ``--list_dir``, else in ``imagenet_inat/data/`` as in the original,
+    else in ``--data``.
+    """
+    root, lists = Path(args.data).expanduser(), args.list_dir
+    if lists is None and args.dataset in LIST_FOLDERS:
+        shipped = Path("imagenet_inat") / "data" / LIST_FOLDERS[args.dataset]
+        found = [folder for folder in (shipped, HERE / shipped) if folder.is_dir()]
+        lists = found[0] if found else root
+    flags = Namespace(
+        dataset=_large_scale_name(args),
+        root=root,
+        list_dir=lists,
+        eval_list=None,
+        fake_data=args.fake_data,
+        num_classes=args.num_classes,
+    )
+    return large_scale.load_data(flags, imagenet_views(args, views))
+
+
+def _large_scale_name(args: Namespace) -> str:
+    return LARGE_SCALE_NAMES.get(args.dataset, args.dataset)
+
+
+def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int:
+    """Batch over all processes; generated data that is less than one batch makes a smaller one.
+
+    Raises:
+        UsageError: the last batch is dropped if it is not full, and here it is the only one.
+    """
+    size = args.batch_size * machines
+    if num_images >= size:
+        return size
+    if args.fake_data:
+        return num_images
+    raise UsageError(
+        f"--batch-size {args.batch_size}: the training set has only {num_images} images, and a "
+        "batch that is not full is dropped; lower it"
+    )
+
+
+def cifar_batches(
+    loader: DeviceLoader | WorkersLoader, args: Namespace, device: torch.device
+) -> Iterator[Batch]:
+    """Batches on the device: views (B, 3, h, w) each, labels, indices."""
+    for views, target, index in loader:
+        views = [views] if isinstance(views, Tensor) else views
+        views = [view.to(device, non_blocking=True) for view in views]
+        if args.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        yield views, target.to(device, non_blocking=True), index.to(device, non_blocking=True)
+
+
+def imagenet_batches(loader: WorkersLoader, args: Namespace, process: Process) -> Iterator[Batch]:
+    """The same from loaders of bytes, normalised on the device; on a GPU one batch ahead."""
+    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+
+    def prepare(views: list[Tensor], target: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        moved = (view.to(process.device, non_blocking=True) for view in views)
+        return (
+            target.to(process.device, non_blocking=True),
+            index.to(process.device, non_blocking=True),
+            *(batch.normalize(v.contiguous(memory_format=layout), mean, std) for v in moved),
+        )
+
+    for target, index, *views in large_scale.prefetch(loader, prepare, process.device):
+        yield views, target, index

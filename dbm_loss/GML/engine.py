@@ -1,0 +1,322 @@
+"""What the three GML programs share: loss, optimiser, teacher, one epoch, one evaluation, logs."""
+
+from __future__ import annotations
+
+import math
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import checkpoint
+from common.evaluation import Tally, accuracy
+from common.launch import (
+    FiniteGuard,
+    Process,
+    UsageError,
+    all_reduce_sum,
+    autocast,
+    sync_buffers,
+    unwrap,
+)
+from common.logs import AverageMeter, Progress
+from common.run import Record
+from common.seeds import seed_everything
+from dbm_loss.GML.losses import GMLLoss
+from dbm_loss.GML.moco import MoCo
+from dbm_loss.margin import DBMargin
+
+SCALE = 30.0  # of the cosines in the margin, 1 / T_s
+
+# (views, labels, which training images they are), on the device
+Batches = Iterable[tuple[Sequence[Tensor], Tensor, Tensor]]
+
+
+def build_criterion(args: Namespace, cls_num_list: Sequence[int]) -> GMLLoss:
+    """The loss with the weights of its terms, and the margin if asked for."""
+    margin = None
+    if args.use_dbm:
+        margin = DBMargin(cls_num_list, args.max_margin, args.tau, SCALE, args.lambda_inst)
+    return GMLLoss(cls_num_list, args.alpha, args.beta, args.gamma, args.moco_t, margin)
+
+
+def build_optimizer(model: nn.Module, criterion: nn.Module, args: Namespace) -> torch.optim.SGD:
+    """SGD with weight decay on everything but the temperature, in the original's order."""
+    groups = [
+        {"params": list(model.parameters()), "weight_decay": args.weight_decay},
+        {"params": list(criterion.parameters()), "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, args.lr, momentum=args.momentum)
+
+
+def build_moco(
+    args: Namespace, network: Callable[..., nn.Module], teacher: nn.Module | None
+) -> MoCo:
+    """The model with its queue, and the teacher or a momentum copy as key encoder.
+
+    Raises:
+        UsageError: ``--feat_dim`` or ``--feat_t`` is not that of the networks.
+    """
+    feat_t = None if teacher is None else teacher.feature_dim
+    moco = MoCo(
+        network, args.moco_dim, args.moco_k, args.moco_m, args.mlp, feat_t, args.normalize,
+        args.num_classes,
+    )  # fmt: skip
+    check_feature_size("--feat_dim", args.feat_dim, moco.encoder_q)
+    check_feature_size("--feat_t", args.feat_t, teacher or moco.encoder_k)
+    if teacher is not None:
+        moco.set_distiller(teacher)
+    return moco
+
+
+def check_feature_size(flag: str, given: int | None, network: nn.Module) -> None:
+    """Refuse a feature size that the network does not have."""
+    if given not in (None, network.feature_dim):
+        raise UsageError(f"{flag} {given}: the network has {network.feature_dim} features")
+
+
+def partition(moco: MoCo, criterion: GMLLoss, args: Namespace) -> None:
+    """Divide the queue among the classes if ``--base_k`` says so (after a resume again)."""
+    if args.base_k == 0:
+        return
+    try:
+        moco.set_cls_weight(criterion.cls_weight, args.base_k)
+    except ValueError as error:
+        raise UsageError(f"--{error} (--moco-k)") from None
+
+
+def load_criterion(criterion: GMLLoss, state: dict, say: Callable[..., None]) -> None:
+    """The learned temperature of a checkpoint; those of the original CIFAR programs lack it."""
+    if "criterion" not in state:
+        say("note: the checkpoint holds no temperature, it starts at --moco-t", flush=True)
+        return
+    checkpoint.load_weights(criterion, state["criterion"], "criterion of --resume")
+
+
+def load_teacher(path: str, network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
+    """The network in a teacher's checkpoint: a bare one, or the query encoder of a MoCo.
+
+    Raises:
+        UsageError: no such file, or of another architecture.
+    """
+    if not Path(path).is_file():
+        raise UsageError(
+            f"--path_t {path}: no such file; train the teacher first, or name its file"
+        )
+    state = checkpoint.load(path)
+    if "state_dict" not in state:
+        raise UsageError(f"--path_t {path}: holds no state_dict; give a checkpoint of a teacher")
+    weights = checkpoint.plain_keys(state["state_dict"])
+    prefix = "encoder_q."
+    encoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    weights = encoder or weights
+    teacher = network(num_classes=num_classes, use_norm="fc.bias" not in weights)
+    checkpoint.load_weights(teacher, weights, f"--path_t {path}")
+    return teacher
+
+
+class Means:
+    """Last value and mean over the epoch of loss, top-1 and top-5, summed on the device."""
+
+    def __init__(self, process: Process, state: Tensor | None = None) -> None:
+        self.last = torch.zeros(3, dtype=torch.float64, device=process.device)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+        if state is not None and process.is_main:  # the sums of all processes, once
+            self._sums += state.to(process.device)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        top1, top5 = accuracy(logits, target, topk=(1, 5))
+        self.last = torch.stack([loss.double(), top1.double(), top5.double()])
+        count = torch.full_like(self.last[:1], len(target))
+        self._sums += torch.cat([self.last, torch.ones_like(count)]) * count
+
+    def state(self) -> Tensor:
+        """Sums over all processes; for the checkpoint of an unfinished epoch."""
+        sums = self._sums.clone()
+        all_reduce_sum(sums)
+        return sums.cpu()
+
+    def fields(self, loss_format: str = ".4f", top_format: str = "6.2f") -> str:
+        """``Loss v (mean)``, ``Acc@1 v (mean)``, ``Acc@5 v (mean)`` of this process."""
+        means = (self._sums[:3] / self._sums[3]).tolist()
+        return "\t".join(
+            f"{name} {value:{spec}} ({mean:{spec}})"
+            for name, value, mean, spec in zip(
+                ("Loss", "Acc@1", "Acc@5"),
+                self.last.tolist(),
+                means,
+                (loss_format, top_format, top_format),
+                strict=True,
+            )
+        )
+
+    def row(self) -> dict[str, float]:
+        """{"train_loss", "train_top1", "train_top5"} over all processes."""
+        loss, top1, top5, count = self.state().tolist()
+        count = max(count, 1.0)
+        return {
+            "train_loss": loss / count, "train_top1": top1 / count, "train_top5": top5 / count,
+        }  # fmt: skip
+
+
+def train_line(
+    args: Namespace,
+    epoch: int,
+    step: int,
+    steps: int,
+    means: Means,
+    batch_time: AverageMeter,
+    data_time: AverageMeter,
+) -> str | None:
+    """The original's log line of a training step, if it is time for one; of this process."""
+    if args.program != "main":
+        if step % args.print_freq:
+            return None
+        return f"Epoch: [{epoch}]{_count(step, steps)}\t{means.fields()}"
+    if (step + 1) % args.print_freq:
+        return None
+    return (
+        f"Epoch: [{epoch}]{_count(step, steps)}\t"
+        f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})\t"
+        f"Data {data_time.val:6.3f} ({data_time.avg:6.3f})\t{means.fields('.4e')}"
+    )
+
+
+def _count(step: int, steps: int) -> str:
+    return f"[{step:{len(str(steps))}d}/{steps}]"
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Batches,
+    steps: int,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    args: Namespace,
+    process: Process,
+    record: Record,
+    means: Means,
+    start_step: int = 0,
+    save: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Train on ``batches``, steps ``start_step`` to ``steps`` of the epoch; returns its means.
+
+    A MoCo takes all views, a bare network the first. ``save(step)`` writes a checkpoint; it is
+    called every ``--save_every`` steps.
+    """
+    lr = optimizer.param_groups[0]["lr"]
+    is_moco = isinstance(unwrap(model), MoCo)
+    contrast = args.alpha > 0 or args.beta > 0
+    guard = FiniteGuard()
+    bar = Progress(f"epoch {epoch}", steps, enabled=process.is_main)
+    bar.step(start_step)
+    batch_time, data_time = AverageMeter(), AverageMeter()
+    model.train()
+    end = time.perf_counter()
+    for step, (views, target, index) in enumerate(batches, start=start_step):
+        data_time.update(time.perf_counter() - end)
+        # The order in which MoCo shuffles its keys, also after a resume within the epoch.
+        seed_everything(record.seed, epoch, step)
+        with autocast(process.device, args.amp):
+            if is_moco:
+                out = model(*views, labels=target, index=index, contrast=contrast)
+            else:
+                out = {"logits": model(views[0])}
+            loss = criterion(target=target, index=index, **out)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+        means.update(loss, out["logits"], target)
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+        batch_time.update(time.perf_counter() - end)
+        bar.step()
+        line = None
+        if process.is_main:
+            line = train_line(args, epoch, step, steps, means, batch_time, data_time)
+        if line is not None:
+            bar.line(line)
+            record.log[f"{args.mark}.log"].write(line + "\n")
+        done = step + 1
+        if save is not None and args.save_every and done % args.save_every == 0 and done < steps:
+            guard.close()
+            save(done)
+        end = time.perf_counter()
+    guard.close()
+    bar.close()
+    return means.row()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    steps: int,
+    args: Namespace,
+    process: Process,
+    write: Callable[[str], None],
+) -> Tally:
+    """Evaluate on every test image once, shared among the processes; counts of all of them.
+
+    As in the original the loss is the cross-entropy of the unscaled cosines. ``write`` takes the
+    original's log lines.
+    """
+    sync_buffers(model)
+    network = unwrap(model).eval()
+    tally, means, batch_time = (
+        Tally(args.num_classes, process.device),
+        Means(process),
+        AverageMeter(),
+    )
+    end = time.perf_counter()
+    for step, (views, target, _) in enumerate(batches):
+        with autocast(process.device, args.amp):
+            logits = network(views[0])
+        loss = F.cross_entropy(logits.float(), target)
+        tally.update(logits, target, loss)
+        means.update(loss, logits, target)
+        batch_time.update(time.perf_counter() - end)
+        end = time.perf_counter()
+        if step % args.print_freq == 0 and process.is_main:
+            timing = f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})\t"
+            fields = timing + means.fields(".4e") if args.program == "main" else means.fields()
+            write(f"Test: {_count(step, steps)}\t{fields}")
+    tally.reduce()
+    return tally
+
+
+def result_lines(result: dict) -> str:
+    """The original's two lines behind an evaluation; groups as fractions."""
+    many, medium, low = (result[group] / 100 for group in ("many", "medium", "few"))
+    return (
+        f" * Acc@1 {result['top1']:.3f} Acc@5 {result['top5']:.3f}\n"
+        f"Many_acc: {many:.5f}, Medium_acc: {medium:.5f} Low_acc: {low:.5f}"
+    )
+
+
+def log_epoch(record: Record, row: dict, args: Namespace) -> None:
+    """Print a finished epoch in the original's words and write its tensorboard scalars."""
+    if record.writer is None:
+        return
+    print(f"Current Prec@1: {row['top1']:.3f}\nBest Prec@1: {record.best_score:.3f}\n", flush=True)
+    train = "Train/losses", "Train/top1", "Train/top5"
+    if args.program == "main":
+        train = "Train/Loss", "Train/Acc@1", "Train/Acc@5"
+    tags = {
+        **dict(zip(train, ("train_loss", "train_top1", "train_top5"), strict=True)),
+        "Validation/Acc@1": "top1", "Validation/Acc@5": "top5",
+        "Validation/Many_acc": "many", "Validation/Medium_acc": "medium",
+        "Validation/Low_acc": "few", "lr": "lr",
+    }  # fmt: skip
+    for tag, key in tags.items():
+        if math.isfinite(row[key]):  # a group without classes has no accuracy
+            record.writer.add_scalar(tag, row[key], row["epoch"])
