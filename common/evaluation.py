@@ -139,7 +139,7 @@ class Tally:
         fractions, NaN for a class without test images}; many/medium/few by the training counts.
         """
         total = self.total.double().cpu().numpy()
-        n = max(total.sum(), 1)
+        n = max(float(total.sum()), 1.0)
         with np.errstate(invalid="ignore"):
             cls_acc = self.correct.double().cpu().numpy() / total
         result = {

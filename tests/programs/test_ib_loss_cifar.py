@@ -1,0 +1,284 @@
+"""ib_loss/cifar_train.py end to end."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from common import launch
+from ib_loss import cifar_train
+from ib_loss.opts import ARCHS
+from tests.programs import tools
+
+SCRIPT = tools.ROOT / "ib_loss" / "cifar_train.py"
+SMALL = ["--dataset", "digits", "-a", "resnet20", "--imb_factor", "0.05", "--image_size", "32"]
+RUN = "digits_resnet20_IB_IBReweight_exp_0.05_0"
+IB = [*SMALL, "--loss_type", "IB", "--train_rule", "IBReweight"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of three epochs, IB from the second on, that others compare with."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cifar_train.main([*IB, "--epochs", "3", "--start_ib_epoch", "1", "--seed", "3", "-p", "2"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tools.make_image_folder(tmp_path_factory.mktemp("images"), [40, 40, 40], size=48)
+
+
+def test_a_run_leaves_logs_report_and_pictures(finished):
+    log = finished / "log" / RUN
+    report = json.loads((log / "report.json").read_text())
+    assert report["cls_num_list"] == [130, 93, 66, 47, 34, 24, 17, 12, 9, 6]
+    assert report["epochs"] == 3 and report["seed"] == 3
+    assert len(report["subset_sha256"]) == len(report["pixels_sha256"]) == 64
+    final = report["final"]
+    assert final["epoch"] == 2 and len(final["cls_acc"]) == 10
+    assert {"top1", "top5", "ece", "many", "medium", "few", "images_per_s"} <= final.keys()
+    tests = np.bincount(np.repeat(np.arange(10), 1)) * 0 + [48, 52, 47, 53, 51, 52, 51, 49, 44, 50]
+    assert final["top1"] == pytest.approx(np.average(final["cls_acc"], weights=tests) * 100)
+    assert report["best"]["top1"] >= final["top1"]
+
+    metrics = pd.read_csv(log / "metrics.csv")
+    assert metrics["epoch"].tolist() == [0, 1, 2]
+    assert metrics["lr"].tolist() == pytest.approx([0.02, 0.001, 0.001])
+    assert metrics["train_loss"][1] > 2 * metrics["train_loss"][0]  # the IB phase's scale
+
+    assert (log / "args.txt").read_text().startswith("Namespace(dataset='digits', arch='resnet20'")
+    assert (log / "log_train.csv").read_text().count("Epoch: [") == 3 * 2
+    assert (log / "log_test.csv").read_text().count("Best Prec@1: ") == 3
+    assert len(list(log.glob("events.out.tfevents.*"))) == 1
+    for picture in ("per_class.png", "confusion.png", "curves.png"):
+        pixels = np.asarray(Image.open(log / picture))
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20, picture
+
+
+def test_checkpoints_keep_the_originals_keys(finished):
+    folder = finished / "checkpoint" / RUN
+    state = torch.load(folder / "ckpt.pth.tar", weights_only=True)
+    assert list(state)[:5] == ["epoch", "arch", "state_dict", "best_acc1", "optimizer"]
+    assert state["epoch"] == 3 and state["arch"] == "resnet20"
+    assert "linear.weight" in state["state_dict"]
+    best = torch.load(folder / "ckpt.best.pth.tar", weights_only=True)
+    assert float(best["best_acc1"]) == float(state["best_acc1"]) > 0
+
+
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_killed_and_resumed_is_unbroken_bit_for_bit(tmp_path, loader):
+    images = tools.make_image_folder(tmp_path / "images", [24, 12, 4], size=16)
+    name = "imagefolder_resnet20_IB_IBReweight_none_0.01_0"
+    command = [SCRIPT, "--dataset", "imagefolder", "--root", images, "--image_size", "16",
+               "--imb_type", "none", "-a", "resnet20", "--loss_type", "IB",
+               "--train_rule", "IBReweight", "--start_ib_epoch", "3", "--epochs", "6",
+               "--seed", "5", "-p", "1", "-b", "16", "--loader", loader, "-j", "2"]  # fmt: skip
+    for kind in ("killed", "whole"):
+        (tmp_path / kind).mkdir()
+    tools.run_with_kills(command, tmp_path / "killed", kills=5, max_lines=35, seed=11)
+    tools.run_forked(command, tmp_path / "whole")
+    both = [tmp_path / kind for kind in ("killed", "whole")]
+    tools.assert_same_weights(*(f / "checkpoint" / name / "ckpt.pth.tar" for f in both))
+    metrics = [
+        pd.read_csv(f / "log" / name / "metrics.csv").drop(columns=["images_per_s", "epoch_s"])
+        for f in both
+    ]
+    pd.testing.assert_frame_equal(*metrics)
+    logs = [(f / "log" / name / "log_train.csv").read_text().splitlines() for f in both]
+    assert len(logs[0]) == len(logs[1]) == 6 * 3
+
+
+def test_resume_goes_on_with_more_epochs_and_says_what_changed(finished, here, capsys):
+    shutil.copytree(finished, here, dirs_exist_ok=True)
+    path = f"checkpoint/{RUN}/ckpt.pth.tar"
+    row = cifar_train.main(
+        [*IB, "--epochs", "4", "--start_ib_epoch", "1", "--resume", path, "--lr", "0.05"]
+    )
+    assert row["epoch"] == 3 and row["lr"] == pytest.approx(0.0005)
+    said = capsys.readouterr().out
+    assert f"=> loaded checkpoint '{path}' (epoch 3)" in said
+    assert "epochs 3 -> 4" in said and "lr 0.1 -> 0.05" in said
+    assert json.loads((here / "log" / RUN / "report.json").read_text())["seed"] == 3
+
+
+def test_evaluate_repeats_the_checkpoints_figures(finished, here):
+    checkpoint = finished / "checkpoint" / RUN / "ckpt.pth.tar"
+    report = json.loads((finished / "log" / RUN / "report.json").read_text())
+    result = cifar_train.main(
+        [*IB, "--start_ib_epoch", "1", "--evaluate", "--resume", str(checkpoint)]
+    )
+    for key in ("top1", "top5", "ece", "loss", "few"):
+        assert result[key] == pytest.approx(report["final"][key], rel=1e-6)
+
+
+def test_checkpoints_of_dataparallel_runs_load(finished, here):
+    state = torch.load(finished / "checkpoint" / RUN / "ckpt.pth.tar", weights_only=True)
+    state["state_dict"] = {f"module.{key}": value for key, value in state["state_dict"].items()}
+    for ours in ("run", "scaler"):
+        del state[ours]
+    torch.save(state, here / "original.pth.tar")
+    original = cifar_train.main([*IB, "--evaluate", "--resume", "original.pth.tar"])
+    ours = finished / "checkpoint" / RUN / "ckpt.pth.tar"
+    assert original == cifar_train.main([*IB, "--evaluate", "--resume", str(ours)])
+
+
+@pytest.mark.parametrize("arch", ["resnet44", "resnet10"])
+@pytest.mark.parametrize("loss", ["CE", "LDAM", "Focal", "IB", "IBFocal"])
+def test_every_loss_with_both_kinds_of_network(folder, here, loss, arch):
+    row = cifar_train.main(
+        ["--dataset", "imagefolder", "--root", str(folder), "-a", arch, "--loss_type", loss,
+         "--imb_factor", "0.1", "--train_rule", "DRW", "--start_ib_epoch", "0", "--epochs", "1"]
+    )  # fmt: skip
+    assert np.isfinite(row["train_loss"])
+
+
+def test_every_arch_builds_with_the_ib_interface():
+    for name in ("resnet20", "resnet56", "resnet110", "resnet18", "resnet34", "resnet50"):
+        logits, features = ARCHS[name](num_classes=7)(torch.zeros(2, 3, 32, 32), True)
+        assert logits.shape == (2, 7) and features.shape[0] == 2
+
+
+def test_resample_draws_rare_classes_more_often(here, monkeypatch):
+    seen = []
+    original = cifar_train.make_loaders
+
+    def spy(*args, **kwargs):
+        train, test = original(*args, **kwargs)
+        seen.extend(target for _, target, _ in train)
+        return train, test
+
+    monkeypatch.setattr(cifar_train, "make_loaders", spy)
+    cifar_train.main([*SMALL, "--train_rule", "Resample", "--epochs", "1"])
+    drawn = torch.cat(seen).bincount(minlength=10)
+    assert drawn.sum() == 438 and drawn.max() < 80  # uniform shuffling would show 130 zeros
+
+
+def test_image_folder_is_made_long_tailed(folder, here):
+    row = cifar_train.main(
+        ["--dataset", "imagefolder", "--root", str(folder), "-a", "resnet20", "--epochs", "1",
+         "--imb_factor", "0.1", "--num_classes", "3"]
+    )  # fmt: skip
+    report = here / "log" / "imagefolder_resnet20_CE_None_exp_0.1_0" / "report.json"
+    assert json.loads(report.read_text())["cls_num_list"] == [40, 12, 4]
+    assert row["top5"] == 100
+
+
+def test_image_folder_as_it_is(tmp_path, here):
+    root = tools.make_image_folder(tmp_path / "natural", [9, 30, 2])
+    args = ["--dataset", "imagefolder", "--root", str(root), "-a", "resnet20", "--epochs", "1"]
+    cifar_train.main([*args, "--imb_type", "none"])
+    report = here / "log" / "imagefolder_resnet20_CE_None_none_0.01_0" / "report.json"
+    assert json.loads(report.read_text())["cls_num_list"] == [9, 30, 2]
+    with pytest.raises(launch.UsageError, match=r"has 9 images, but .* asked for"):
+        cifar_train.main(args)
+
+
+def bad(words, *argv):
+    with pytest.raises(launch.UsageError, match=words):
+        cifar_train.main(list(argv))
+
+
+def test_bad_data_is_named(folder, here):
+    image = ["--dataset", "imagefolder", "--root"]
+    bad("nowhere: no such folder; expected DIR/train/<class>", *image, "nowhere")
+    bad(r"--num_classes 7: imagefolder in .* has 3", *image, str(folder), "--num_classes", "7")
+    broken = here / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "train" / "class_001" / "0000.jpg").write_bytes(b"")
+    bad(r"class_001.0000\.jpg: not a readable image", *image, str(broken), "--imb_type", "none")
+    shutil.rmtree(broken / "test")
+    bad("neither val/ nor test/", *image, str(broken))
+    shutil.rmtree(broken / "train" / "class_001")
+    (broken / "train" / "class_001").mkdir()
+    bad("class_001: no images in this class", *image, str(broken))
+    bad("--train_rule CBReweight divides by the class counts, and .* no image of class 9",
+        "--dataset", "digits", "--imb_factor", "0.005", "--train_rule", "CBReweight")  # fmt: skip
+    bad("--loss_type LDAM divides", "--dataset", "digits", "--imb_factor", "0.005",
+        "--loss_type", "LDAM")  # fmt: skip
+
+
+def test_bad_checkpoints_are_refused(finished, here):
+    good = finished / "checkpoint" / RUN / "ckpt.pth.tar"
+    bad("--resume gone.pth: no such file", *IB, "--resume", "gone.pth")
+    (here / "cut.pth").write_bytes(good.read_bytes()[:5000])
+    bad("cut.pth: not a complete checkpoint, cut short", *IB, "--resume", "cut.pth")
+    bad("made with another architecture, classes or loss; it lacks layer1.3",
+        *IB, "-a", "resnet32", "--resume", str(good))  # fmt: skip
+    torch.save({"epoch": 1, "state_dict": shutil.rmtree}, here / "evil.pth")
+    bad("evil.pth: refused, it is damaged or holds more than tensors", *IB, "--resume", "evil.pth")
+
+
+def test_command_line_errors_are_one_line_with_code_2(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = tools.run([SCRIPT, *SMALL, "--root_log", "file/log", "--epochs", "1"], tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("cifar_train.py: error: file/log/digits")
+
+
+def test_a_diverging_run_stops_and_keeps_the_checkpoint(here, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["cifar_train.py"])
+    args = [*SMALL, "--loss_type", "CE", "--epochs", "3", "--seed", "1"]
+    cifar_train.main([*args[:-4], "--epochs", "1", "--seed", "1"])
+    with pytest.raises(launch.NonFiniteLoss, match=r"epoch 1, step \d+, learning rate 4e\+37"):
+        cifar_train.main([*args, "--lr", "1e38", "--resume", "auto"])
+    path = here / "checkpoint" / "digits_resnet20_CE_None_exp_0.05_0" / "ckpt.pth.tar"
+    state = torch.load(path, weights_only=True)
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_no_gpu_is_said_once_and_the_cpu_takes_over(finished, here):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    checkpoint = str(finished / "checkpoint" / RUN / "ckpt.pth.tar")
+    with pytest.warns(UserWarning, match="--gpu 0: no CUDA device here, running on the CPU"):
+        cifar_train.main([*IB, "--gpu", "0", "--evaluate", "--resume", checkpoint])
+
+
+def test_two_processes_evaluate_like_one(finished, tmp_path):
+    """torchrun with two gloo processes: the same test figures for the same weights."""
+    checkpoint = finished / "checkpoint" / RUN / "ckpt.pth.tar"
+    alone = tools.run([SCRIPT, *IB, "--evaluate", "--resume", checkpoint], tmp_path)
+    pair = tools.run(
+        ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611", SCRIPT,
+         *IB, "--evaluate", "--resume", checkpoint],
+        tmp_path,
+    )  # fmt: skip
+    assert alone.returncode == pair.returncode == 0, pair.stderr
+    results = [out.stdout[out.stdout.index("val Results") :] for out in (alone, pair)]
+    alone_lines, pair_lines = (text.splitlines()[:1] + text.splitlines()[1:] for text in results)
+    assert alone_lines[1:] == pair_lines[1:]  # class accuracies and groups, exactly
+    assert alone_lines[0].split("Loss")[0] == pair_lines[0].split("Loss")[0]
+
+
+def test_two_processes_train_the_model_of_one_command(tmp_path, monkeypatch):
+    """fan_out: one command, two processes; one writes, the batch is shared."""
+    code = (
+        "import sys; from common import launch; from ib_loss import cifar_train as program\n"
+        "if __name__ == '__main__':\n"
+        "    launch.fan_out(program.main, sys.argv[1:], processes=2)\n"
+    )
+    (tmp_path / "both.py").write_text(code)
+    done = tools.run(
+        ["both.py", *IB, "--epochs", "1", "--start_ib_epoch", "0", "--seed", "1", "-p", "1"],
+        tmp_path,
+        PYTHONPATH=str(tools.ROOT),
+    )
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log" / RUN / "log_train.csv").read_text()
+    assert log.count("Epoch: [0][") == 4  # 438 images in global batches of 128, said once
+    assert json.loads((tmp_path / "log" / RUN / "report.json").read_text())["epochs"] == 1

@@ -1,0 +1,83 @@
+"""Rules of the house, read from the code: who may import whom, and what importing may do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPERS = ("ib_loss", "dbm_loss", "hmloss", "arbloss")
+FILES = sorted(
+    path for top in (*PAPERS, "common", "datasets") for path in (ROOT / top).rglob("*.py")
+)
+PROGRAMS = [path for path in FILES if "__main__" in path.read_text()]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, and for ``from a import b`` also ``a.b``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_one_way(path):
+    own = path.relative_to(ROOT).parts[0]
+    tops = {name.split(".")[0] for name in imported(path)}
+    if own in PAPERS:
+        assert not tops & (set(PAPERS) - {own}), "a paper imports another paper"
+    else:
+        assert not tops & set(PAPERS), "shared code imports a paper"
+    if own == "common":
+        assert "datasets" not in tops, "common imports datasets"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nothing_imports_a_program(path):
+    same_program = {"dbm_loss.large_scale.main": {"dbm_loss.large_scale.train"}}
+    programs = {module_name(program) for program in PROGRAMS}
+    assert not imported(path) & programs - same_program.get(module_name(path), set())
+
+
+def test_programs_were_found():
+    names = {module_name(path) for path in PROGRAMS}
+    assert {"ib_loss.cifar_train", "ib_loss.tinyimage_train"} <= names
+
+
+def test_importing_everything_parses_nothing_reads_nothing_and_needs_no_gpu():
+    code = (
+        "import sys, importlib, builtins\n"
+        "sys.argv = ['x', '--no-such-flag']\n"
+        "import torch\n"
+        "def refuse(*a, **k): raise SystemExit('CUDA was touched')\n"
+        "torch.cuda.init = torch.cuda._lazy_init = refuse\n"
+        "for name in sys.stdin.read().split(): importlib.import_module(name)\n"
+    )
+    names = "\n".join(module_name(path) for path in FILES)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, input=names, text=True, capture_output=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nothing_is_tied_to_cuda_or_unsafe(path):
+    text = path.read_text()
+    for forbidden in (".cuda(", "cuda.FloatTensor", "np.float)", "np.int)"):
+        assert forbidden not in text
+    for line in text.splitlines():
+        assert "torch.load(" not in line or "weights_only=True" in line
