@@ -1,0 +1,129 @@
+"""One training epoch and one evaluation of the ISIC program."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.evaluation import Tally, accuracy
+from common.launch import FiniteGuard, Process, all_reduce_sum, autocast, sync_buffers, unwrap
+from common.logs import AverageMeter, Progress
+from hmloss.isic2019_implementation.metrics import binary_metrics
+
+RULE = "-" * 60
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of all images of a part, in the order of the data set.
+
+    Attributes:
+        labels: (N,) int64. scores: softmax probabilities, (N, 2) float64.
+        tally: accuracies, loss and confusion matrix, over all images.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    tally: Tally
+
+    def figures(self) -> dict[str, float]:
+        """Balanced accuracy, AUC, sensitivity, specificity and accuracy, as fractions."""
+        return binary_metrics(self.labels, self.scores)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    learning_rate: Callable[[int], float],
+    args: Namespace,
+    process: Process,
+) -> dict[str, float]:
+    """Train on every batch once; returns {"lr", "train_loss", "train_top1"} over all images.
+
+    ``learning_rate`` gives the rate of a step of this epoch; "lr" is that of the last one.
+    """
+    losses, top1 = AverageMeter(), AverageMeter()
+    guard = FiniteGuard()
+    progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
+    model.train()
+    for step, (images, target, _) in enumerate(loader):
+        lr = learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(process.device, args.amp):
+            logits = model(images)
+            loss = criterion(logits, target)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+        losses.update(loss, len(target))
+        top1.update(accuracy(logits, target)[0], len(target))
+        progress.step()
+        if (step + 1) % args.print_freq == 0 and process.is_main:
+            progress.line(
+                f"[epoch {epoch}], [iter {step + 1} / {len(loader)}], "
+                f"[train loss {losses.avg:.5f}], [train acc {top1.avg / 100:.5f}]"
+            )
+    guard.close()
+    progress.close()
+    losses.reduce(process.device)
+    top1.reduce(process.device)
+    return {"lr": lr, "train_loss": losses.avg, "train_top1": top1.avg}
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    loader,
+    num_images: int,
+    criterion: nn.Module,
+    args: Namespace,
+    process: Process,
+) -> Predictions:
+    """Predictions for every image once, shared among the processes; all of them get all."""
+    sync_buffers(model)
+    model = unwrap(model).eval()
+    tally = Tally(2, process.device)
+    labels = torch.zeros(num_images, dtype=torch.int64, device=process.device)
+    scores = torch.zeros(num_images, 2, dtype=torch.float64, device=process.device)
+    for images, target, index in loader:
+        images = images.to(process.device, non_blocking=True)
+        target = target.to(process.device, non_blocking=True)
+        index = index.to(process.device, non_blocking=True)
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, args.amp):
+            logits = model(images)
+            loss = criterion(logits, target)
+        tally.update(logits, target, loss)
+        labels[index] = target
+        scores[index] = logits.double().softmax(dim=1)
+    tally.reduce()
+    all_reduce_sum(labels, scores)
+    return Predictions(labels.cpu().numpy(), scores.cpu().numpy(), tally)
+
+
+def validation_lines(row: dict) -> str:
+    """The original's lines after a validation; loss and accuracy over all images."""
+    return (
+        f"{RULE}\n[epoch {row['epoch']}], [val loss {row['loss']:.5f}], "
+        f"[val acc {row['accuracy']:.5f}]\n{RULE}\n"
+        f"{RULE}\n[epoch {row['epoch']}],  [val bacc {row['bacc']:.5f}] ,  "
+        f"[val auc {row['auc']:.5f}]\n{RULE}"
+    )

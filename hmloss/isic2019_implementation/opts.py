@@ -1,0 +1,248 @@
+"""Flags of ``train_isic.py``: the original's under all their spellings, then ours."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.flags import add_run_flags
+from common.schedules import stretch
+from hmloss import flags
+from hmloss.isic2019_implementation.model import ARCHS
+from hmloss.isic2019_implementation.schedule import PAPER_EPOCHS, START_HM_EPOCH
+
+FOLDERS = ("dataset_dir", "model_path", "history_path", "result_dir")
+UNUSED = {"momentum": 0.9, "weight_decay": 2e-4}  # the original parses them and trains with Adam
+
+
+def boolean(text: str) -> bool:
+    """``true``, ``false`` and their usual spellings; the original took every text for true."""
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+        text.lower()
+    )
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: choose true or false")
+    return value
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Hard mining loss on ISIC 2019, melanoma against nevi"
+    )
+    add = parser.add_argument
+    add(
+        "--use_cuda",
+        type=boolean,
+        default=True,
+        help="false: run on the CPU (default: true, where there is a GPU)",
+    )
+    add("--num_epochs", type=int, default=100, metavar="N", help="epochs (default: 100)")
+    add(
+        "--ratio_finetune",
+        type=float,
+        default=32,
+        metavar="PERCENT",
+        help="share of the parameter tensors that is trained, from the top (default: 32)",
+    )
+    add(
+        "--weighting_type",
+        default="None",
+        choices=flags.WEIGHTINGS,
+        help="class weights: 1/n (CS) or effective number (CB); with HML in the second stage only",
+    )
+    add(
+        "--start_hm_epoch",
+        type=int,
+        default=None,
+        metavar="N",
+        help="first epoch, from 1, of the second stage (default: 50)",
+    )
+    add(
+        "--gpu",
+        type=int,
+        default=None,
+        help="use this GPU (default: all GPUs, one process each; the CPU where there is none)",
+    )
+    add(
+        "--loss_type",
+        "--loss_function",
+        default="HML",
+        choices=["CE", "HML", "HML1", "Focal", "LDAM"],
+        help="HML and HML1: cross-entropy first, then the hard mining loss (default: HML)",
+    )
+    add(
+        "--max_lr",
+        "--learning-rate",
+        type=float,
+        default=0.001,
+        metavar="LR",
+        dest="max_lr",
+        help="top of the cyclic learning rate (default: 0.001); with the rate set once an epoch, "
+        "as in the original, 100 epochs end at 0.059 of it: see --step_size_up",
+    )
+    add(
+        "-b",
+        "--batch_size",
+        "--batch-size",
+        type=int,
+        default=128,
+        metavar="N",
+        help="training batch over all GPUs; half of it in evaluation (default: 128)",
+    )
+    add(
+        "--delay",
+        type=int,
+        default=15,
+        metavar="N",
+        help="stop after so many epochs without a better validation (default: 15)",
+    )
+    add(
+        "--num_runs",
+        type=int,
+        default=10,
+        metavar="N",
+        help="trainings, run r with seed --seed + r, and a summary over them (default: 10)",
+    )
+    for flag, default, what in (
+        ("--dataset_dir", "/dataset/", "images in BEN/ and MAL/, or in TRAIN/, VALID/ and TEST/"),
+        ("--model_path", "/checkpoint/", "checkpoints"),
+        ("--history_path", "/history/", "logs, pictures and the split"),
+        ("--result_dir", "/results/", "test results"),
+    ):
+        name = default.strip("/")
+        add(
+            flag,
+            default=default,
+            metavar="DIR",
+            help=f"folder of the {what} (default: {name} in the current folder)",
+        )
+    add("--momentum", type=float, default=UNUSED["momentum"], help="unused: Adam has none")
+    add(
+        "--wd",
+        "--weight-decay",
+        type=float,
+        default=UNUSED["weight_decay"],
+        dest="weight_decay",
+        help="unused: the original trains without weight decay",
+    )
+    add(
+        "-j",
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="worker processes that load images (default: 4)",
+    )
+    add(
+        "--delta",
+        type=int,
+        default=10000,
+        help="δ of HML: samples with a probability below about 1.2/δ count as outliers "
+        "(default: 10000)",
+    )
+    add_run_flags(parser, loader=False, image_size=False)
+    flags.add_our_flags(parser, gamma=1.0)
+    ours = parser.add_argument_group("data, network and run")
+    ours.add_argument(
+        "--split_file",
+        metavar="FILE",
+        help="split made by preprocessing/split.py (default: DATASET_DIR/split.csv if it is "
+        "there, else a split drawn with the seed)",
+    )
+    ours.add_argument(
+        "--augmented_eval",
+        action="store_true",
+        help="validate and test on randomly augmented images, as the original did by mistake",
+    )
+    ours.add_argument(
+        "--arch",
+        default="efficientnet_b3",
+        choices=ARCHS,
+        help="network (default: efficientnet_b3)",
+    )
+    ours.add_argument(
+        "--image_size", type=int, default=300, metavar="PX", help="side of the input (default: 300)"
+    )
+    ours.add_argument(
+        "--random_init", action="store_true", help="train from scratch, without ImageNet weights"
+    )
+    ours.add_argument(
+        "--step_size_up",
+        type=int,
+        default=None,
+        metavar="N",
+        help="half a cycle of the learning rate, in iterations (default: 2000 epochs)",
+    )
+    ours.add_argument(
+        "--resume",
+        default="",
+        metavar="PATH",
+        help="checkpoint to go on from; 'auto': the runs' own, as far as there are any",
+    )
+    ours.add_argument(
+        "-e", "--evaluate", action="store_true", help="test the --resume checkpoint and stop"
+    )
+    ours.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed everything and use deterministic kernels (default: a random seed, reported)",
+    )
+    ours.add_argument(
+        "-p",
+        "--print_freq",
+        type=int,
+        default=100,
+        metavar="N",
+        help="a log line every so many iterations (default: 100)",
+    )
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+
+    Returns: the flags, with folders as paths, ``start_hm_epoch`` and ``store_name`` filled in.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    flags.check_losses(parser, args)
+    flags.check_least(
+        parser,
+        ("--num_epochs", args.num_epochs, 1),
+        ("--batch_size", args.batch_size, 1),
+        ("--delay", args.delay, 1),
+        ("--num_runs", args.num_runs, 1),
+        ("--workers", args.workers, 0),
+        ("--print_freq", args.print_freq, 1),
+        ("--image_size", args.image_size, 8),
+    )
+    if not 0 < args.ratio_finetune <= 100:
+        parser.error(f"--ratio_finetune {args.ratio_finetune}: a percentage, 0 < r <= 100")
+    if args.step_size_up is not None and args.step_size_up < 1:
+        parser.error(f"--step_size_up {args.step_size_up}: must be at least 1")
+    for name, value in UNUSED.items():
+        if getattr(args, name) != value:
+            flag = "--wd" if name == "weight_decay" else f"--{name}"
+            parser.error(f"{flag} {getattr(args, name)}: this program trains with plain Adam")
+    if args.weights and args.random_init:
+        parser.error("--weights and --random_init exclude each other: leave one out")
+    if args.start_hm_epoch is None:
+        args.start_hm_epoch = START_HM_EPOCH
+        if args.stretch_schedule:
+            args.start_hm_epoch = stretch(START_HM_EPOCH, args.num_epochs, PAPER_EPOCHS)
+    for name in FOLDERS:
+        # The original puts every folder below the current one; its defaults still go there.
+        value = getattr(args, name)
+        default = parser.get_default(name)
+        setattr(args, name, Path.cwd() / value.strip("/") if value == default else Path(value))
+    args.store_name = store_name(args)
+    return args
+
+
+def store_name(args: argparse.Namespace) -> str:
+    """Name of the folders of a group of runs, as the original builds it."""
+    arch = args.arch.replace("net_", "")
+    name = f"isic2019_{arch}_{args.loss_type}_W_{args.weighting_type}_F_{args.ratio_finetune}"
+    return f"{name}_D_{args.delta}" if "HML" in args.loss_type else name

@@ -1,0 +1,335 @@
+#!/usr/bin/env python
+"""Hard mining loss on ISIC 2019, melanoma against nevi.
+
+    python train_isic.py --loss_type 'HML' --delta 10000
+
+Images from preprocessing/preprocess.py in dataset/, a split from preprocessing/split.py. Ten runs
+of at most 100 epochs of EfficientNet-B3 on 300x300 images; --num_runs says how many. The paper's
+figures are not public; its sister paper reaches a balanced accuracy of 81.4 on 7 classes of 2018.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+
+from common import checkpoint, launch, seeds
+from common.launch import Process, UsageError
+from common.logs import prepare_folders, write_text
+from common.report import picture
+from common.run import Record
+from datasets import isic
+from datasets.loaders import WorkersLoader
+from hmloss import flags, runs
+from hmloss.engine import build_criterion
+from hmloss.isic2019_implementation import opts
+from hmloss.isic2019_implementation.engine import (
+    RULE,
+    Predictions,
+    predict,
+    train_one_epoch,
+    validation_lines,
+)
+from hmloss.isic2019_implementation.metrics import (
+    NAMES,
+    draw_learning_curve,
+    draw_roc,
+    eval_distribution,
+    report_text,
+)
+from hmloss.isic2019_implementation.model import build_model, freeze
+from hmloss.isic2019_implementation.schedule import cyclic_lr
+from hmloss.schedule import in_hml_stage
+
+FIGURES = ("bacc", "auc", "sensitivity", "specificity", "accuracy")
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict] | None:
+    """Run the program; returns a row of test figures per run (None if child processes did it)."""
+    args = opts.parse_args(argv)
+    if args.use_cuda and launch.fan_out(main, argv, args.gpu):
+        return None
+    process = launch.start(args.gpu, use_cuda=args.use_cuda)
+    say = print if process.is_main else lambda *_, **__: None
+    for note in flags.loss_notes(args, args.num_epochs):
+        say(note, flush=True)
+    seeds.set_kernels(process.device, deterministic=args.seed is not None)
+
+    history_dir = args.history_path / args.store_name
+    model_dir = args.model_path / args.store_name
+    result_dir = args.result_dir / args.store_name
+    latest = [model_dir / f"run{run}" / "ckpt.pth.tar" for run in range(args.num_runs)]
+    resume = runs.resume_flags(args.resume, latest[:1] if args.evaluate else latest)
+
+    # Data: one split for all runs.
+    first_seed = None
+    images = isic.find_images(args.dataset_dir)
+    table = find_split(args, images, history_dir / "split.csv")
+    if table is None:
+        first_seed = seeds.choose_seed(args.seed)
+        table = draw_split(images, first_seed)
+    isic.check_parts(table, args.dataset_dir)
+    train_table = table[table["part"] == "train"]
+    args.cls_num_list = [int((train_table["label"] == name).sum()) for name in isic.CLASSES]
+    say(table.groupby(["part", "label"], sort=False).size().to_string(), flush=True)
+
+    if args.evaluate:
+        return [evaluate_file(args, table, process)]
+
+    args.run_list = [f"run{run}" for run in range(args.num_runs)]
+    if process.is_main:
+        prepare_folders(history_dir, model_dir, result_dir)
+        isic.save_split(history_dir / "split.csv", table, f"used by {args.store_name}")
+        write_text(history_dir / "args_history.txt", str(args))
+    launch.barrier()
+
+    rows = []
+    for run, name in enumerate(args.run_list):
+        say(f"curent run:\n{name}", flush=True)  # the original's spelling
+        args.resume = resume[run]
+        record = Record(
+            history_dir / name,
+            model_dir / name,
+            process,
+            {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()},
+            split="validation",
+            score="bacc",
+        )
+        state = record.resume(args.resume)
+        seed = runs.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
+        first_seed = seed - run
+        best_model = model_dir / f"best_model_{name}.pth"
+        figures = train_run(args, record, state, seed, table, best_model, process)
+        rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
+        if process.is_main:
+            write_results(result_dir, rows)
+    say(runs.summary_line(rows, FIGURES, digits=4), flush=True)
+    return rows
+
+
+def find_split(args: argparse.Namespace, images: pd.DataFrame, saved: Path) -> pd.DataFrame | None:
+    """The images with their parts, from where there is a split already; None if one is to be drawn.
+
+    A resumed or evaluated run keeps its own split: other test images might have been trained on.
+    """
+    if args.split_file:
+        return isic.load_split(args.split_file, images)
+    if args.resume and saved.is_file():
+        return isic.load_split(saved, images)
+    if "part" in images:
+        return images
+    prepared = args.dataset_dir / "split.csv"
+    if prepared.is_file():
+        return isic.load_split(prepared, images)
+    if args.evaluate:
+        raise UsageError(
+            f"--evaluate: neither {saved} nor {prepared} tells which images are for testing; "
+            "give --split_file"
+        )
+    return None
+
+
+def draw_split(images: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The original's split: train, test, then validation, cut from each shuffled class."""
+    ids = {name: images.loc[images["label"] == name, "image_id"].tolist() for name in isic.CLASSES}
+    rng = np.random.RandomState(seed % 2**32)
+    part_of = isic.split_images(ids, rng, order=("train", "test", "val"))
+    return images.assign(part=images["image_id"].map(part_of))
+
+
+def make_loader(
+    args: argparse.Namespace, table: pd.DataFrame, part: str, seed: int, process: Process
+) -> tuple[WorkersLoader, int]:
+    """Loader of a part of the split, and its number of images."""
+    train = part == "train"
+    augmented = train or args.augmented_eval
+    transform = (isic.train_transform if augmented else isic.eval_transform)(args.image_size)
+    data = isic.ISIC2019(table[table["part"] == part], transform)
+    batch_size = args.batch_size if train else max(args.batch_size // 2, 1)
+    loader = WorkersLoader(
+        data, batch_size, workers=args.workers, seed=seed, process=process, train=train
+    )
+    return loader, len(data)
+
+
+def train_run(
+    args: argparse.Namespace,
+    record: Record,
+    state: dict | None,
+    seed: int,
+    table: pd.DataFrame,
+    best_model: Path,
+    process: Process,
+) -> dict[str, float]:
+    """One training from its first or its resumed epoch to the test; returns the test's figures."""
+    say = print if process.is_main else lambda *_, **__: None
+    if state is not None and "test" in state:
+        say("finished before", flush=True)
+        return state["test"]
+    train_loader, num_train = make_loader(args, table, "train", seed, process)
+    val_loader, num_val = make_loader(args, table, "val", seed, process)
+
+    # Model: the lower part of a pretrained network stays as it is.
+    seeds.seed_everything(seed)
+    model = build_model(
+        args.arch, args.weights, args.random_init or state is not None, process.is_main
+    )
+    frozen, tensors = freeze(model, args.ratio_finetune)
+    say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors", flush=True)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model = launch.distribute(model, process)
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=args.max_lr)
+    scaler = launch.grad_scaler(process.device, args.amp)
+    start_epoch, best_bacc, patience = 1, 0.0, args.delay
+    if state is not None:
+        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        start_epoch, patience = state["epoch"] + 1, state["patience"]
+        best_bacc = state["best_bacc"]
+    criteria = [
+        build_criterion(args, args.cls_num_list, stage).to(process.device)
+        for stage in (False, True)
+    ]
+
+    record.open(seed)
+    for epoch in range(start_epoch, args.num_epochs + 1):
+        if patience == 0:
+            break
+        start = time.perf_counter()
+        seeds.seed_everything(seed, epoch, process.rank)  # dropout differs between processes
+        train_loader.set_epoch(epoch)
+        val_loader.set_epoch(epoch)
+        criterion = criteria[in_hml_stage(epoch, args.loss_type, args.start_hm_epoch)]
+
+        def learning_rate(step: int, epoch: int = epoch) -> float:
+            if args.step_size_up is None:
+                return cyclic_lr(args.max_lr, epoch - 1)
+            iteration = (epoch - 1) * len(train_loader) + step
+            return cyclic_lr(args.max_lr, iteration, args.step_size_up)
+
+        row = {"epoch": epoch}
+        row |= train_one_epoch(
+            model, train_loader, criterion, optimizer, scaler, epoch, learning_rate, args, process
+        )
+        row["images_per_s"] = num_train / (time.perf_counter() - start)
+        validation = predict(model, val_loader, num_val, criterion, args, process)
+        row |= validation.tally.result(args.cls_num_list) | validation.figures()
+        row["epoch_s"] = time.perf_counter() - start
+        spread = eval_distribution(validation.labels, validation.scores, epoch)
+        row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
+        say(validation_lines(row), flush=True)
+
+        is_best = row["bacc"] >= best_bacc  # of equals the later one
+        patience = args.delay if is_best else patience - 1
+        if is_best:
+            say(
+                f"{RULE}\nIncrease of best bacc on [epoch {epoch}] from [{best_bacc:.5f}] to "
+                f"[{row['bacc']:.5f}]\n{RULE}\n{RULE}\nSaving current best model\n{RULE}",
+                flush=True,
+            )
+            best_bacc = row["bacc"]
+            if process.is_main:
+                checkpoint.save(launch.unwrap(model).state_dict(), best_model)
+        record.end_epoch(row, is_best=is_best)
+        if record.writer is not None:
+            for tag in ("lr", "train_loss", "train_top1", "loss", "bacc", "auc"):
+                record.writer.add_scalar(tag, row[tag], epoch - 1)  # from 0, as a resume purges
+        state = {
+            "epoch": epoch,
+            "arch": args.arch,
+            "state_dict": launch.unwrap(model).state_dict(),
+            "best_bacc": best_bacc,
+            "patience": patience,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
+        record.save(state)
+        if patience == 0:
+            say(f"Early stopping on [epoch: {epoch}], [Best bacc Val: {best_bacc:.3f}", flush=True)
+
+    say("Evaluating the model", flush=True)
+    best_epoch = record.best_row["epoch"]
+    say(f"Restore best model on epoch {best_epoch} with Best bacc Val: {best_bacc:.3f}", flush=True)
+    checkpoint.load_weights(launch.unwrap(model), checkpoint.load(best_model), best_model)
+    stage = in_hml_stage(best_epoch, args.loss_type, args.start_hm_epoch)
+    test = test_model(args, model, table, seed, criteria[stage], process)
+    figures = test.figures()
+    record.finish(
+        args.cls_num_list, confusion=test.tally.confusion, class_names=NAMES, test=figures
+    )
+    if process.is_main:
+        picture(record.log_dir / "roc.png", draw_roc, test.labels, test.scores)
+        picture(record.log_dir / "history_case_plot.png", draw_learning_curve, record.history)
+        write_distributions(record)
+    record.save({**state, "test": figures})
+    return figures
+
+
+def test_model(
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    table: pd.DataFrame,
+    seed: int,
+    criterion: torch.nn.Module,
+    process: Process,
+) -> Predictions:
+    """Predict the test part and print its figures."""
+    loader, num_images = make_loader(args, table, "test", seed, process)
+    test = predict(model, loader, num_images, criterion, args, process)
+    if process.is_main:
+        result = test.figures()
+        print(f"{RULE}\n[test bacc {result['bacc']:.5f}] ,  [test auc {result['auc']:.5f}]\n{RULE}")
+        print(f"sensitivity {result['sensitivity']:.5f}, specificity {result['specificity']:.5f}")
+        print(report_text(test.labels, test.scores), flush=True)
+    return test
+
+
+def evaluate_file(
+    args: argparse.Namespace, table: pd.DataFrame, process: Process
+) -> dict[str, float]:
+    """Test the checkpoint that ``--resume`` names: a run's own or a ``best_model_run*.pth``."""
+    latest = args.model_path / args.store_name / "run0" / "ckpt.pth.tar"
+    path = checkpoint.find(args.resume, latest)
+    if path is None:
+        raise UsageError(f"--resume {args.resume}: there is no {latest}; give a checkpoint")
+    state = checkpoint.load(path)
+    model = build_model(args.arch, random_init=True)
+    checkpoint.load_weights(model, state.get("state_dict", state), path)
+    criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
+    seed = seeds.choose_seed(args.seed)
+    model = launch.distribute(model, process)
+    return test_model(args, model, table, seed, criterion, process).figures()
+
+
+def write_results(folder: Path, rows: Sequence[dict]) -> None:
+    """``test_history.csv`` as the original writes it, and ``summary.csv`` with mean and std."""
+    lines = [",run,best_epoch,bacc,auc"]
+    lines += [f"0,run{r['run']},{r['best_epoch']},{r['bacc']},{r['auc']}" for r in rows]
+    write_text(folder / "test_history.csv", "\n".join(lines) + "\n")
+    runs.write_summary(folder / "summary.csv", rows)
+
+
+def write_distributions(record: Record) -> None:
+    """How the validation scores were spread in each epoch: melanomas, nevi, all."""
+    empty = eval_distribution(np.zeros(0), np.zeros((0, 2)), 0)
+    for i, (name, table) in enumerate(zip(("mel", "nev", "all"), empty, strict=True)):
+        rows = pd.DataFrame([row["distribution"][i] for row in record.history])
+        rows.columns = table.columns
+        write_text(record.log_dir / f"proba_distribution_{name}.csv", rows.to_csv(index=False))
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,283 @@
+"""train_isic.py on made-up images: a run, its files, resume, evaluation, bad input."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from common.launch import UsageError
+from datasets import isic
+from hmloss.isic2019_implementation import train_isic
+from tests.programs.tools import ROOT, assert_same_weights, run
+
+SCRIPT = ROOT / "hmloss/isic2019_implementation/train_isic.py"
+STORE = "isic2019_resnet20_HML_W_CS_F_32_D_10000"
+SMALL = [
+    "--arch", "resnet20", "--random_init", "--image_size", "16", "-b", "16", "-j", "0",
+    "--weighting_type", "CS",
+]  # fmt: skip
+TWO_RUNS = [*SMALL, "--num_epochs", "3", "--start_hm_epoch", "2", "--num_runs", "2", "--seed", "4"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """dataset/BEN and dataset/MAL: 30 brownish nevi, 20 bluish melanomas, all noisy."""
+    folder = tmp_path_factory.mktemp("isic") / "dataset"
+    rng = np.random.RandomState(1)
+    for name, number, colour in (("BEN", 30, (150, 110, 90)), ("MAL", 20, (120, 110, 130))):
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
+            pixels = np.clip(np.array(colour) + rng.randint(-60, 60, (20, 20, 3)), 0, 255)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(folder / name / f"ISIC_{name}{i:03d}.JPG", format="JPEG")
+    return folder
+
+
+@pytest.fixture
+def here(images, tmp_path, monkeypatch):
+    """An empty folder to run in, with the images where the original expects them."""
+    (tmp_path / "dataset").symlink_to(images)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """Two runs of three epochs, and what they returned."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "dataset").symlink_to(images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        rows = train_isic.main(TWO_RUNS)
+    return folder, rows
+
+
+def test_files_are_the_originals(finished, golden):
+    folder, rows = finished
+    sample = golden("hmloss").facts["isic_run_files"]
+    ours = STORE.replace("resnet20", "efficientb3")
+    for file in sample["files"]:
+        path = folder / file.replace(ours, STORE)
+        if "events" in file or "case_plot" in file:  # ours lie in the folder of their run
+            pattern = "events.*" if "events" in file else "history_case_plot.png"
+            assert all(list((path.parent / f"run{r}").glob(pattern)) for r in (0, 1))
+        else:
+            assert path.is_file(), file
+    lines = (folder / "results" / STORE / "test_history.csv").read_text().splitlines()
+    assert lines[0] == sample["test_history_csv"].splitlines()[0]
+    assert lines[2] == f"0,run1,{rows[1]['best_epoch']},{rows[1]['bacc']},{rows[1]['auc']}"
+    assert (folder / "history" / STORE / "args_history.txt").read_text().startswith("Namespace(")
+
+
+def test_report_and_pictures(finished):
+    folder, rows = finished
+    for run_dir, row in zip(sorted((folder / "history" / STORE).glob("run?")), rows, strict=True):
+        report = json.loads((run_dir / "report.json").read_text())
+        assert "validation set" in report["note"]
+        assert report["test"]["bacc"] == row["bacc"]
+        assert report["best"]["epoch"] == row["best_epoch"]
+        assert report["cls_num_list"] == [24, 16]
+        metrics = pd.read_csv(run_dir / "metrics.csv")
+        assert metrics["epoch"].tolist() == [1, 2, 3]
+        assert metrics["bacc"].max() == report["best"]["bacc"]
+        for name in ("roc", "confusion", "curves", "per_class", "history_case_plot"):
+            assert np.asarray(Image.open(run_dir / f"{name}.png").convert("L")).std() > 3, name
+        spread = pd.read_csv(run_dir / "proba_distribution_all.csv")
+        assert spread["Epoch"].tolist() == [1, 2, 3] and (spread["Total images"] == 5).all()
+
+
+def test_summary_over_runs(finished):
+    folder, rows = finished
+    table = pd.read_csv(folder / "results" / STORE / "summary.csv")
+    assert table["run"].tolist() == ["0", "1", "mean", "std"]
+    assert table["seed"].tolist()[:2] == [4, 5]
+    auc = np.array([row["auc"] for row in rows])
+    np.testing.assert_allclose(table["auc"], [*auc, auc.mean(), auc.std()], rtol=1e-5)
+
+
+def test_figures_are_those_of_the_saved_model(finished, monkeypatch, capsys):
+    """Evaluating the best model's file on the saved split gives the figures of the run."""
+    folder, rows = finished
+    monkeypatch.chdir(folder)
+    best = f"checkpoint/{STORE}/best_model_run1.pth"
+    (again,) = train_isic.main([*SMALL, "--evaluate", "--resume", best])
+    for name in ("bacc", "auc", "sensitivity", "specificity", "accuracy"):
+        assert again[name] == pytest.approx(rows[1][name], abs=1e-12)
+    out = capsys.readouterr().out
+    assert f"[test bacc {again['bacc']:.5f}] ,  [test auc {again['auc']:.5f}]" in out
+
+
+def test_original_lines(here, capsys, golden):
+    train_isic.main([*SMALL, "--num_epochs", "1", "--num_runs", "1", "-p", "2", "--seed", "0"])
+    out = capsys.readouterr().out
+    rule = "-" * 60
+    assert f"{rule}\n[epoch 1], [val loss " in out
+    assert f"{rule}\n[epoch 1],  [val bacc 0." in out and "] ,  [val auc 0." in out
+    assert "[epoch 1], [iter 2 / 3], [train loss " in out
+    assert "Increase of best bacc on [epoch 1] from [0.00000] to [" in out
+    assert f"{rule}\nSaving current best model\n{rule}" in out
+    assert "Evaluating the model\nRestore best model on epoch 1 with Best bacc Val: 0." in out
+    header = golden("hmloss").facts["metric_classification_report"][0]
+    assert header in out
+
+
+def test_augmented_evaluation_is_an_option(images):
+    """Validation and test images are the same every time, unless the original's way is asked."""
+    table = isic.find_images(images)
+    table["part"] = "val"
+    for augmented in (False, True):
+        argv = [*SMALL, "--dataset_dir", str(images), *["--augmented_eval"] * augmented]
+        args = train_isic.opts.parse_args(argv)
+        process = train_isic.Process(torch.device("cpu"))
+        loader, _ = train_isic.make_loader(args, table, "val", 0, process)
+        epochs = []
+        for epoch in (1, 2):
+            loader.set_epoch(epoch)
+            epochs.append(torch.cat([batch for batch, _, _ in loader]))
+        assert torch.equal(*epochs) is not augmented
+
+
+def test_early_stopping(here, capsys, monkeypatch):
+    scores = iter([0.7, 0.6, 0.7, 0.5, 0.6, 0.9])
+
+    def figures(_):
+        return {name: next(scores, 0.5) for name in ("bacc",)} | {
+            "auc": 0.5, "sensitivity": 0.5, "specificity": 0.5, "accuracy": 0.5,
+        }  # fmt: skip
+
+    monkeypatch.setattr(train_isic.Predictions, "figures", figures)
+    rows = train_isic.main([*SMALL, "--num_epochs", "9", "--num_runs", "1", "--delay", "2"])
+    assert "Early stopping on [epoch: 5], [Best bacc Val: 0.700" in capsys.readouterr().out
+    assert rows[0]["best_epoch"] == 3  # of equals the later one
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the program catches it."""
+
+
+@pytest.mark.parametrize("saves", [2, 4, 6])
+def test_killed_and_resumed_runs_end_the_same(finished, here, monkeypatch, saves):
+    """Killed while it writes a checkpoint: in the first run, after its test, in the second run."""
+    folder, rows = finished
+    save = train_isic.Record.save
+    done = []
+
+    def save_or_die(self, state, **more):
+        done.append(state["epoch"])
+        if len(done) == saves:
+            raise Killed
+        save(self, state, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_isic.Record, "save", save_or_die)
+        with pytest.raises(Killed):
+            train_isic.main(TWO_RUNS)
+    resumed = train_isic.main([*TWO_RUNS, "--resume", "auto"])
+    assert resumed == rows
+    for name in ("run0", "run1"):
+        last = Path("checkpoint") / STORE / name / "ckpt.pth.tar"
+        assert_same_weights(folder / last, here / last)
+    result = Path("results") / STORE / "test_history.csv"
+    assert (here / result).read_bytes() == (folder / result).read_bytes()
+
+
+def test_split_from_file_tree_or_seed(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = isic.find_images(images)
+    drawn = train_isic.draw_split(table, 3)
+    pd.testing.assert_frame_equal(drawn, train_isic.draw_split(table, 3))
+    isic.save_split(tmp_path / "own.csv", drawn, "own")
+    argv = [*SMALL, "--dataset_dir", str(images), "--num_epochs", "1", "--num_runs", "1"]
+    train_isic.main([*argv, "--split_file", "own.csv"])
+    used = isic.load_split(tmp_path / "history" / STORE / "split.csv", table)
+    pd.testing.assert_frame_equal(used, drawn)
+    train_isic.main([*argv, "--resume", "auto"])  # the run's own split, though none is named
+    used = isic.load_split(tmp_path / "history" / STORE / "split.csv", table)
+    pd.testing.assert_frame_equal(used, drawn)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--dataset_dir", "nowhere"], "no such folder"),
+        (["--split_file", "nowhere.csv"], "not a split"),
+        (["--resume", "nowhere.pth"], "no such file"),
+        (["--evaluate", "--resume", "auto"], "which images are for testing"),
+        (["--arch", "resnet18", "--weights", "nowhere.pth"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line(here, argv, text):
+    own = [flag for flag in SMALL if flag != "--random_init" or "--weights" not in argv]
+    with pytest.raises(UsageError, match=text) as caught:
+        train_isic.main([*own, "--num_runs", "1", *argv])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--loss_type", "HML2"],
+        ["--use_cuda", "perhaps"],
+        ["--momentum", "0.8"],
+        ["--wd", "0"],
+        ["--delta", "0"],
+        ["--ratio_finetune", "0"],
+        ["-b", "0"],
+        ["--weights", "x", "--random_init"],
+        ["--evaluate"],
+    ],
+)
+def test_bad_flags_end_with_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train_isic.main(argv)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_readme_command_from_its_folder(images, tmp_path):
+    """The printed command, shortened by flags only; offline it stops with the cure and code 2."""
+    command = [SCRIPT, "--loss_type", "HML", "--delta", "10000"]
+    (tmp_path / "dataset").symlink_to(images)
+    offline = {"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = run([*command, "-j", "0"], tmp_path, **offline)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "--weights FILE" in done.stderr and "--random_init" in done.stderr
+    short = [*SMALL, "--num_epochs", "1", "--num_runs", "1"]
+    done = run([*command, *short], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 run: bacc 0." in done.stdout
+
+
+def test_two_processes_give_the_figures_of_one(finished, tmp_path):
+    """torchrun with 2 processes: the same test figures for the same weights, over all images."""
+    folder, rows = finished
+    best = folder / "checkpoint" / STORE / "best_model_run0.pth"
+    split = folder / "history" / STORE / "split.csv"
+    done = run(
+        [
+            "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617",
+            SCRIPT, *SMALL, "--dataset_dir", folder / "dataset", "--split_file", split,
+            "--evaluate", "--resume", best,
+        ],
+        tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    bacc, auc = rows[0]["bacc"], rows[0]["auc"]
+    assert done.stdout.count(f"[test bacc {bacc:.5f}] ,  [test auc {auc:.5f}]") == 1
+
+
+def test_learning_rate_by_iteration(here):
+    argv = [*SMALL, "--num_epochs", "2", "--num_runs", "1", "--step_size_up", "4"]
+    train_isic.main(argv)
+    rates = pd.read_csv(here / "history" / STORE / "run0" / "metrics.csv")["lr"]
+    # 3 iterations an epoch: the last ones are 2 and 5, half a cycle is 4.
+    np.testing.assert_allclose(rates, [1e-5 + 99e-5 * 2 / 4, 1e-5 + 99e-5 * 3 / 4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train_isic.opts.parse_args([*argv, "--use_cuda", "False"]).use_cuda is False

@@ -1,0 +1,125 @@
+"""Metrics, score distribution, cyclic learning rate and frozen layers of the ISIC program."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.launch import UsageError
+from common.report import picture
+from hmloss.isic2019_implementation import metrics
+from hmloss.isic2019_implementation.model import build_model, freeze
+from hmloss.isic2019_implementation.schedule import cyclic_lr
+
+
+@pytest.fixture(scope="module")
+def g(golden):
+    return golden("hmloss")
+
+
+def test_metrics_are_the_originals(g):
+    scores = torch.softmax(g.tensor("metric_logits"), 1).numpy()
+    np.testing.assert_allclose(scores, g["metric_scores"], rtol=1e-6)
+    result = metrics.binary_metrics(g["metric_targets"], scores)
+    np.testing.assert_allclose([result["bacc"], result["auc"]], g["metric_bacc_auc"], rtol=1e-8)
+    text = metrics.report_text(g["metric_targets"], scores)
+    assert text.splitlines() == g.facts["metric_classification_report"]
+
+
+def test_metrics_by_counting():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    melanoma = np.array([0.1, 0.2, 0.6, 0.3, 0.4, 0.9])
+    result = metrics.binary_metrics(labels, np.stack([1 - melanoma, melanoma], 1))
+    assert result["sensitivity"] == 1 / 2 and result["specificity"] == 3 / 4
+    assert result["bacc"] == 5 / 8 and result["accuracy"] == 4 / 6
+    assert result["auc"] == 7 / 8  # 7 of the 8 pairs of a melanoma and a nevus are in order
+
+
+def test_one_class_has_no_metrics():
+    with pytest.raises(ValueError, match="both classes"):
+        metrics.binary_metrics(np.zeros(3), np.full((3, 2), 0.5))
+
+
+def test_score_distribution_is_the_originals(g):
+    tables = metrics.eval_distribution(g["metric_targets"], g["evaldist_scores"], epoch=7)
+    columns = g.facts["evaldist_columns"]
+    for table, name, expected in zip(tables, ("mel", "nev", "all"), columns, strict=True):
+        assert table.columns.tolist() == expected
+        np.testing.assert_array_equal(table.to_numpy()[0], g[f"evaldist_{name}"])
+
+
+def test_learning_rate_is_the_originals(g):
+    case = 0
+    while f"lr_isic{case}" in g:
+        expected = g[f"lr_isic{case}"]
+        max_lr = float(g[f"lr_isic{case}_max_lr"])
+        rates = [cyclic_lr(max_lr, epoch) for epoch in range(len(expected))]
+        np.testing.assert_allclose(rates, expected, rtol=1e-12)
+        case += 1
+    assert case
+
+
+def test_learning_rate_per_iteration_is_that_of_the_authors_callback(g):
+    base, highest, step = g["keras_clr_params"]
+    expected = g["keras_clr_triangular2"]
+    shape = [cyclic_lr(1.0, it, int(step)) for it in range(len(expected))]
+    rates = base + (highest - base) * (np.array(shape) - 0.01) / 0.99  # ours starts at 1 %
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
+
+
+def test_frozen_layers_are_the_originals(g):
+    facts = g.facts["efficientnet_b3"]
+    with torch.device("meta"):
+        for ratio, count in facts["frozen_count"].items():
+            model = build_model("efficientnet_b3", random_init=True)
+            assert freeze(model, float(ratio)) == (count, facts["n_param_tensors"])
+            if float(ratio) == 32:
+                at_32 = model
+    named = list(at_32.named_parameters())
+    trainable = [p.numel() for _, p in named if p.requires_grad]
+    assert sum(trainable) == facts["trainable_params_32"]
+    assert sum(p.numel() for _, p in named) == facts["n_params"]
+    frozen = facts["frozen_count"]["32"]
+    assert named[frozen - 1][0] == facts["last_frozen_32"]
+    assert named[frozen][0] == facts["first_trainable_32"]
+    shapes = [[key, list(value.shape)] for key, value in at_32.state_dict().items()]
+    assert shapes == facts["state_dict"]
+
+
+def test_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    donor = build_model("resnet18", random_init=True)
+    state = donor.state_dict()
+    state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 512), torch.zeros(1000)
+    torch.save(state, tmp_path / "resnet18.pth")
+    model = build_model("resnet18", weights=tmp_path / "resnet18.pth")
+    assert torch.equal(model.conv1.weight, donor.conv1.weight)
+    assert model.fc.weight.shape == (2, 512) and model.fc.weight.abs().sum() > 0
+    with pytest.raises(UsageError, match="another architecture"):
+        build_model("resnet50", weights=tmp_path / "resnet18.pth")
+    with pytest.raises(UsageError, match="no ImageNet weights"):
+        build_model("resnet20")
+    with pytest.raises(UsageError, match="no such file"):
+        build_model("resnet18", weights=tmp_path / "none.pth")
+
+
+def test_offline_message_names_the_cure(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(UsageError, match=r"https://.*--weights FILE.*--random_init"):
+        build_model("efficientnet_b0")
+
+
+def test_pictures_are_drawn(g, tmp_path):
+    history = [
+        {"epoch": e, "train_top1": 50, "train_loss": 1 / e, "top1": 40, "loss": 2 / e}
+        for e in (1, 2, 3)
+    ]
+    picture(tmp_path / "roc.png", metrics.draw_roc, g["metric_targets"], g["metric_scores"])
+    picture(tmp_path / "curve.png", metrics.draw_learning_curve, history)
+    for name in ("roc.png", "curve.png"):
+        pixels = np.asarray(Image.open(tmp_path / name).convert("L"))
+        assert pixels.std() > 5  # not blank
