@@ -236,6 +236,23 @@ def random_resized_crop_flip(
     return normalize(_resized_crop_flip(images, generator, size, scale), mean, std)
 
 
+def resize_center_crop(
+    images: Tensor,
+    *,
+    resize: int = 256,
+    size: int = 224,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+) -> Tensor:
+    """Square images to ``resize`` x ``resize``, centre crop, normalise (``imagenet_eval``)."""
+    count, _, side, _ = images.shape
+    start = torch.zeros(count, dtype=torch.int64, device=images.device)
+    whole = torch.full_like(start, side)
+    large = geometry.resized_crop(images, start, start, whole, whole, resize)
+    edge = (resize - size) // 2
+    return normalize(large[..., edge : edge + size, edge : edge + size], mean, std)
+
+
 def _crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
     top, left = geometry.draw_crop(count, (height, width), 4, height, generator)

@@ -170,7 +170,8 @@ def resized_crop(
 
     The pixels of ``torchvision.transforms.functional.resized_crop`` on PIL images (bilinear,
     antialiased, rounded to 8 bits after the horizontal and again after the vertical pass) within
-    one grey level: the sums are float32 here and integers there.
+    one grey level: the sums are float32 here and integers there, and some versions of Pillow shrink
+    in the other direction first.
     """
     batch, channels, in_height, in_width = images.shape
     horizontal = _weights(left, width, in_width, size)  # (B, size, W)

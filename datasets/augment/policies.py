@@ -44,7 +44,7 @@ AUTO_AUGMENT_MAGNITUDES = {
 GEOMETRIC = ("shearX", "shearY", "translateX", "translateY")
 ENHANCEMENTS = ("color", "contrast", "sharpness", "brightness")
 
-_AUTO_AUGMENT_OPS: dict[str, ops.ImageOp] = {
+AUTO_AUGMENT_OPS: dict[str, ops.ImageOp] = {
     "shearX": functools.partial(ops.shear_x, resample=ops.BICUBIC, fill=ops.GREY),
     "shearY": functools.partial(ops.shear_y, resample=ops.BICUBIC, fill=ops.GREY),
     "translateX": functools.partial(ops.translate_x_relative, fill=ops.GREY),
@@ -119,7 +119,7 @@ def auto_augment_op(image: Image.Image, name: str, index: int) -> Image.Image:
         value = value * random.choice([-1, 1])
     elif name in ENHANCEMENTS:
         value = 1 + value * random.choice([-1, 1])
-    return _AUTO_AUGMENT_OPS[name](image, value)
+    return AUTO_AUGMENT_OPS[name](image, value)
 
 
 def ranged_op(image: Image.Image, ranges: Ranges, name: str, level: float) -> Image.Image:
