@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from arbloss.opts import DEFAULTS, load_config, parse_args
+from arbloss.opts import DEFAULTS, check, load_config, parse_args
 from common.launch import UsageError
 
 ROOT = Path(__file__).resolve().parents[2] / "arbloss"
@@ -89,12 +89,15 @@ def test_values_are_read_leniently(key, word, value):
         (["lr", "null"], "lr must be a number"),
         (["lr", "True"], "lr must be a number"),
         (["num_epochs", "2.0"], "num_epochs must be a whole number"),
-        (["num_epochs", "0"], "num_epochs must be at least 1"),
+        (["num_epochs", "0"], "num_epochs must be a whole number from 1 on"),
         (["arbloss", "1"], "arbloss must be True or False"),
         (["smooth_head", "big"], "smooth_head must be a number"),
         (["head_class_idx", "3"], "head_class_idx must be two whole numbers"),
         (["head_class_idx", "[3, 0]"], "head_class_idx must be two whole numbers"),
         (["gpu", "cuda:0"], "gpu must be a whole number"),
+        (["dataset", "mnist"], "dataset must be one of cifar10, cifar100, digits"),
+        (["amp", "int8"], "amp must be one of none, bf16, fp16"),
+        (["image_size", "4"], "image_size must be a whole number from 8 on"),
     ],
 )
 def test_wrong_words_are_one_line_errors(words, message):
@@ -139,6 +142,40 @@ def test_yaml_spellings(tmp_path):
     assert config.arbloss is True
     assert config.mixup is False
     assert config.imb_factor is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "message"),
+    [
+        (1, ["multiprocessing_distributed", "True"], "torch.distributed.launch instead"),
+        (1, ["imb_factor", "0"], "imb_factor 0.0"),
+        (1, ["imb_factor", "100"], "imb_factor 100.0"),
+        (1, ["tail_class_idx", "[71, 101]"], "tail_class_idx [71, 101]: num_classes is 100"),
+        (1, ["mixup", "True", "alpha", "None"], "mixup True needs an alpha"),
+        (1, ["weights", "r50.pth"], "only stage 1 of places"),
+        (1, ["LAS", "True"], "needs numbers for smooth_head"),
+        (2, ["lr_factor", "0.5", "arbloss", "True"], "give resume CHECKPOINT"),
+        (2, ["resume", "x", "arbloss", "True"], "needs lr_factor"),
+        (2, ["resume", "x", "lr_factor", "0.5", "arbloss", "False"], "numbers for smooth_head"),
+    ],
+)
+def test_contradictions_are_one_line_errors(stage, words, message):
+    with pytest.raises(UsageError) as error:
+        check(load_config(CIFAR, words), stage)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_keys_without_effect_are_said():
+    assert check(load_config(CIFAR), 1) == []
+    said = check(load_config(CIFAR, ["warbloss", "True", "arbloss_fl", "True"]), 1)
+    assert said == [
+        "note: warbloss True has no effect in stage 1",
+        "note: arbloss_fl True has no effect in stage 1",
+    ]
+    (said,) = check(load_config(CIFAR, ["num_epochs", "20"]), 1)
+    assert "step at epoch 160 is never reached" in said
+    assert check(load_config(CIFAR, ["num_epochs", "20", "stretch_schedule", "True"]), 1) == []
 
 
 def test_config_is_frozen_and_never_shared():
