@@ -1,0 +1,160 @@
+"""Training views and evaluation pipelines of GML against the original's, and the data they read."""
+
+import random
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.launch import Process, UsageError
+from datasets.augment import recipes
+from datasets.augment.policies import policy_from_name
+from datasets.augment.transforms import Cutout
+from datasets.loaders import WorkersLoader
+from dbm_loss.GML import data
+
+CPU = Process(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def g(golden):
+    return golden("dbm_loss_gml")
+
+
+def seed_all(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def summary(image, step):
+    """Every ``step``-th pixel, mean and standard deviation, as the golden file keeps them."""
+    sparse = image[:, ::step, ::step].flatten()
+    return torch.cat([sparse, image.mean()[None], image.std()[None]]).numpy()
+
+
+def gradient_image():
+    y, x = np.mgrid[:260, :300]
+    return Image.fromarray(
+        np.stack([x * 255 // 299, y * 255 // 259, (3 * x + 5 * y) % 256], axis=2).astype(np.uint8)
+    )
+
+
+def test_autoaugment_is_the_originals(g):
+    image, policy = Image.fromarray(g["aa_image"]), policy_from_name("autoaug_cifar")
+    assert policy.table == [[p[0], p[1], p[2], p[4], p[5], p[6]] for p in g.facts["cifar10_policy"]]
+    for s, expected in enumerate(g["aa_out"]):
+        random.seed(g.facts["seed"] + s)
+        difference = np.asarray(policy(image)).astype(int) - expected
+        assert np.abs(difference).max() <= 1, s
+
+
+def test_cutout_is_the_originals(g):
+    for s, expected in enumerate(g["cutout_masks"]):
+        np.random.seed(g.facts["seed"] + s)
+        np.testing.assert_array_equal(Cutout(16)(torch.ones(3, 32, 32))[0], expected)
+
+
+def test_cifar_views_are_the_originals(g):
+    image = Image.fromarray(g["aa_image"])
+    for k, expected in enumerate(g["pipe_cifar_views"]):
+        seed_all(g.facts["seed"] + k)
+        views = [view(image) for view in data.cifar_views(3)]
+        for view, row in zip(views, expected, strict=True):
+            np.testing.assert_allclose(summary(view, 4), row, atol=1e-5)
+    image = recipes.cifar_eval()(image)
+    np.testing.assert_allclose(summary(image, 4), g["pipe_cifar_val"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "aug"),
+    [
+        ("imagenet", "randcls_randclsstack"),
+        ("imagenet", "randclsstack_randclsstack"),
+        ("imagenet", "randcls_sim"),
+        ("inat", "randcls_sim"),
+    ],
+)
+def test_imagenet_views_are_the_originals(g, dataset, aug):
+    args = Namespace(dataset=dataset, aug=aug, randaug_n=2, randaug_m=10)
+    views = data.imagenet_views(args, 3)
+    image = gradient_image()
+    for k, expected in enumerate(g[f"pipe_{dataset}_{aug}_views"]):
+        seed_all(g.facts["seed"] + k)
+        for view, row in zip([view(image) for view in views], expected, strict=True):
+            np.testing.assert_allclose(summary(view, 32), row, atol=1e-5)
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "inat"])
+def test_evaluation_pipeline_is_the_originals(g, dataset):
+    mean, std = data.large_scale.MEAN_STD[{"imagenet": "imgnet"}.get(dataset, dataset)]
+    image = recipes.imagenet_eval(mean=mean, std=std)(gradient_image())
+    np.testing.assert_allclose(summary(image, 32), g[f"pipe_{dataset}_val"], atol=1e-5)
+
+
+def test_device_views_are_drawn_independently():
+    views = data.cifar_device_views(3)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    first = views(images, torch.Generator().manual_seed(0))
+    assert len(first) == 3 and all(view.shape == (2, 3, 32, 32) for view in first)
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    again = views(images, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def flags(**changed):
+    given = {
+        "dataset": "imagenet", "data": "images", "list_dir": None, "num_classes": 2, "aug":
+        "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0, "batch_size": 4,
+        "channels_last": False, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
+    }  # fmt: skip
+    return Namespace(**{**given, **changed})
+
+
+@pytest.mark.parametrize("where", ["imagenet_inat/data/ImageNet_LT", "images", "elsewhere"])
+def test_lists_are_found_where_the_original_had_them_or_with_the_images(
+    tmp_path, monkeypatch, where
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / where).mkdir(parents=True)
+    (tmp_path / "images/train").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/train/a.jpg")
+    for split in ("train", "test"):
+        lines = "train/a.jpg 0\ntrain/a.jpg 1\n"
+        (tmp_path / where / f"ImageNet_LT_{split}.txt").write_text(lines)
+    args = flags(list_dir="elsewhere" if where == "elsewhere" else None)
+    loaded = data.load_imagenet(args, views=3)
+    assert loaded.cls_num_list == [1, 1]
+    views, label = loaded.train[1]
+    assert label == 1 and [view.shape for view in views] == [(3, 224, 224)] * 3
+    assert len(loaded.test[0][0]) == 1
+    with pytest.raises(UsageError, match="no ImageNet_LT_train"):
+        data.load_imagenet(flags(list_dir="nowhere"), views=3)
+
+
+def test_batches_keep_views_labels_and_indices_together():
+    args = flags(fake_data=4, channels_last=True)
+    loaded = data.load_imagenet(args, views=2)
+    loader = WorkersLoader(loaded.train, 4, workers=0, seed=0, process=CPU)
+    [(views, target, index)] = data.imagenet_batches(loader, args, CPU)
+    assert len(views) == 2 and views[0].shape == (4, 3, 224, 224)
+    assert views[0].is_contiguous(memory_format=torch.channels_last)
+    assert sorted(index.tolist()) == [0, 1, 2, 3]
+    assert torch.equal(target, index % 2)
+    assert abs(float(views[0].mean())) < 2 and float(views[0].std()) > 0.1
+
+
+def test_generated_cifar_has_images_of_every_size_and_no_empty_class():
+    made = data.load_cifar(flags(fake_data=6, num_classes=10))
+    assert made.train.images.shape == (6, 32, 32, 3)
+    assert made.cls_num_list == [1] * 10 and len(made.test.images) == 1
+
+
+def test_a_batch_larger_than_the_data_is_refused_but_for_generated_images():
+    assert data.train_batch_size(flags(), 9) == 4
+    assert data.train_batch_size(flags(), 9, machines=2) == 8
+    assert data.train_batch_size(flags(fake_data=3), 3) == 3
+    with pytest.raises(UsageError, match="--batch-size 4: the training set has only 3 images"):
+        data.train_batch_size(flags(), 3)
