@@ -103,7 +103,7 @@ class ResNetCIFAR(nn.Module):
         features = self.features(x)
         if self.head_name is None:
             return features
-        logits = self.get_submodule(self.head_name)(features)
+        logits = getattr(self, self.head_name)(features)
         return (logits, features) if return_features else logits
 
 

@@ -316,15 +316,15 @@ def test_sizes_ib_loss(golden, arch):
     assert num_parameters(getattr(resnet_cifar, arch)()) == expected
 
 
-@pytest.mark.parametrize(
-    ("arch", "num_blocks"),
-    [("resnet20", 3), ("resnet32", 5), ("resnet110", 18), ("resnet1202", 200)],
-)
-def test_depth_and_arguments_reach_the_network(monkeypatch, arch, num_blocks):
+DEPTHS = dict(resnet20=3, resnet32=5, resnet44=7, resnet56=9, resnet110=18, resnet1202=200)
+
+
+@pytest.mark.parametrize("arch", DEPTHS)
+def test_depth_and_arguments_reach_the_network(monkeypatch, arch):
     monkeypatch.setattr(resnet_cifar, "ResNetCIFAR", lambda *arguments: arguments)
-    assert getattr(resnet_cifar, arch)() == (num_blocks, 10, False, "linear")
+    assert getattr(resnet_cifar, arch)() == (DEPTHS[arch], 10, False, "linear")
     made = getattr(resnet_cifar, arch)(100, use_norm=True, head="fc")
-    assert made == (num_blocks, 100, True, "fc")
+    assert made == (DEPTHS[arch], 100, True, "fc")
 
 
 def test_shortcut_takes_every_second_pixel_and_pads_channels():
