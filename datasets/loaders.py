@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from common.launch import Process
+from common.launch import Process, UsageError
 from common.seeds import derive
 
 Order = Callable[[torch.Generator], torch.Tensor]
@@ -171,6 +171,7 @@ class WorkersLoader:
             num_workers=workers,
             pin_memory=process.device.type == "cuda",
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each epoch draws from the program's generator
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -182,7 +183,10 @@ class WorkersLoader:
         return len(self._plan.batches)
 
     def __iter__(self) -> Iterator[tuple]:
-        return iter(self._loader)
+        try:
+            yield from self._loader
+        except UsageError as error:  # torch puts the worker's traceback before the message
+            raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
 
 
 class _KeyedBatches:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from common import launch
-from ib_loss import cifar_train
+from ib_loss import cifar_train, program
 from ib_loss.opts import ARCHS
 from tests.programs import tools
 
@@ -153,14 +153,14 @@ def test_every_arch_builds_with_the_ib_interface():
 
 def test_resample_draws_rare_classes_more_often(here, monkeypatch):
     seen = []
-    original = cifar_train.make_loaders
+    original = program.make_loaders
 
     def spy(*args, **kwargs):
         train, test = original(*args, **kwargs)
         seen.extend(target for _, target, _ in train)
         return train, test
 
-    monkeypatch.setattr(cifar_train, "make_loaders", spy)
+    monkeypatch.setattr(program, "make_loaders", spy)
     cifar_train.main([*SMALL, "--train_rule", "Resample", "--epochs", "1"])
     drawn = torch.cat(seen).bincount(minlength=10)
     assert drawn.sum() == 438 and drawn.max() < 80  # uniform shuffling would show 130 zeros

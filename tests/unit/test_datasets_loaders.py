@@ -1,0 +1,129 @@
+"""The two loaders: replayable, shared exactly among processes, startable in the middle."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.launch import Process
+from datasets.loaders import (
+    DeviceLoader,
+    WorkersLoader,
+    drawn_by_weight,
+    epoch_batches,
+    shuffled,
+)
+from datasets.memory import ArrayDataset
+
+CPU = Process(torch.device("cpu"))
+RNG = np.random.RandomState(0)
+IMAGES = RNG.randint(0, 256, (23, 8, 8, 3)).astype(np.uint8)
+TARGETS = RNG.randint(0, 4, 23)
+
+
+def ranks(world):
+    return [Process(torch.device("cpu"), rank, world) for rank in range(world)]
+
+
+def noisy(images, generator):
+    return images.float() + torch.rand(images.shape, generator=generator)
+
+
+def noisy_image(image):
+    value = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
+    return value + torch.rand(()) + np.random.rand()
+
+
+def device(process=CPU, **options):
+    return DeviceLoader(IMAGES, TARGETS, 5, noisy, seed=1, process=process, **options)
+
+
+def workers(process=CPU, number=0, **options):
+    dataset = ArrayDataset(IMAGES, TARGETS, noisy_image)
+    return WorkersLoader(dataset, 5, workers=number, seed=1, process=process, **options)
+
+
+def everything(loader):
+    return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+
+@pytest.mark.parametrize("build", [device, workers])
+def test_an_epoch_holds_every_sample_once_with_its_label(build):
+    images, target, index = everything(build())
+    assert sorted(index.tolist()) == list(range(23)) and index.tolist() != list(range(23))
+    assert target.tolist() == TARGETS[index].tolist()
+    clean = torch.from_numpy(IMAGES[index]).permute(0, 3, 1, 2)
+    noise = images.double() - clean
+    assert noise.min() >= 0 and noise.max() < 2
+
+
+@pytest.mark.parametrize("build", [device, workers])
+def test_an_epoch_can_be_replayed_and_entered_in_the_middle(build):
+    loader = build()
+    loader.set_epoch(3)
+    whole = everything(loader)
+    again = build()
+    again.set_epoch(4)
+    other = everything(again)
+    again.set_epoch(3)
+    assert all(torch.equal(a, b) for a, b in zip(whole, everything(again), strict=True))
+    assert not torch.equal(whole[2], other[2])
+    again.set_epoch(3, start_batch=2)
+    assert all(torch.equal(a[10:], b) for a, b in zip(whole, everything(again), strict=True))
+    assert len(again) == 5  # of the whole epoch
+
+
+def test_the_number_of_workers_changes_nothing():
+    alone, two = workers(number=0), workers(number=2)
+    for epoch in (0, 1):  # persistent workers see the new epoch
+        for loader in (alone, two):
+            loader.set_epoch(epoch)
+        for a, b in zip(everything(alone), everything(two), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_without_workers_the_programs_generators_are_left_alone():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.rand(3).tolist(), np.random.rand()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    everything(workers())
+    assert (torch.rand(3).tolist(), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_share_each_global_batch_evenly(world):
+    single = epoch_batches(torch.arange(23), 10, CPU, drop_last=False, even=True)
+    shares = [
+        epoch_batches(torch.arange(23), 10, p, drop_last=False, even=True) for p in ranks(world)
+    ]
+    assert len({tuple(len(part) for part in share) for share in shares}) == 1
+    for step, batch in enumerate(single):
+        together = torch.cat([share[step] for share in shares])
+        assert set(together.tolist()) == set(batch.tolist())
+        assert len(together) - len(batch) < world
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_evaluation_repeats_and_drops_nothing(world):
+    shares = [everything(device(p, train=False))[2] for p in ranks(world)]
+    assert sorted(torch.cat(shares).tolist()) == list(range(23))
+
+
+def test_incomplete_batches_can_be_dropped():
+    assert [len(t) for _, t, _ in device(drop_last=True)] == [5] * 4
+
+
+def test_weighted_order_prefers_heavy_samples():
+    order = drawn_by_weight([0.0, 1.0, 3.0], 8000)(torch.Generator().manual_seed(0))
+    counts = order.bincount(minlength=3)
+    assert counts[0] == 0 and counts[2] / counts[1] == pytest.approx(3, rel=0.1)
+    assert sorted(shuffled(9)(torch.Generator()).tolist()) == list(range(9))
+
+
+def test_several_views_of_one_image():
+    dataset = ArrayDataset(IMAGES, TARGETS, [noisy_image, noisy_image])
+    loader = WorkersLoader(dataset, 4, workers=0, seed=0, process=CPU)
+    (first, second), target, _ = next(iter(loader))
+    assert first.shape == second.shape == (4, 3, 8, 8) and target.shape == (4,)
+    assert not torch.equal(first, second)
