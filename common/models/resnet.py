@@ -213,7 +213,8 @@ def _read_weights(arch: str, path: str | Path | None) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UsageError(f"{path} is not a weight file that torch can load: {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{path} is not a weight file that torch can load: {reason}") from error
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds no state_dict: give the weights of {arch}")
     state = state.get("state_dict", state)

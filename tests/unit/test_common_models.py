@@ -453,8 +453,9 @@ def test_pretrained_that_does_not_fit(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
 def test_pretrained_file_that_is_none(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UsageError, match=r"w\.pth is not a weight file"):
+    with pytest.raises(UsageError, match=r"w\.pth is not a weight file") as error:
         resnet.load_pretrained(resnet.resnet10(None), "resnet10", tmp_path / "w.pth")
+    assert "\n" not in str(error.value)
 
 
 def test_pretrained_other_refusals(tmp_path, monkeypatch):
