@@ -222,7 +222,7 @@ def test_a_broken_image_is_named(finished, here):
     (here / "data/train/class_000/0001.jpg").write_bytes(b"broken")
     done = tools.run([FOLDER / "train.py", *SMALL, "-j", "1"], here)
     assert done.returncode == 2
-    assert "0001.jpg" in done.stderr
+    assert done.stderr.count("\n") == 1 and "0001.jpg (line 2 of " in done.stderr
 
 
 def test_a_diverged_loss_stops_the_run_and_keeps_the_checkpoint(finished, here):
