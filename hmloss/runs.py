@@ -12,6 +12,8 @@ from common.launch import UsageError
 from common.logs import write_text
 from common.seeds import choose_seed
 
+COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries
+
 
 def resume_flags(resume: str, latest: Sequence[Path]) -> list[str]:
     """What ``--resume`` means to each run, given the checkpoint that each would write.
@@ -61,10 +63,10 @@ def write_summary(path: Path, rows: Sequence[dict]) -> None:
 
 
 def summary_line(rows: Sequence[dict], names: Sequence[str], digits: int = 2) -> str:
-    """Mean ± standard deviation of some columns, for the screen."""
-    figures = pd.DataFrame(rows)
+    """Mean ± standard deviation of some columns, for the screen; empty ones are left out."""
+    figures = pd.DataFrame(rows)[list(names)].dropna(axis=1, how="all")
     parts = [
-        f"{name} {figures[name].mean():.{digits}f} ± {figures[name].std(ddof=0):.{digits}f}"
-        for name in names
+        f"{name} {values.mean():.{digits}f} ± {values.std(ddof=0):.{digits}f}"
+        for name, values in figures.items()
     ]
     return f"{len(rows)} run{'s' if len(rows) > 1 else ''}: {', '.join(parts)}"

@@ -20,7 +20,7 @@ from common.run import Record
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from hmloss import flags, runs
 from hmloss.cifar_implementation import opts
-from hmloss.worker import train_run
+from hmloss.program import train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
     groups = [(r, t) for r in args.ir_list for t in opts.imb_types(args.imb_type)]
+    if args.evaluate:
+        groups, args.num_runs = groups[:1], 1
     names = [
         opts.run_name(args, opts.store_name(args, imb_type, ratio), run)
         for ratio, imb_type in groups
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             if process.is_main:
                 store = opts.store_name(args, imb_type, ratio)
                 runs.write_summary(Path(args.path_history) / f"{store}_summary.csv", group_rows)
-        say(runs.summary_line(group_rows, ("best_top1", "top1", "many", "medium", "few")))
+        say(runs.summary_line(group_rows, runs.COLUMNS), flush=True)
         rows += group_rows
     return rows
 

@@ -1,4 +1,4 @@
-"""One training from its first or its resumed epoch to its report: the loop of two programs."""
+"""One run, from its first or its resumed epoch to the report; two entry points share it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hmloss.engine import (
     result_lines,
     train_one_epoch,
 )
+from hmloss.runs import COLUMNS
 from hmloss.schedule import Schedule, in_hml_stage, learning_rate
 
 
@@ -128,5 +129,5 @@ def train_run(
     return {
         "best_epoch": best["epoch"],
         "best_top1": best["top1"],
-        **{name: last[name] for name in ("top1", "many", "medium", "few")},
+        **{name: last[name] for name in COLUMNS if name != "best_top1"},
     }

@@ -1,0 +1,64 @@
+"""Flags of ``train_inat.py``, a program that the authors named and never published."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from common.flags import add_run_flags
+from common.models import resnet
+from hmloss import flags
+from hmloss.schedule import Schedule
+
+ARCHS = {
+    name: getattr(resnet, name)
+    for name in (
+        *(f"resnet{depth}" for depth in (10, 18, 34, 50, 101, 152)),
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+    )
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Hard mining loss on iNaturalist 2018")
+    flags.add_training_flags(
+        parser, arch="resnet50", archs=ARCHS, loss_type="HML", batch_size=256, num_runs=1
+    )
+    add_run_flags(parser, loader=False, image_size=False)
+    flags.add_our_flags(parser, gamma=0.0)
+    ours = parser.add_argument_group("data")
+    ours.add_argument(
+        "--dataset_dir",
+        default="./data/iNaturalist18",
+        metavar="DIR",
+        help="folder that the paths in the lists start from (default: ./data/iNaturalist18)",
+    )
+    for part in ("train", "val"):
+        ours.add_argument(
+            f"--{part}_list",
+            default=f"iNaturalist18_{part}.txt",
+            metavar="FILE",
+            help="list of `relative/path label` lines, here or in DATASET_DIR (default: "
+            f"iNaturalist18_{part}.txt)",
+        )
+    ours.add_argument(
+        "--image_size", type=int, default=224, metavar="PX", help="side of the input (default: 224)"
+    )
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Schedule]:
+    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+
+    Returns: the flags, ``start_hm_epoch`` filled in; the schedule, stretched if asked for.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    flags.check_least(parser, ("--image_size", args.image_size, 8))
+    return args, flags.check(parser, args, Schedule())
+
+
+def run_name(args: argparse.Namespace, run: int) -> str:
+    """Folder of one run."""
+    return f"inat2018_{args.arch}_{args.loss_type}_W_{args.weighting_type}_D_{args.delta}_run{run}"

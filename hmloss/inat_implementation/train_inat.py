@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Hard mining loss on iNaturalist 2018, or any data set given by list files.
+
+    python train_inat.py --loss_type 'HML' --delta 10000
+
+200 epochs of ResNet-50 from scratch on 437,513 images of 8,142 classes. The authors published
+neither this program nor its settings: all but the loss is inferred from their other two programs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+
+from common import launch, seeds
+from common.report import fingerprint
+from common.run import Record
+from datasets.augment import recipes
+from datasets.listfile import ListFile, find_list, size_warning
+from datasets.loaders import WorkersLoader
+from hmloss import flags, runs
+from hmloss.inat_implementation import opts
+from hmloss.program import train_run
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict] | None:
+    """Run the program; returns a row of figures per run (None if child processes did the work)."""
+    args, schedule = opts.parse_args(argv)
+    if launch.fan_out(main, argv, args.gpu):
+        return None
+    process = launch.start(args.gpu)
+    say = print if process.is_main else lambda *_, **__: None
+    for note in flags.notes(args, schedule):
+        say(note, flush=True)
+    seeds.set_kernels(process.device, deterministic=args.seed is not None)
+
+    # Data: the lists decide on the classes and their counts.
+    colours = {"mean": recipes.INAT_MEAN, "std": recipes.INAT_STD}
+    size = args.image_size
+    folders = (".", args.dataset_dir)
+    train = ListFile(
+        find_list(args.train_list, folders),
+        args.dataset_dir,
+        recipes.imagenet_train(size=size, **colours),
+    )
+    val = ListFile(
+        find_list(args.val_list, folders),
+        args.dataset_dir,
+        recipes.imagenet_eval(resize=round(size * 256 / 224), size=size, **colours),
+        num_classes=train.num_classes,
+    )
+    for data in (train, val):
+        if warning := size_warning(data):
+            say(f"WARNING: {warning}", flush=True)
+    say(f"{len(train)} training and {len(val)} validation images, {train.num_classes} classes")
+
+    if args.evaluate:
+        args.num_runs = 1
+    names = [opts.run_name(args, run) for run in range(args.num_runs)]
+    resume = runs.resume_flags(
+        args.resume, [Path(args.path_model) / name / "ckpt.pth.tar" for name in names]
+    )
+    first_seed = None
+    rows = []
+    for run, name in enumerate(names):
+        args.store_name, args.resume = name, resume[run]
+        record = Record(
+            Path(args.path_history) / name,
+            Path(args.path_model) / name,
+            process,
+            vars(args),
+            text_logs=("train_history.csv", "test_history.csv"),
+        )
+        state = record.resume(args.resume)
+        seed = runs.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
+        first_seed = seed - run
+        shared = {"workers": args.workers, "seed": seed, "process": process}
+        loaders = (
+            WorkersLoader(train, args.batch_size, **shared),
+            WorkersLoader(val, 100, train=False, **shared),
+        )
+        facts = {"dataset": args.train_list, "labels_sha256": fingerprint(train.targets)}
+        figures = train_run(
+            args,
+            schedule,
+            record,
+            state,
+            seed,
+            opts.ARCHS[args.arch],
+            loaders,
+            train.cls_num_list,
+            process,
+            facts,
+        )
+        if args.evaluate:
+            return [figures]
+        rows.append({"run": run, "seed": seed, **figures})
+        if process.is_main:
+            store = name.removesuffix(f"_run{run}")
+            runs.write_summary(Path(args.path_history) / f"{store}_summary.csv", rows)
+    say(runs.summary_line(rows, runs.COLUMNS), flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    launch.run(main)
