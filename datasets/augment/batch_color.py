@@ -65,6 +65,7 @@ def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def invert(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Negative."""
     return 255 - images
 
 

@@ -99,30 +99,37 @@ def solarize_add(image: Image.Image, value: float) -> Image.Image:
 
 
 def auto_contrast(image: Image.Image, _value: float) -> Image.Image:
+    """Stretch each channel to 0 ... 255."""
     return ImageOps.autocontrast(image)
 
 
 def equalize(image: Image.Image, _value: float) -> Image.Image:
+    """Give each channel a uniform histogram."""
     return ImageOps.equalize(image)
 
 
 def invert(image: Image.Image, _value: float) -> Image.Image:
+    """Negative."""
     return ImageOps.invert(image)
 
 
 def color(image: Image.Image, value: float) -> Image.Image:
+    """Saturation; 0 is grey."""
     return ImageEnhance.Color(image).enhance(value)
 
 
 def contrast(image: Image.Image, value: float) -> Image.Image:
+    """Contrast; 0 is the mean grey level."""
     return ImageEnhance.Contrast(image).enhance(value)
 
 
 def brightness(image: Image.Image, value: float) -> Image.Image:
+    """Brightness; 0 is black."""
     return ImageEnhance.Brightness(image).enhance(value)
 
 
 def sharpness(image: Image.Image, value: float) -> Image.Image:
+    """Sharpness; 0 is smoothed, 2 sharpened."""
     return ImageEnhance.Sharpness(image).enhance(value)
 
 
