@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -23,16 +24,17 @@ from common.report import picture
 from hmloss.losses import FocalLoss, HMLoss
 
 
-def curve(loss: torch.nn.Module, p: torch.Tensor) -> torch.Tensor:
+def curve(loss: Callable, p: np.ndarray) -> np.ndarray:
     """Loss of a single sample of two classes for each true-class probability p, (N,) float64."""
+    p = torch.from_numpy(p)
     logits = torch.stack([p.logit(), torch.zeros_like(p)], dim=1)  # (N, 2)
     target = torch.zeros(1, dtype=torch.int64)
-    return torch.stack([loss(row[None], target) for row in logits])
+    return torch.stack([loss(row[None], target) for row in logits]).numpy()
 
 
 def draw(figure, deltas: Sequence[float]) -> None:
     """All curves over p on a logarithmic axis, with the paper's three zones."""
-    p = torch.logspace(-6, 0, 500, dtype=torch.float64)[:-1]
+    p = np.logspace(-6, 0, 500)[:-1]
     axes = figure.subplots()
     axes.plot(p, curve(F.cross_entropy, p), label="cross-entropy")
     axes.plot(p, curve(FocalLoss(gamma=1.0), p), label="focal, γ = 1")
