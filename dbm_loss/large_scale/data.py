@@ -69,7 +69,7 @@ class FakeImages(Dataset):
     def __init__(self, num_images: int, num_classes: int, transform: Callable):
         self.targets = np.arange(num_images) % num_classes
         self.transform = transform
-        self.files = [_fake_jpeg(seed) for seed in range(min(num_images, 64))]
+        self.files = [fake_jpeg(seed) for seed in range(min(num_images, 64))]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -79,7 +79,7 @@ class FakeImages(Dataset):
         return self.transform(image), int(self.targets[index])
 
 
-def _fake_jpeg(seed: int) -> bytes:
+def fake_jpeg(seed: int) -> bytes:
     """Patches of colour under noise."""
     rng = np.random.default_rng(seed)
     height, width = FAKE_SIZE

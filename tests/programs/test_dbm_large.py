@@ -88,6 +88,9 @@ def test_a_run_leaves_logs_report_and_checkpoints(finished):
     state = torch.load(finished / "checkpoint" / RUN / "ckpt.pth.tar", weights_only=True)
     assert {"epoch", "state_dict", "best_acc1", "optimizer", "run"} <= state.keys()
     assert state["epoch"] == 2 and isinstance(state["best_acc1"], float)
+    best, last = (row["epoch"] for row in (state["run"]["best_row"], state["run"]["history"][-1]))
+    kept = {row["epoch"] for row in state["run"]["history"] if "cls_acc" in row}
+    assert last == 1 and kept == {best, last}
 
 
 @pytest.mark.parametrize("lines", [12])
