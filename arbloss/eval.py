@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if process.is_main:
         write_json(folder / "eval.json", figures | {"calibration": calibration(tally.bins)})
         draw_reliability_diagram(tally.bins, folder / "reliability.png", config.resume)
+    test_loader.close()
     log.close()
     return figures
 

@@ -295,7 +295,7 @@ def run_epoch(
         {
             "epoch": epoch + 1,
             **{key: part.state_dict() for key, part in parts(launch.unwrap(network)).items()},
-            "best_acc1": torch.tensor(run.best_acc1),
+            "best_acc1": torch.tensor(run.best_acc1, dtype=torch.float64),
             "its_ece": run.its_ece,
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -319,6 +319,8 @@ def _gradient_norms(run: Run, norms: Tensor, epoch: int) -> dict[str, float]:
 def finish(run: Run) -> dict | None:
     """Write the report and the reliability diagram; returns the last epoch's figures."""
     record, data, tally = run.record, run.data, run.tally
+    run.train_loader.close()
+    run.test_loader.close()
     if tally is not None and run.process.is_main:
         draw_reliability_diagram(
             tally.bins, record.log_dir / "reliability.png", "Reliability, last epoch"

@@ -142,6 +142,10 @@ class DeviceLoader:
             generator = torch.Generator().manual_seed(plan.batch_seed(batch))
             yield self._transform(self.images[index], generator), self.targets[index], index
 
+    def close(self) -> None:
+        """Let go of the images; the loader cannot be used any more."""
+        self.images = self.targets = None
+
 
 class WorkersLoader:
     """Any map-style data set, sample by sample in worker processes that live as long as the run.
@@ -187,6 +191,13 @@ class WorkersLoader:
             yield from self._loader
         except UsageError as error:  # torch puts the worker's traceback before the message
             raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
+
+    def close(self) -> None:
+        """End the workers; the loader cannot be used any more.
+
+        Left to the garbage collector, each of them would be waited for, for five seconds.
+        """
+        self._loader = None
 
 
 class _KeyedBatches:
