@@ -216,7 +216,15 @@ def autocast(device: torch.device, amp: str) -> Iterator[None]:
 
 
 def grad_scaler(device: torch.device, amp: str) -> torch.amp.GradScaler:
-    """Loss scaling for fp16; does nothing for the other precisions."""
+    """Loss scaling for fp16; does nothing for the other precisions.
+
+    Says so where bf16 was asked of a CPU that has to imitate it.
+    """
+    if amp == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            "--amp bf16: this CPU has no bfloat16 instructions, float32 is faster here",
+            stacklevel=2,
+        )
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
 
