@@ -108,7 +108,10 @@ def hue(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pillow's mode HSV: whole numbers 0 ... 255 (B, H, W), in float64, float32 and float32."""
+    """Pillow's mode HSV: whole numbers 0 ... 255 (B, H, W), in float64, float32 and float32.
+
+    The hue of grey pixels is any number here: without saturation it changes nothing.
+    """
     red, green, blue = images.float().unbind(dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
@@ -127,7 +130,7 @@ def _rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Pillow's float of each double is what decides whole numbers.
     level = (sixths.double() / 6 + 1).frac_().float().double().mul_(255).floor_()
     saturation = (spread / value.clamp(min=1.0)).double().mul_(255).floor_().float()
-    return level.masked_fill_(spread == 0, 0.0), saturation, value
+    return level, saturation, value
 
 
 def _hsv_to_rgb(level: Tensor, saturation: Tensor, value: Tensor) -> Tensor:

@@ -49,6 +49,13 @@ def test_warps_at_the_magnitudes_of_the_policies(name):
         assert largest_difference(of_batch(images, magnitude), expected) == 0
 
 
+@pytest.mark.parametrize("name", ["translateX", "translateY"])
+def test_translations_by_half_pixels(name):
+    images, magnitude = pictures(), torch.arange(-31, 32, dtype=torch.float64) / 64
+    expected = image_by_image(AUTO_AUGMENT_OPS[name], images, magnitude)
+    assert largest_difference(WARPS[name][0](images, magnitude), expected) == 0
+
+
 def test_crop_counts_from_the_padded_corner():
     images = pictures()
     top, left = geometry.draw_crop(63, (32, 32), 4, 32, generator())
@@ -142,6 +149,8 @@ def test_resized_crop_boxes_are_torchvisions(scale):
         error = theirs.std() * (1 / 4000 + 1 / 20_000) ** 0.5
         assert (ours.mean() - theirs.mean()).abs() < 4 * error
         assert (ours.std() / theirs.std() - 1).abs() < 0.05
+    aspect = (width / height).log()  # symmetric about 0
+    assert aspect.mean().abs() < 4 * aspect.std() / 20_000**0.5
     area, of_reference = height * width, reference[2] * reference[3]
     for share in (0.1, 0.5, 0.9):
         assert (area.quantile(share) / of_reference.quantile(share) - 1).abs() < 0.08
