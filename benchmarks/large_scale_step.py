@@ -46,7 +46,7 @@ from dbm_loss.large_scale.models import BCLModel, build_model
 INAT_IMAGES, INAT_CLASSES = 437_513, 8142
 LOSS = Namespace(
     loss_fn="bcl", use_norm=True, use_dbm=True, max_margin=0.1, tau=1.0, cos_scale=30.0,
-    lambda_inst=1.0,
+    lambda_inst=1.0, margin_norm="last",
 )  # fmt: skip
 
 

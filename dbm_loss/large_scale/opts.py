@@ -151,6 +151,13 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)",
     )
+    ours(
+        "--margin_norm",
+        default="last",
+        choices=["last", "rarest"],
+        help="class that has --max_margin: the one of the highest index, as in the original, or "
+        "the rarest, so that no margin is larger (default: last)",
+    )
     ours("--evaluate", action="store_true", help="evaluate the checkpoint of --resume and stop")
     return parser
 

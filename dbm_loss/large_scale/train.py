@@ -5,7 +5,7 @@
         --arch resnet50 --use_norm --use_dbm --wd 5e-4 --cos --lr 0.1 --batch_size 256 \
         --loss_type BCL --exp_str dbm_bcl_resnet_m01 --max_margin 0.1
 
-Son et al., AAAI 2025, Table 3: 56.3 % (BCL without the margin: 56.0 %) on ImageNet-LT.
+AAAI 2025, Table 3: 56.3 % (BCL without the margin: 56.0 %) on ImageNet-LT.
 All visible GPUs work on each batch; the paper had four.
 """
 

@@ -22,6 +22,10 @@ COUNTS = [2, 3, 1]
 FAKE = ["--dataset", "inat", "--fake_data", "3", "--num_classes", "3", "-a", "resnet10", "-j", "0"]
 
 
+class Stopped(Exception):
+    """Ends a run where a test wants it to end."""
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -119,12 +123,12 @@ def test_a_step_of_an_epoch_is_a_place_to_go_on_from(finished, here, monkeypatch
 
     def stop_after_three(self, *args, **kwargs):
         if len(steps) == 3:
-            raise KeyboardInterrupt
+            raise Stopped
         steps.append(1)
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         train.main([*SMALL, "--save_every", "1"])
     path = here / "checkpoint" / RUN / "ckpt.pth.tar"
     state = torch.load(path, weights_only=True)

@@ -20,7 +20,7 @@ COUNTS = [200, 40, 6]
 def flags(**changed) -> Namespace:
     defaults = {
         "use_norm": True, "use_dbm": True, "max_margin": 0.1, "tau": 1.0, "cos_scale": 30.0,
-        "lambda_inst": 1.0,
+        "lambda_inst": 1.0, "margin_norm": "last",
     }  # fmt: skip
     return Namespace(**{**defaults, **changed})
 
@@ -30,9 +30,21 @@ def test_flags_choose_the_originals_loss(golden, i):
     """Every configuration of the golden file, built from the flags."""
     g = golden("dbm_loss_large_scale")
     case = g.facts["cases"]["cls"][i]
-    criterion = build_criterion(Namespace(**case), g["cls_counts"].tolist(), drw_epoch=160)
+    criterion = build_criterion(flags(**case), g["cls_counts"].tolist(), drw_epoch=160)
     loss = criterion(g.tensor("cls_cosine", torch.float32), g.tensor("cls_target"), case["epoch"])
     np.testing.assert_allclose(loss, g[f"cls{i}_loss_f32"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+def test_the_rarest_class_may_have_the_largest_margin(tau):
+    counts = [40, 1280, 5, 64]
+    margins = {}
+    for margin_norm in ("last", "rarest"):
+        args = flags(loss_fn="ce", margin_norm=margin_norm, tau=tau)
+        margins[margin_norm] = build_criterion(args, counts, 160).margin.class_margin.flatten()
+    assert margins["last"][-1] == pytest.approx(0.1)
+    assert margins["last"].max() == pytest.approx(0.1 * (64 / 5) ** tau)
+    assert margins["rarest"].max() == margins["rarest"][2] == pytest.approx(0.1)
 
 
 def test_bcl_classifies_view_0_and_contrasts_the_others():
