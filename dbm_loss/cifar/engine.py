@@ -55,10 +55,11 @@ def _num_contrastive_views(loss_fn: str) -> int:
     return {"ncl": 1, "bcl": 2}.get(loss_fn, 0)
 
 
-def image_transform(args: Namespace) -> Callable | list[Callable]:
+def image_transform(args: Namespace, size: int) -> Callable | list[Callable]:
     """Of one PIL image: view A, which is classified, then NCL's key view or BCL's two views."""
-    view_a = recipes.view_a(aug_type=args.aug_type, cutout=args.cutout)
-    contrastive = [recipes.view_s() for _ in range(_num_contrastive_views(args.loss_fn))]
+    view_a = recipes.view_a(aug_type=args.aug_type, cutout=args.cutout, size=size)
+    count = _num_contrastive_views(args.loss_fn)
+    contrastive = [recipes.view_s(size=size) for _ in range(count)]
     return [view_a, *contrastive] if contrastive else view_a
 
 

@@ -59,7 +59,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
         imb_factor=1.0 / args.imb_ratio,
         image_size=args.image_size,
     )
-    require_images(data.cls_num_list, f"--imb_ratio {args.imb_ratio}")
+    counts = data.cls_num_list
+    require_images(counts, f"--imb_ratio {args.imb_ratio}")
+    if args.use_dbm and min(counts) < counts[-1]:
+        rarest = counts.index(min(counts))
+        say(
+            f"note: class {rarest} is rarer than the last class, the reference of the margin: its "
+            f"margin is {counts[-1] / counts[rarest]:.3g} ** tau times --max_margin",
+            flush=True,
+        )
     args.num_class = len(data.classes)
     if args.aug_type != "none":
         say(args.aug_type, flush=True)
@@ -86,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "workers": args.workers,
         "process": process,
         "device_transform": device_transform(args),
-        "image_transform": image_transform(args),
+        "image_transform": image_transform(args, size=data.train.images.shape[1]),
         "drop_last": args.loss_fn == "ncl",
     }
     train_loader, test_loader = make_loaders(data, seed=seed, **feed)
@@ -104,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     model = launch.distribute(model, process)
-    criterion = build_criterion(args, data.cls_num_list, schedule).to(process.device)
+    criterion = build_criterion(args, counts, schedule).to(process.device)
 
     # Optimiser: weight decay on everything; the loss has no parameters, but a group, as published.
     optimizer = torch.optim.SGD(
@@ -125,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     if args.evaluate:
         tally = evaluate(model, test_loader, args.num_class, args, process)
-        result = tally.result(data.cls_num_list)
+        result = tally.result(counts)
         for line in result_lines(result):
             say(line, flush=True)
         return result
@@ -152,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         )
         row["images_per_s"] = len(data.train.targets) / (time.perf_counter() - start)
         tally = evaluate(model, test_loader, args.num_class, args, process)
-        row |= tally.result(data.cls_num_list)
+        row |= tally.result(counts)
         row["epoch_s"] = time.perf_counter() - start
 
         is_best = row["top1"] >= record.best_score  # of equals the later one
@@ -172,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if record.history:
         log_end(log, record)
     record.finish(
-        data.cls_num_list,
+        counts,
         confusion=tally and tally.confusion,
         class_names=data.classes,
         **data.facts,

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from common.flags import add_run_flags
 from common.launch import UsageError
-from datasets.augment.policies import POLICY_NAMES
+from datasets.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
 DATASETS = ("cifar100", "cifar10", "digits", "imagefolder")
+WHOLE_BATCH_POLICIES = ("none", *AUTO_AUGMENT_NAMES)  # the others run image by image only
 NCL_SCALE = 16.0
 DEAD_FLAGS = ("network", "update_epoch", "aug_prob", "posthoc_la", "sim_type", "num_max",
               "num_experts", "ride_distill")  # fmt: skip
@@ -182,7 +183,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     """Parse and check a command line.
 
     Returns: the flags, with ``cos_scale`` as the loss will use it (16 for NCL unless given, as in
-    the original) and ``out`` as the folder of this run; and the learning rate schedule.
+    the original), the ``loader`` that knows the policy, and ``out`` as the folder of this run; and
+    the learning rate schedule.
     Raises:
         UsageError: flags that contradict each other or cannot mean anything.
     """
@@ -191,6 +193,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     parser.set_defaults(cos_scale=None)
     if args.loss_fn == "ncl" and parser.parse_args(argv).cos_scale is None:
         args.cos_scale = NCL_SCALE
+    if args.aug_type not in WHOLE_BATCH_POLICIES:
+        args.loader = "workers"
     _check(args)
     ratio = args.imb_ratio if args.imb_type == "exp" else "none"
     args.out = os.path.join(args.out, args.dataset, args.name, f"ir_{ratio}", "")
@@ -246,4 +250,6 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
         found.append(f"--use_dbm has no effect with --loss_fn {args.loss_fn}, a margin of its own")
     if args.loss_fn == "ncl" and args.use_norm and not args.use_dbm:
         found.append("--loss_fn ncl with --use_norm, without --use_dbm: the cosines are not scaled")
+    if args.aug_type not in WHOLE_BATCH_POLICIES:
+        found.append(f"--aug_type {args.aug_type} runs image by image: the loader is 'workers'")
     return [f"note: {note}" for note in found + schedule.notes()]

@@ -7,6 +7,7 @@ import os
 import random
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def run(
     )
 
 
-def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int) -> int:
+def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int, **env: str) -> int:
     """Run the program ``command[0]`` in a forked process, where torch is imported already.
 
     A process of its own, killed like any other, that starts in no time. Returns its id.
@@ -70,6 +71,7 @@ def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int) ->
         return pid
     code = 1
     try:
+        os.environ.update(env)
         os.chdir(cwd)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
@@ -89,8 +91,7 @@ def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int) ->
 def kill_after_lines(command: Sequence[str | Path], cwd: Path, lines: int) -> bool:
     """Start a program, kill -9 it after so many lines of its output; False if it ended first."""
     read, write = os.pipe()
-    with open(os.devnull, "w") as silence:
-        pid = _fork(command, cwd, write, silence.fileno())
+    pid = _fork(command, cwd, write, write)
     os.close(write)
     with open(read) as output:
         for count, _ in enumerate(output, start=1):
@@ -102,13 +103,32 @@ def kill_after_lines(command: Sequence[str | Path], cwd: Path, lines: int) -> bo
     return os.WIFSIGNALED(status)
 
 
-def run_forked(command: Sequence[str | Path], cwd: Path) -> None:
-    """Run a program to its end in a forked process; its error output on failure."""
-    with open(os.devnull, "w") as silence, tempfile.TemporaryFile("w+") as errors:
-        pid = _fork(command, cwd, silence.fileno(), errors.fileno())
-        _, status = os.waitpid(pid, 0)
+def run_forked(command: Sequence[str | Path], cwd: Path, processes: int = 1) -> str:
+    """Run a program to its end in forked processes; returns its output, fails with its errors.
+
+    More than one process find the variables that torchrun would set.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launcher |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        pids = [
+            _fork(
+                command,
+                cwd,
+                output.fileno(),
+                errors.fileno(),
+                **({**launcher, "RANK": str(i), "LOCAL_RANK": str(i)} if processes > 1 else {}),
+            )
+            for i in range(processes)
+        ]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         errors.seek(0)
-        assert os.waitstatus_to_exitcode(status) == 0, errors.read()
+        assert codes == [0] * processes, errors.read()
+        output.seek(0)
+        return output.read()
 
 
 def run_with_kills(
