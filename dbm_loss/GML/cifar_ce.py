@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common import checkpoint, launch, seeds
+from common.evaluation import Tally
 from common.run import Record
 from datasets.long_tail import make_loaders, require_images
 from dbm_loss.GML import opts
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             scaler.load_state_dict(state.get("scaler", {}))
         args.start_epoch = state["epoch"]
 
-    def test(write):
+    def test(write: Callable[[str], None]) -> Tally:
+        """Evaluate; ``write`` takes the log lines."""
         batches = cifar_batches(test_loader, args, process.device)
         return evaluate(model, batches, len(test_loader), args, process, write)
 

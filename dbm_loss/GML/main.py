@@ -17,7 +17,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common import checkpoint, launch, seeds
+from common.evaluation import Tally
 from common.launch import UsageError
 from common.logs import write_text
 from common.run import Record
@@ -126,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             scaler.load_state_dict(state.get("scaler", {}))
         start_epoch, start_step, sums = state["epoch"], state.get("step", 0), state.get("sums")
 
-    def test(write):
+    def test(write: Callable[[str], None]) -> Tally:
+        """Evaluate; ``write`` takes the log lines."""
         batches = imagenet_batches(test_loader, args, process)
         return evaluate(model, batches, len(test_loader), args, process, write)
 

@@ -12,6 +12,7 @@ from torch import nn
 from common.models import resnet_cifar
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo, partition_queue
+from tests.unit import fill_rules
 
 
 @pytest.fixture(scope="module")
@@ -181,28 +182,17 @@ def test_names_and_sizes_are_the_originals(g, teacher):
     assert trainable == facts["trainable"]
 
 
-def fill(module, seed):
-    """The fill rule of the golden runs: every entry of the state dict from one RandomState."""
-    r = np.random.RandomState(seed)
-    state = module.state_dict()
-    for name, value in state.items():
-        shape = tuple(value.shape)
-        if not value.is_floating_point():
-            if name.endswith("num_batches_tracked"):
-                state[name] = torch.zeros_like(value)
-            continue
-        if name.endswith("running_var"):
-            new = 0.5 + r.rand(*shape)
-        elif name.endswith("running_mean") or name.endswith("bias"):
-            new = 0.1 * r.randn(*shape)
-        elif len(shape) == 1:
-            new = 0.5 + r.rand(*shape)
-        else:
-            new = r.randn(*shape) * np.sqrt(1 / np.prod(shape[1:]))
-        if name == "queue_k":
-            new /= np.linalg.norm(new, axis=1, keepdims=True)
-        state[name] = torch.as_tensor(new).float()
-    module.load_state_dict(state)
+def unit_queue(rs, key, shape):
+    values = fill_rules.dbm_loss_imagenet(rs, key, shape)
+    return values / np.linalg.norm(values, axis=1, keepdims=True) if key == "queue_k" else values
+
+
+def fill(moco, seed):
+    """The fill rule of the golden runs, which leaves the queue's labels and indices alone."""
+    integers = {name: buffer.clone() for name, buffer in moco.named_buffers() if "queue" in name}
+    fill_rules.fill(moco, seed, unit_queue)
+    for name in ("queue_l", "queue_i", "queue_ptr"):
+        moco.get_buffer(name).copy_(integers[name])
 
 
 @pytest.mark.parametrize("dtype", ["f64", "f32"])
