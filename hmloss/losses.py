@@ -57,6 +57,10 @@ def softmax_hard_mining_loss(input_values: Tensor, delta: float) -> Tensor:
     return _HardMining.apply(input_values, delta)
 
 
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 class _ClassWeighted(nn.Module):
     """Class weights as a buffer outside the state dict; the l_i in full precision."""
 
@@ -67,11 +71,10 @@ class _ClassWeighted(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
-        """Weighted cross-entropy in float32 (float64 for float64 logits), autocast or not."""
-        with torch.autocast(device_type=logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            weight = None if self.weight is None else self.weight.to(logits.dtype)
-            return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
+        """Weighted cross-entropy in float32, or float64 for float64 logits."""
+        logits = _full_precision(logits)
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
 
 
 class CELoss(_ClassWeighted):
@@ -198,7 +201,7 @@ class LDAMLoss(_ClassWeighted):
         self.s = s
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        x = x if x.dtype == torch.float64 else x.float()
+        x = _full_precision(x)
         margin = self.m_list.to(x.dtype)[target].unsqueeze(1)
         true_class = F.one_hot(target, x.shape[1]).bool()
         return self.cross_entropy(self.s * torch.where(true_class, x - margin, x), target, "mean")
