@@ -161,8 +161,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             start_step,
             save=lambda step, epoch=epoch, sums=sums: record.save(snapshot(epoch, step, sums)),
         )
-        start_step, sums, seconds = 0, None, time.perf_counter() - start
-        row["images_per_s"] = len(data.train) / seconds
+        trained = len(data.train) * (1 - start_step / len(train_loader))  # since this start
+        row["images_per_s"] = trained / (time.perf_counter() - start)
+        start_step, sums = 0, None
         last = epoch == args.epochs - 1
         if epoch % args.test_epoch == 0 or last or record.best_row is None:
             tally = evaluate(model, test_loader, args.num_classes, args, process)

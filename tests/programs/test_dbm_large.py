@@ -160,8 +160,8 @@ def test_evaluate_repeats_the_checkpoints_figures_also_from_the_originals_files(
 
 def test_two_processes_train_together_and_evaluate_as_one(finished, here):
     make_lists(here)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
-    done = tools.run([*launcher, FOLDER / "train.py", *SMALL, "--epochs", "1", "-b", "4"], here)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = tools.run([*launcher, FOLDER / "train.py", *SMALL, "--epochs", "1", "-b", "6"], here)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("START!!") == 1
     final = json.loads((here / "log" / RUN / "report.json").read_text())["final"]
@@ -175,7 +175,7 @@ def test_two_processes_train_together_and_evaluate_as_one(finished, here):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--loss_fn CE --use_norm --use_dbm --amp bf16 --channels_last",
+        "--loss_fn CE --use_norm --use_dbm --amp bf16 --channels_last --fake_data 1",
         "--loss_fn ce_drw --stretch_schedule",
         "--loss_fn BS --use_norm --nesterov",
         "--loss_fn ldam --use_norm --use_dbm",
