@@ -1,0 +1,137 @@
+"""ImageNet-LT, iNaturalist 2018 and Places-LT from small made lists, one process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from arbloss import eval as evaluation
+from arbloss import train_stage1, train_stage2
+from arbloss.data import load_data
+from arbloss.opts import check, load_config
+from common import launch
+from common.models.resnet import resnet10
+from tests.programs.arbloss_data import CONFIG, GROUPS, make_lists
+
+FILES = {
+    "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
+    "ina2018": ("iNaturalist18_train.txt", "iNaturalist18_val.txt"),
+    "places": ("Places_LT_train.txt", "Places_LT_test.txt"),
+}
+COUNTS = [3, 1, 6, 2, 3]  # not in order of size
+TINY = ["num_classes", "5", "backbone", "resnet10_fe", "batch_size", "8", "workers", "0",
+        "num_epochs", "1", *GROUPS]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    return {
+        name: make_lists(tmp_path_factory.mktemp(name), *files, COUNTS)
+        for name, files in FILES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet10.pth"
+    torch.save(resnet10(1000).state_dict(), path)
+    return path
+
+
+def command(dataset, *words):
+    name = f"{dataset}_resnet50_arbloss_ugcc_mixup.yaml"
+    return ["--cfg", str(CONFIG / dataset / name), *TINY, *words]
+
+
+def config(dataset, *words):
+    _, cfg, *words = command(dataset, *words)
+    return load_config(cfg, words)
+
+
+def report(where):
+    (path,) = where.glob("saved/*/logs/report.json")
+    return json.loads(path.read_text())
+
+
+def test_inaturalist_command_with_the_right_spelling(lists, here, capsys):
+    """The configuration says ./data/iNaturelist2018."""
+    (here / "data").mkdir()
+    (here / "data" / "iNaturalist2018").symlink_to(lists["ina2018"])
+    train_stage1.main(command("ina2018"))
+    said = capsys.readouterr().out
+    assert "world_size 8, but no launcher started this program" in said
+    assert "iNaturalist18_train.txt: 15 images of 5 classes, the published list has 437,513" in said
+    facts = report(here)
+    assert facts["cls_num_list"] == [6, 3, 3, 2, 1]  # class 0 is the largest
+    assert facts["settings"]["arb_loss_use_global_class_cnt"] is True
+
+
+def test_lists_in_a_folder_of_their_own(lists, here):
+    elsewhere = here / "lists"
+    elsewhere.mkdir()
+    for name in FILES["ina2018"]:
+        (elsewhere / name).write_text((lists["ina2018"] / name).read_text())
+    root = here / "images"
+    root.mkdir()
+    (root / "images").symlink_to(lists["ina2018"] / "images")
+    with pytest.raises(launch.UsageError, match=r"no iNaturalist18_train\.txt in .*data_txt"):
+        load_data(config("ina2018", "data_path", str(root)))
+    data = load_data(config("ina2018", "data_path", str(root), "list_path", str(elsewhere)))
+    assert len(data.train) == 15
+    image, label = data.train[0]
+    assert image.shape == (3, 224, 224)
+    assert label == 1  # the list's class 0 is the second largest
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "places"])
+def test_labels_are_ranks_in_both_lists(lists, dataset):
+    data = load_data(config(dataset, "data_path", str(lists[dataset])))
+    assert np.bincount(data.train.targets).tolist() == data.cls_num_list == [6, 3, 3, 2, 1]
+    assert data.test.targets.tolist() == [1, 1, 4, 4, 0, 0, 3, 3, 2, 2]
+
+
+def test_places_trains_the_block_on_frozen_features_then_stage_2(lists, weights, here):
+    data = ["data_path", str(lists["places"])]
+    start = torch.load(weights, weights_only=True)
+    train_stage1.main(command("places", *data, "weights", str(weights)))
+    (path,) = here.glob("saved/*/ckps/current.pth.tar")
+    state = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, start[key]) for key, value in state["state_dict_model"].items())
+    assert state["state_dict_block"]["bn1.num_batches_tracked"] == 2
+    assert len(state["optimizer"]["param_groups"][0]["params"]) == 9  # of the block
+
+    again = train_stage1.main(command("places", *data, "resume", str(path), "num_epochs", "2"))
+    assert again["epoch"] == 1
+    stage2 = ["--cfg", str(CONFIG / "places" / "places_resnet152_stage2_mislas.yaml"), *TINY]
+    row = train_stage2.main([*stage2, *data, "resume", str(path)])
+    (second,) = here.glob("saved/*stage2*/ckps/current.pth.tar")
+    after = torch.load(second, weights_only=True)
+    before = torch.load(path, weights_only=True)
+    for name, value in before["state_dict_block"].items():
+        statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(value, after["state_dict_block"][name]) != statistic, name
+    assert evaluation.main([*stage2, *data, "resume", str(second)])["top1"] == row["top1"]
+
+
+def test_places_without_weights_says_so(lists, here):
+    words = ["data_path", str(lists["places"])]
+    with pytest.raises(launch.UsageError, match="no ImageNet weights exist for resnet10"):
+        train_stage1.main(command("places", *words))
+    with pytest.raises(launch.UsageError, match=r"gone\.pth does not exist"):
+        train_stage1.main(command("places", *words, "weights", "gone.pth"))
+    notes = check(config("places", "not_pretrained", "True"), stage=1)
+    assert "note: not_pretrained True: the frozen backbone keeps its random weights" in notes
+
+
+def test_wrong_number_of_classes_is_named(lists):
+    words = ["data_path", str(lists["imagenet"]), "num_classes", "6"]
+    with pytest.raises(launch.UsageError, match=r"num_classes 6: .*train\.txt has 5 classes"):
+        load_data(config("imagenet", *words))

@@ -1,0 +1,166 @@
+"""Stage 1 -> stage 2 -> evaluation, with MiSLAS's recipes, on small made data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from arbloss import eval as evaluation
+from arbloss import runs, train_stage1, train_stage2
+from common import launch
+from tests.programs import tools
+from tests.programs.arbloss_data import CONFIG, PROGRAMS, SMALL, make_folder
+
+STAGE1 = ["--cfg", str(CONFIG / "cifar100" / "cifar100_imb001_stage1_mixup.yaml")]
+STAGE2 = ["--cfg", str(CONFIG / "cifar100" / "cifar100_imb001_stage2_mislas.yaml")]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def stage1(folder, tmp_path_factory):
+    """Checkpoint of a stage 1 by the recipe of MiSLAS: cross-entropy and mixup."""
+    where = tmp_path_factory.mktemp("stage1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        train_stage1.main([*STAGE1, *SMALL, "data_path", str(folder), "arbloss", "False"])
+    (path,) = where.glob("saved/*/ckps/current.pth.tar")
+    return path
+
+
+def options(folder, stage1, *words):
+    return [*STAGE2, *SMALL, "data_path", str(folder), "resume", str(stage1), *words]
+
+
+def newest(where):
+    return max(where.glob("saved/*/ckps/current.pth.tar"), key=lambda path: path.stat().st_mtime)
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("shift_bn", [True, False])
+def test_stage_2_and_evaluation(folder, stage1, here, capsys, shift_bn):
+    row = train_stage2.main(options(folder, stage1, "shift_bn", str(shift_bn)))
+    path = newest(here)
+    before, after = load(stage1), load(path)
+    assert after["epoch"] == 2
+    assert list(after)[1:4] == [
+        "state_dict_model", "state_dict_classifier", "state_dict_lws_model",
+    ]  # fmt: skip
+    for name, value in before["state_dict_model"].items():
+        moved = not torch.equal(value, after["state_dict_model"][name])
+        statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert moved == (shift_bn and statistic), name
+    for key in ("state_dict_classifier", "state_dict_lws_model"):
+        weights = before.get(key, {"learned_norm": torch.ones(1, 5)})
+        for name, value in weights.items():
+            assert not torch.equal(value, after[key][name])
+    rates = pd.read_csv(path.parents[1] / "logs" / "metrics.csv")["lr"]
+    assert rates.tolist() == pytest.approx([0.1, 0.05])
+    groups = after["optimizer"]["param_groups"]
+    assert groups[0]["lr"] == pytest.approx(0.2 * groups[1]["lr"])
+    # 58 images fill 4 batches of 16, and the class-aware order of 24 * 5 images gives 5.
+    assert "Epoch: [1][4/5]" in capsys.readouterr().out
+
+    figures = evaluation.main(options(folder, path))
+    for key in ("top1", "top5", "ece", "loss", "head", "med", "tail"):
+        assert figures[key] == pytest.approx(row[key], nan_ok=True)
+    said = capsys.readouterr().out
+    assert f"=> loaded checkpoint '{path}' (epoch 2)" in said
+    assert f"* ECE   {row['ece']:.3f}%." in said
+    (report,) = here.glob("saved/*/logs/eval.json")
+    saved = json.loads(report.read_text())
+    assert saved["top1"] == pytest.approx(row["top1"])
+    assert sum(saved["calibration"]["counts"]) == 25
+    with Image.open(report.parent / "reliability.png") as image:
+        assert len(np.unique(np.asarray(image))) > 20
+
+
+def test_classes_are_sampled_equally_often(folder, stage1, here, monkeypatch):
+    seen, real = [], runs.train_one_epoch
+
+    def spy(network, loader, *args):
+        seen.extend(target for _, target, _ in loader)
+        return real(network, loader, *args)
+
+    monkeypatch.setattr(runs, "train_one_epoch", spy)
+    train_stage2.main(options(folder, stage1, "num_epochs", "1"))
+    assert torch.cat(seen).bincount().tolist() == [16] * 5
+    seen.clear()
+    train_stage2.main(options(folder, stage1, "num_epochs", "1", "train_stage2_instance", "True"))
+    assert torch.cat(seen).bincount().tolist() == [24, 16, 9, 6, 3]
+
+
+def test_other_losses_of_stage_2(folder, stage1, here):
+    losses = {}
+    for name, words in {
+        "smoothing": [],
+        "weighted": ["warbloss", "True", "arb_loss_use_global_class_cnt", "True"],
+        "focal and mixup": ["arbloss_fl", "True", "mixup", "True", "alpha", "1"],
+    }.items():
+        row = train_stage2.main(options(folder, stage1, "num_epochs", "1", "seed", "3", *words))
+        losses[name] = row["train_loss"]
+    assert all(np.isfinite(loss) for loss in losses.values())
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_the_best_of_stage_1_is_the_one_to_beat(folder, stage1, here):
+    state = load(stage1)
+    state["best_acc1"] = torch.tensor(100.0)
+    state["its_ece"] = 1.5
+    torch.save(state, here / "best.pth.tar")
+    train_stage2.main(options(folder, here / "best.pth.tar", "num_epochs", "1"))
+    folder_of_run = newest(here).parent
+    assert [path.name for path in folder_of_run.iterdir()] == ["current.pth.tar"]
+    assert load(newest(here))["its_ece"] == 1.5
+
+
+def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, stage1, tmp_path):
+    program = PROGRAMS / "train_stage2.py"
+    words = options(folder, stage1, "num_epochs", "3", "deterministic", "true")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir()
+    whole.mkdir()
+    header = 86  # lines that say what runs
+    assert tools.kill_after_lines([program, *words], killed, header + 12)
+    tools.run_forked([program, *words, "resume", str(newest(killed))], killed)
+    tools.run_forked([program, *words], whole)
+    (path,) = killed.glob("saved/*/ckps/current.pth.tar")
+    for key in ("state_dict_model", "state_dict_classifier", "state_dict_lws_model"):
+        tools.assert_same_weights(path, newest(whole), key=key)
+    log = (path.parents[1] / "logs" / "metrics.csv").read_text()
+    assert len(log.splitlines()) == 1 + 3
+
+
+def bad(main, message, *argv):
+    with pytest.raises(launch.UsageError) as error:
+        main(list(argv))
+    assert message in str(error.value)
+
+
+def test_bad_checkpoints_are_named(folder, stage1, here):
+    shipped = [*STAGE2, *SMALL, "data_path", str(folder)]
+    bad(train_stage2.main, "Path/to/Stage1_checkpoint.pth.tar: no such file", *shipped)
+    bad(train_stage2.main, "give resume CHECKPOINT", *shipped, "resume", "")
+    bad(train_stage2.main, "no stage-2 run to continue", *shipped, "resume", "auto")
+    bad(evaluation.main, "name the checkpoint", *shipped, "resume", "")
+    torch.save({"epoch": 1, "state_dict_model": {}}, here / "half.pth")
+    bad(evaluation.main, "half.pth", *shipped, "resume", "half.pth")
+    state = load(stage1) | {"state_dict_lws_model": {"learned_norm": torch.ones(1, 5)}}
+    torch.save(state, here / "second.pth")
+    bad(train_stage1.main, "go on with train_stage2.py",
+        *STAGE1, *SMALL, "data_path", str(folder), "resume", "second.pth")  # fmt: skip
