@@ -1,5 +1,6 @@
 """dbm_loss.large_scale.data: the original's recipes and lists, folders, generated images, CMO."""
 
+import contextlib
 import random
 from argparse import Namespace
 
@@ -20,6 +21,7 @@ from dbm_loss.large_scale.data import (
     load_data,
     make_loaders,
     on_device,
+    prefetch,
     to_bytes,
     train_recipes,
 )
@@ -220,3 +222,36 @@ def test_cmo_draws_every_class_equally_often():
         weights = balanced_weights(targets, counts, alpha)
         per_class = np.bincount(targets, weights=weights)
         np.testing.assert_allclose(per_class / per_class.sum(), np.array(shares) / sum(shares))
+
+
+def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
+    """The order of events, with the streams of a GPU that is not there written down."""
+    events = []
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class OnDevice:
+        def __init__(self, name):
+            self.name = name
+
+        def record_stream(self, stream):
+            events.append(f"own {self.name}")
+
+    def prepare(name):
+        events.append(f"copy {name}")
+        return (OnDevice(name),)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for (batch_on_device,) in prefetch(["a", "b", "c"], prepare, Namespace(type="cuda")):
+        events.append(f"compute {batch_on_device.name}")
+    expected = "copy a,wait,own a,copy b,compute a,wait,own b,copy c,compute b,wait,own c,compute c"
+    assert events == expected.split(",")
+    events.clear()
+    assert not list(prefetch([], prepare, Namespace(type="cuda"))) and not events
