@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+EPOCHS = 24
 SHARED = [
     "--dataset", "digits", "--arch", "resnet20", "--imb_type", "exp", "--imb_factor", "0.02",
-    "--epochs", "80", "--batch-size", "32", "--stretch_schedule", "--seed", "0",
+    "--epochs", str(EPOCHS), "--batch-size", "32", "--stretch_schedule", "--seed", "0",
     "--print_freq", "1000",
 ]  # fmt: skip
 RUNS = {
@@ -28,26 +31,29 @@ RUNS = {
 }
 
 
-def train(name: str, flags: list[str], out: Path) -> tuple[dict, Path]:
-    """Run the program; returns its report and its log folder."""
-    command = [
-        sys.executable, str(ROOT / "ib_loss" / "cifar_train.py"), *SHARED, *flags,
-        "--root_log", str(out / "log"), "--root_model", str(out / "checkpoint"),
-    ]  # fmt: skip
-    print(f"{name}: python ib_loss/cifar_train.py {' '.join([*SHARED, *flags])}", flush=True)
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    epochs = 0
+def train(name: str, out: Path) -> tuple[dict, Path]:
+    """Run the program in a process of its own; returns its report and its log folder."""
+    command = [*SHARED, *RUNS[name]]
+    print(f"{name}: python ib_loss/cifar_train.py {' '.join(command)}", flush=True)
+    folders = ["--root_log", str(out / "log"), "--root_model", str(out / "checkpoint")]
+    threads = max(1, (os.cpu_count() or 1) // len(RUNS))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "ib_loss" / "cifar_train.py"), *command, *folders],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    start, epochs = time.perf_counter(), 0
     for line in process.stdout:
         if line.startswith("Best Prec@1"):
             epochs += 1
-            if epochs % 10 == 0:
+            if epochs % 6 == 0:
                 seconds = time.perf_counter() - start
-                print(f"  {epochs} epochs, {seconds:.0f} s, {line.strip()}", flush=True)
+                print(f"{name}: {epochs} of {EPOCHS} epochs, {seconds:.0f} s", flush=True)
     if process.wait() != 0:
-        sys.exit(process.returncode)
-    store_name = "_".join(["digits", "resnet20", name, flags[-1], "exp", "0.02", "0"])
-    folder = out / "log" / store_name
+        raise SystemExit(f"{name} ended with exit code {process.returncode}")
+    rule = RUNS[name][-1]
+    folder = out / "log" / f"digits_resnet20_{name}_{rule}_exp_0.02_0"
     return json.loads((folder / "report.json").read_text()), folder
 
 
@@ -55,7 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs") / "demo", help="output folder")
     out = parser.parse_args().out.resolve()
-    results = {name: train(name, flags, out) for name, flags in RUNS.items()}
+    with ThreadPoolExecutor(len(RUNS)) as pool:
+        results = dict(zip(RUNS, pool.map(lambda name: train(name, out), RUNS), strict=True))
 
     counts = results["CE"][0]["cls_num_list"]
     print("\nlast epoch, accuracy on the balanced test set (%)")
