@@ -162,4 +162,6 @@ def train(
             is_best=is_best,
         )
     record.finish(data.cls_num_list, confusion=tally and tally.confusion, **data.facts)
+    train_loader.close()
+    test_loader.close()
     return record.history[-1] if record.history else None
