@@ -1,6 +1,9 @@
 """dbm_loss/GML/main.py end to end: both stages on list files, kills, several processes."""
 
 import json
+import os
+import socket
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -175,14 +178,30 @@ def test_bad_input_is_one_line_before_training(here, argv, words):
         program.main([*STUDENT, *argv])
 
 
-def test_one_process_on_a_machine_becomes_one_per_gpu(here, monkeypatch):
-    """``--multiprocessing_distributed``, as if there were two GPUs."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    flags = [*STUDENT, "--epochs", "1", "--batch_size", "5", "--fake_data", "5"]
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_one_process_on_a_machine_becomes_one_per_gpu(here, monkeypatch, torchrun):
+    """``--multiprocessing_distributed`` as if there were two GPUs; forked, to keep the tiny one."""
+    parent, world = os.getpid(), torch.multiprocessing
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if os.getpid() == parent else 0)
+    monkeypatch.setattr(world, "spawn", partial(world.start_processes, start_method="fork"))
+    if torchrun:  # WORLD_SIZE and RANK count machines
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for key, value in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1),
+                           ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):  # fmt: skip
+            monkeypatch.setenv(key, str(value))
+    flags = [*STUDENT, "--epochs", "1", "--batch_size", "17"]
     assert program.main([*flags, "--multiprocessing_distributed"]) is None
-    report = json.loads((here / RUN / "report.json").read_text())
-    state = torch.load(here / RUN / "moco_ckpt.pth.tar", weights_only=True)
-    # int(5 / 2) images in each process: four of the five are entered by one step.
-    assert int((state["state_dict"]["queue_i"] >= 0).sum()) == 4
-    assert state["state_dict"]["queue_k"].shape[1] == 512  # children know nothing of the tiny one
-    assert report["final"]["top1"] == report["best"]["top1"]
+    for key in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(key, raising=False)
+    final = json.loads((here / RUN / "report.json").read_text())["final"]
+    alone = program.main([*flags, "--evaluate", "--resume", f"{RUN}/moco_ckpt.pth.tar"])
+    for key in ("top1", "top5", "loss", "few"):
+        assert final[key] == pytest.approx(alone[key], rel=1e-6)
+    state = torch.load(f"{RUN}/moco_ckpt.pth.tar", weights_only=True)["state_dict"]
+    written = state["queue_i"][state["queue_i"] >= 0]
+    # int(17 / 2) images in each process: one step enters 16 of the 17, as far as there are slots.
+    slots = torch.bincount(state["queue_l"], minlength=3)
+    least = sum(min(n, int(s)) for n, s in zip(COUNTS, slots, strict=True)) - 1
+    assert len(written) == len(set(written.tolist())) >= least
