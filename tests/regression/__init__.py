@@ -1,0 +1,1 @@
+"""Reported accuracies: the table, the runner, the comparison."""
