@@ -117,15 +117,14 @@ def options(folder, *words):
 
 
 def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, tmp_path):
-    words = options(folder, "num_epochs", "6", "deterministic", "true", "diagnostic", "true")
+    words = options(folder, "num_epochs", "4", "deterministic", "true", "diagnostic", "true")
     command = [PROGRAMS / "train_stage1.py", *words]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()
     whole.mkdir()
     resumed = [*command, "resume", "auto"]
-    header = 84  # lines that say what runs
-    assert tools.kill_after_lines(resumed, killed, header + 30)
-    assert tools.kill_after_lines(resumed, killed, header + 25)
+    assert tools.kill_after_lines(resumed, killed, 7, "Epoch: ")  # of 4 an epoch
+    assert tools.kill_after_lines(resumed, killed, 6, "Epoch: ")
     tools.run_forked(resumed, killed)
     tools.run_forked(command, whole)
     assert len(list(killed.glob("saved/*"))) == 1  # all three wrote into one run folder

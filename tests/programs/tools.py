@@ -88,13 +88,19 @@ def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int, **
         os._exit(code)
 
 
-def kill_after_lines(command: Sequence[str | Path], cwd: Path, lines: int) -> bool:
-    """Start a program, kill -9 it after so many lines of its output; False if it ended first."""
+def kill_after_lines(
+    command: Sequence[str | Path], cwd: Path, lines: int, containing: str = ""
+) -> bool:
+    """Start a program, kill -9 it after so many lines of its output; False if it ended first.
+
+    Only lines that hold ``containing`` count.
+    """
     read, write = os.pipe()
     pid = _fork(command, cwd, write, write)
     os.close(write)
     with open(read) as output:
-        for count, _ in enumerate(output, start=1):
+        counted = (line for line in output if containing in line)
+        for count, _ in enumerate(counted, start=1):
             if count == lines:
                 break
         with contextlib.suppress(ProcessLookupError):
