@@ -52,9 +52,9 @@ def seconds(runs: dict[str, Callable[[], object]], device: torch.device, rounds:
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def backward(loss: nn.Module, cosine: Tensor, target: Tensor) -> None:
-    cosine.grad = None
-    loss(cosine, target).backward()
+def backward(loss: Callable[..., Tensor], inputs: Tensor, *rest: Tensor) -> None:
+    inputs.grad = None
+    loss(inputs, *rest).backward()
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: nn.Module, *data) -> None:
@@ -125,14 +125,12 @@ def contrastive(device: torch.device, rounds: int) -> None:
             value = vectorised(features, centers, target)
         torch.testing.assert_close(value, loop_over_anchors(features, centers, target))
         similarities = 4 * 2 * batch_size * (2 * batch_size + classes)
-        taken = seconds(
-            {
-                "vectorised": lambda: vectorised(features, centers, target).backward(),  # noqa: B023
-                "loop": lambda: loop_over_anchors(features, centers, target).backward(),  # noqa: B023
-            },
-            device,
-            rounds,
-        )
+        data = (features, centers, target)
+        runs = {
+            "vectorised": partial(backward, vectorised, *data),
+            "loop": partial(backward, loop_over_anchors, *data),
+        }
+        taken = seconds(runs, device, rounds)
         print(
             f"{batch_size:5d} {classes:6d} {taken['vectorised'] * 1e3:11.2f} ms "
             f"{taken['loop'] * 1e3:16.2f} ms {taken['loop'] / taken['vectorised']:8.1f}"

@@ -98,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "drop_last": args.loss_fn == "ncl",
     }
     train_loader, test_loader = make_loaders(data, seed=seed, **feed)
+    if not len(train_loader):
+        raise launch.UsageError(
+            f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
+            f"--loss_fn {args.loss_fn} takes full batches only; make it smaller"
+        )
     balanced_loader = None
     if args.cmo:
         weights = sample_weights(data.train.targets, beta=1.0)

@@ -78,7 +78,9 @@ class FCNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Cosines (N, out_features) of the rows of ``x`` and of the weight."""
-        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+        with torch.autocast(x.device.type, enabled=False):  # they will be scaled: rounding shows
+            x = x.to(self.weight.dtype)
+            return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
 class KeyQueue(nn.Module):

@@ -302,6 +302,8 @@ def test_bad_data_is_named(images, here, small):
     own = ["--dataset", "imagefolder", "--data_dir", str(images)]
     bad("class 2 has 3 images, but 5 are asked for", *own, "--imb_ratio", "1")
     bad("--imb_ratio 500 .* no image of class 8", "--dataset", "digits", "--imb_ratio", "500")
+    bad("--batch-size 32: there are 16 training images", *small, "--loss_fn", "ncl",
+        "--batch-size", "32")  # fmt: skip
     broken = here / "broken"
     shutil.copytree(images, broken)
     (broken / "train" / "class_001" / "0000.jpg").write_bytes(b"")

@@ -99,6 +99,13 @@ def test_cosine_heads_behind_the_margin(golden, head):
     assert_close(model.weight.grad, g.tensor(f"{name}.grad_weight"), 1e-5)
 
 
+@pytest.mark.parametrize("loss_fn", ["ce", "bcl", "ncl"])
+def test_cosines_are_float32_under_autocast(loss_fn):
+    model = build_model(loss_fn, 10, use_norm=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.classify(torch.randn(2, 3, 32, 32)).dtype == torch.float32
+
+
 def small_ncl(dim, size, temperature):
     """An NCL model whose queues have the size of the golden numbers."""
     model = NCLModel(10, use_norm=True)

@@ -129,6 +129,17 @@ def test_exact_towards_one(dtype, sign):
         assert abs(z - 32 * exact) <= 32 * 4 * step
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradient_near_one_is_accurate_in_float32(sign):
+    margin = DBMargin([10, 1], max_margin=0.3)
+    cosine = sign * (1 - torch.logspace(-6, -2, 200))
+    cosine = torch.stack([torch.zeros_like(cosine), cosine], dim=1)
+    target = torch.ones(len(cosine), dtype=torch.int64)
+    _, single = run(margin, cosine, target, torch.ones_like(cosine))
+    _, double = run(margin, cosine.double(), target, torch.ones_like(cosine).double())
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_finite_at_and_beyond_one(dtype):
     edge = torch.tensor([1.0, -1.0], dtype=dtype)
