@@ -173,7 +173,8 @@ def train_run(
 ) -> dict[str, float]:
     """One training from its first or its resumed epoch to the test; returns the test's figures."""
     say = print if process.is_main else lambda *_, **__: None
-    if state is not None and "test" in state:
+    done = state is not None and (state["epoch"] >= args.num_epochs or state["patience"] == 0)
+    if done and "test" in state:
         say("finished before", flush=True)
         return state["test"]
     train_loader, num_train = make_loader(args, table, "train", seed, process)
@@ -195,6 +196,7 @@ def train_run(
     scaler = launch.grad_scaler(process.device, args.amp)
     start_epoch, best_bacc, patience = 1, 0.0, args.delay
     if state is not None:
+        state.pop("test", None)  # more epochs than the finished run had
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])

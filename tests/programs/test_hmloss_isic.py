@@ -186,6 +186,20 @@ def test_killed_and_resumed_runs_end_the_same(finished, here, monkeypatch, saves
     assert (here / result).read_bytes() == (folder / result).read_bytes()
 
 
+def test_resume_repeats_dropout(here):
+    """EfficientNet drops at random: a resumed epoch draws what the unbroken one drew."""
+    argv = ["--arch", "efficientnet_b0", "--random_init", "--image_size", "32", "-b", "40"]
+    argv += ["-j", "0", "--num_runs", "1", "--seed", "2", "--num_epochs"]
+    last = Path("checkpoint/isic2019_efficientb0_HML_W_None_F_32_D_10000/run0/ckpt.pth.tar")
+    train_isic.main([*argv, "1"])
+    train_isic.main([*argv, "2", "--resume", "auto"])  # also: a finished run takes more epochs
+    resumed = last.rename("resumed.pth.tar")
+    straight = train_isic.main([*argv, "2"])
+    assert straight[0]["best_epoch"] in (1, 2)
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert_same_weights(resumed, last)
+
+
 def test_split_from_file_tree_or_seed(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = isic.find_images(images)
