@@ -259,9 +259,9 @@ def run_steps(case, counts, steps):
 CASES = ["ce", "ce_plain", "ce_drw", "bs", "ldam_drw", "ce_cmo", "bcl", "ncl"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["ce_cmo", "bcl", "ncl"])
 def test_golden_first_step(golden, name):
-    """The published rates; their later steps are chaotic, the small ones below are compared."""
+    """At the published rates the later steps are chaotic; the small ones below are compared."""
     g = golden("dbm_loss_cifar")
     case = g.facts["steps_cases"][name]
     *_, values, _, lr = run_steps(case, g["cmo.counts"].tolist(), steps=1)
