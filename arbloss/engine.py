@@ -16,6 +16,7 @@ from arbloss.losses import (
     LabelAwareSmoothing,
     WARBLoss,
     batch_class_counts,
+    full_precision,
 )
 from arbloss.mixup import mixup_criterion, mixup_data
 from common.evaluation import Tally, accuracy, group_means
@@ -105,6 +106,7 @@ def train_one_epoch(
             images, y_a, y_b, lam = mixup_data(images, target, config.alpha)
         with autocast(process.device, config.amp):
             logits, features = network(images)
+        logits = full_precision(logits)
         if config.mixup:
             loss = mixup_criterion(criterion, logits, y_a, y_b, lam, counts)
         elif count is None:

@@ -30,7 +30,8 @@ def batch_class_counts(target: Tensor, num_classes: int) -> Tensor:
     return torch.zeros(num_classes, device=target.device).index_add_(0, target, ones)
 
 
-def _full_precision(logits: Tensor) -> Tensor:
+def full_precision(logits: Tensor) -> Tensor:
+    """Half-precision logits in float32, others as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -80,7 +81,7 @@ class ARBLoss(nn.Module):
 
     def _nll(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> tuple[Tensor, Tensor]:
         """l_i of every sample (B,), and the counts (C,) in the dtype of the computation."""
-        z = _full_precision(logits)
+        z = full_precision(logits)
         counts = _checked_counts(class_cnt, target, z, self.validate)
         balanced = z.clamp(-LOGIT_BOUND, LOGIT_BOUND) + counts.log()  # log 0 = -inf: no repulsion
         return F.cross_entropy(balanced, target, reduction="none"), counts
@@ -179,7 +180,7 @@ class LabelAwareSmoothing(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor | None = None) -> Tensor:
         """Mean loss of logits (B, C) and labels (B,); balanced as ARB-Loss by class counts (C,)."""
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            z = _full_precision(logits)
+            z = full_precision(logits)
             if class_cnt is None:
                 log_p = F.log_softmax(z, dim=1)
             else:

@@ -244,6 +244,25 @@ def test_the_first_criterion_that_the_keys_name(stage, switches, kind, counted):
         assert count(torch.tensor([1, 1])).tolist() == [5, 3, 1]
 
 
+@pytest.mark.parametrize("arbloss", [False, True])
+def test_losses_are_float32_under_autocast(arbloss):
+    config = settings(num_classes=3, arbloss=arbloss, amp="bf16")
+    network = Network("resnet20_fe", 3)
+    criterion, seen = build_criterion(config, 1, [5, 3, 1]), []
+
+    def spy(logits, *args):
+        seen.append(logits.dtype)
+        return criterion(logits, *args)
+
+    batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), None)]
+    train_one_epoch(
+        network, batches, spy, class_counter(config, 1, [5, 3, 1], CPU.device),
+        torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), 0,
+        config, CPU, lambda *_: None,
+    )  # fmt: skip
+    assert seen == [torch.float32]
+
+
 def test_warb_weights_follow_the_counts():
     config = settings(warbloss=True, arb_loss_use_global_class_cnt=True)
     assert build_criterion(config, 2, [5, 3, 1]).ugcc

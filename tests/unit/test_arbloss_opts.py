@@ -1,5 +1,6 @@
 """The configuration: schema and files of the original, and every way to get it wrong."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,27 @@ def test_flags_and_words_in_any_order():
     args, config = parse_args("test", cfg)
     assert args.local_rank is None
     assert config.lr == 0.1
+
+
+def test_the_readmes_commands_are_valid(monkeypatch):
+    """Every ``train_stage1.py``, ``train_stage2.py`` and ``eval.py`` line, as printed."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "--cfg" in line and line.startswith("python ")]
+    assert len(lines) == 9 + 3 + 2
+    for line in lines:
+        words = shlex.split(line)
+        program = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        stage = {"train_stage1.py": 1, "train_stage2.py": 2, "eval.py": None}[words[program]]
+        assert (ROOT / words[program]).is_file()
+        _, config = parse_args("test", words[program + 1 :])
+        assert not [note for note in check(config, stage) if "no effect" in note], line
+
+
+def test_every_added_key_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for key in ADDED:
+        assert f"`{key}`" in text, key
 
 
 def test_cfg_is_required(capsys):
