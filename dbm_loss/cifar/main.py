@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
     )
     state = record.resume(args.resume)
+    if args.evaluate and state is None:
+        raise launch.UsageError(f"--evaluate: there is no checkpoint in {args.out} yet")
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}", flush=True)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
@@ -133,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
         start_epoch = state["epoch"]
         if not args.evaluate:
+            if "optimizer" not in state:
+                raise launch.UsageError(
+                    f"--resume {args.resume}: weights alone, for --evaluate; training cannot go on"
+                )
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state.get("scaler", {}))
 

@@ -219,9 +219,15 @@ def _check(args: argparse.Namespace) -> None:
         ("--workers", args.workers, 0),
         ("--image_size", args.image_size, 8),
         ("--imb_ratio", args.imb_ratio, 1),
+        ("--lr", args.lr, 0),
+        ("--wd", args.wd, 0),
+        ("--momentum", args.momentum, 0),
+        ("--max_margin", args.max_margin, 0),
     ):
-        if value < least:
+        if not value >= least:  # NaN is not either
             raise UsageError(f"{flag} {value}: must be at least {least}")
+    if args.nesterov and not args.momentum:
+        raise UsageError("--nesterov: needs --momentum above 0")
     if args.use_dbm and not args.use_norm:
         raise UsageError("--use_dbm: the margin is an angle and needs cosines; add --use_norm")
     if args.cmo and args.loss_fn in ("bcl", "ncl"):

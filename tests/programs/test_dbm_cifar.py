@@ -315,6 +315,10 @@ def test_bad_checkpoints_are_refused(finished, here, small):
     bad("--resume gone.pth: no such file", *small, "--resume", "gone.pth")
     bad("another architecture, classes or loss", *small, "--resume", good)  # a linear head
     bad("another architecture", *small, *COSINE, "--loss_fn", "bcl", "--resume", good)
+    bad("no checkpoint in .*ir_none/ yet", *small, "--evaluate", "--resume", "auto")
+    weights = torch.load(good, weights_only=True)["state_dict"]
+    torch.save({"epoch": 1, "state_dict": weights}, here / "weights.pth")
+    bad("weights.pth: weights alone", *small, *COSINE, "--resume", "weights.pth")
 
 
 def test_a_diverging_run_stops(here, small):

@@ -95,6 +95,9 @@ def test_seed_may_be_the_word_none():
         ("--loss_fn ncl --batch-size 60", "1024"),
         ("--imb_ratio 0.5", "--imb_ratio"),
         ("--epochs 0", "--epochs"),
+        ("--lr nan", "--lr"),
+        ("--wd -1", "--wd"),
+        ("--momentum 0 --nesterov", "--momentum"),
         ("--evaluate", "--resume"),
     ],
 )
