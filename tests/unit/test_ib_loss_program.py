@@ -206,7 +206,8 @@ def test_training_steps_are_the_originals(golden, case, tmp_path, monkeypatch):
             model, loader, criterion, optimizer, scaler, epoch, args, CPU, record
         )
     record.close()
-    np.testing.assert_allclose([float(x.detach()) for x in losses], g[f"step{case}_losses"], rtol=1e-6)
+    losses = torch.stack(losses).detach()
+    np.testing.assert_allclose(losses, g[f"step{case}_losses"], rtol=1e-6)
     log = (tmp_path / "log" / "log_train.csv").read_text()
     expected = "".join(line + "\n" for line in step["log_lines"])
     assert without_times(log) == without_times(expected)
