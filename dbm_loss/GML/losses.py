@@ -44,10 +44,9 @@ def class_scores(
     largest = torch.full_like(zeros, -torch.inf)
     largest = largest.scatter_reduce(0, row, similarity.detach(), "amax")
     empty = count == 0
-    largest = largest.masked_fill(empty, 0)
     total = zeros.index_add(0, labels, (similarity - largest[labels]).exp())
-    score = (total.masked_fill(empty, 1) / count.clamp_min(1)).log() + largest
-    return score.masked_fill(empty, -torch.inf).T
+    # An empty class: log(1 / 1) and, as its largest exponent, -inf.
+    return ((total.masked_fill(empty, 1) / count.clamp_min(1)).log() + largest).T
 
 
 def distillation(
