@@ -327,9 +327,8 @@ def missing_data(rows: Sequence[Row], data: str, root: Path) -> str | None:
     return f"no data in {', '.join(lacking)}" if lacking else None
 
 
-def run(args: argparse.Namespace) -> tuple[list[Comparison], list[Job]]:
-    """Train what the flags ask for; returns the comparison with the reported numbers."""
-    rows = select_rows(args)
+def run(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[list[Comparison], list[Job]]:
+    """Train the rows as the flags say; returns the comparison with the reported numbers."""
     jobs = make_jobs(args, rows)
     train(jobs, data=args.data, root=Path(args.data_root).resolve(), parallel=args.jobs)
     names = {job.result.stem for job in jobs}
@@ -361,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{flag} {value}: must be at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        comparisons, jobs = run(args)
+        comparisons, jobs = run(args, rows)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", flush=True)
         return 130

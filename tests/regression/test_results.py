@@ -1,0 +1,125 @@
+"""Comparison of results with reported numbers."""
+
+import json
+import math
+
+import pytest
+
+from tests.regression.made_up import find, result
+from tests.regression.results import compare, from_report, read_results, text_table, write_result
+from tests.regression.table import read_table
+
+TABLE = read_table()
+CE, IB = "ib_loss-cifar10-exp100-ce", "ib_loss-cifar10-exp100-ib"
+
+
+def judge(results, id_=IB, split="all"):
+    (comparison,) = compare([find(id_, split)], results, TABLE)
+    return comparison
+
+
+def test_mean_and_standard_deviation_over_seeds_of_best_and_last_epoch():
+    runs = [result(IB, 78.0 + seed, last=77.0, seed=seed) for seed in range(3)]
+    comparison = judge(runs)
+    assert comparison.ours.seeds == (0, 1, 2)
+    assert comparison.ours.text(comparison.ours.best) == "79.00 ± 1.00"
+    assert comparison.ours.text(comparison.ours.last) == "77.00 ± 0.00"
+    assert comparison.difference == pytest.approx(79.0 - 78.26)
+    assert comparison.ours.text((1.234,)) == "1.23"
+
+
+@pytest.mark.parametrize(
+    ("best", "word", "ok"),
+    [(78.26 + 1.1, "within", True), (78.26 + 1.3, "above", False), (78.26 - 1.3, "below", False)],
+)
+def test_published_data_at_full_length_is_judged_by_the_tolerance(best, word, ok):
+    comparison = judge([result(IB, best)])
+    assert comparison.verdict == f"{word} ± 1.2"
+    assert comparison.ok is ok and comparison.full_length
+
+
+@pytest.mark.parametrize(("ib", "ok"), [(60.0, True), (50.0, False), (49.0, False)])
+@pytest.mark.parametrize(("data", "epochs"), [("imagefolder", 200), ("cifar10", 10)])
+def test_other_data_and_shorter_runs_are_judged_by_the_order_alone(ib, ok, data, epochs):
+    runs = [result(CE, 50.0, data=data, epochs=epochs), result(IB, ib, data=data, epochs=epochs)]
+    comparison = judge(runs)
+    assert comparison.ok is ok
+    assert comparison.verdict.startswith("better than CE" if ok else "NOT better than CE")
+    assert "±" not in comparison.verdict
+    assert judge(runs, CE).ok is None
+
+
+def test_only_runs_on_the_same_pixels_and_of_the_same_length_are_compared():
+    ib = result(IB, 60.0, data="imagefolder", pixels="a" * 64)
+    others = [
+        result(CE, 50.0, data="imagefolder", pixels="b" * 64),
+        result(CE, 50.0, data="imagefolder", pixels="a" * 64, epochs=10),
+    ]
+    comparison = judge([ib, *others])
+    assert comparison.ok is None and comparison.verdict == "for orientation"
+    assert comparison.data == "imagefolder aaaaaaaa"
+
+
+def test_a_claim_smaller_than_the_spread_is_not_judged():
+    # DBM-DRW 82.82 against CE-DRW 82.24: half a point.
+    drw, dbm = "dbm_loss-cifar10-exp100-ce_drw", "dbm_loss-cifar10-exp100-dbm_drw"
+    runs = [result(drw, 60.0, data="imagefolder"), result(dbm, 50.0, data="imagefolder")]
+    assert judge(runs, dbm).ok is None
+
+
+def test_misprints_and_missing_numbers_are_never_judged():
+    misprint = "ib_loss-cifar10-exp50-ce"
+    assert find(misprint).status == "misprint"
+    assert judge([result(misprint, 5.0)], misprint).ok is None
+    hml = "hmloss-cifar10-exp100-hml"
+    comparison = judge([result(hml, 5.0), result("hmloss-cifar10-exp100-ce", 50.0)], hml)
+    assert comparison.ok is None and comparison.difference is None
+    assert comparison.verdict == "recorded, not judged"
+    memory = "arbloss-cifar10-exp50-arb_mixup"
+    assert judge([result(memory, 5.0)], memory).ok is None
+
+
+def test_a_misprinted_baseline_makes_way_for_the_value_that_is_right():
+    # IB 81.70; CE 78.22 is a misprint for 75.65, so the claim is 6.05.
+    ib, ce = "ib_loss-cifar10-exp50-ib", "ib_loss-cifar10-exp50-ce"
+    comparison = judge([result(ib, 80.0), result(ce, 70.0)], ib)
+    assert "published +6.05" in comparison.verdict
+
+
+def test_groups_of_classes_are_compared_with_their_own_cells():
+    id_ = "dbm_loss-cifar100-exp100-dbm_bs"
+    run = result(id_, 51.0, data="cifar100")
+    run["best"]["few"] = 33.0
+    comparison = judge([run], id_, "few")
+    assert comparison.difference == pytest.approx(33.0 - 33.23)
+    run["best"]["few"] = None  # no class has so few images
+    assert compare([find(id_, "few")], [run], TABLE) == []
+
+
+def test_the_terminal_table_says_what_was_trained():
+    runs = [result(IB, 70.0, epochs=10, data="imagefolder", pixels="c0ffee00" + "0" * 56)]
+    text = text_table([judge(runs)])
+    assert "10 of 200" in text and "imagefolder c0ffee00" in text and "78.26" in text
+
+
+def test_a_result_is_what_the_program_reported(tmp_path):
+    figures = {"epoch": 1, "top1": 12.3456789, "few": None, "cls_acc": [0.123456, 0.5]}
+    report = {
+        "final": figures, "best": figures, "epochs": 2, "wall_time_s": 3.21,
+        "cls_num_list": [4, 2], "pixels_sha256": "ab", "subset_sha256": "cd",
+        "versions": {"commit": "1234", "torch": "2"}, "command": "python /home/x/y.py",
+    }  # fmt: skip
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "metrics.csv").write_text("epoch,top1,few\n0,10.0,\n1,12.3456789,\n")
+    stored = from_report(
+        tmp_path / "report.json", find(IB), data="imagefolder", epochs=2, seed=7,
+        command="python x --root {root}", settings=[{"lr": 0.1}],
+    )  # fmt: skip
+    write_result(tmp_path / "results" / "a.json", stored)
+    (read,) = read_results(tmp_path / "results")
+    assert read == stored
+    assert read["data"] == {"dataset": "imagefolder", "pixels_sha256": "ab", "subset_sha256": "cd"}
+    assert read["curves"] == {"top1": [10.0, 12.346]}
+    assert read["commit"] == "1234" and read["seed"] == 7 and len(read["code_sha256"]) == 64
+    assert math.isclose(read["final"]["top1"], 12.346)
+    assert "/home" not in json.dumps(read)

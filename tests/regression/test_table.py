@@ -1,0 +1,159 @@
+"""The table of reported accuracies: complete, consistent, and every command still a command."""
+
+from collections import Counter
+
+import pytest
+
+from tests.regression import results as results_module
+from tests.regression import table
+from tests.regression.results import read_results
+from tests.regression.table import PAPERS, ROOT, commands, fill, read_table, select, settings
+
+ROWS = read_table()
+COMMANDS = {row.id: row for row in ROWS}
+RESULTS = read_results()
+
+
+def parse(words, seed=0):
+    return settings(fill(words, seed=seed))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_command_parses_in_its_own_program(paper):
+    rows = [row for row in COMMANDS.values() if row.paper == paper]
+    assert len(rows) >= 20
+    for row in rows:
+        for words in commands(row):
+            assert words[0] == "python" and (ROOT / words[1]).is_file()
+            found = parse(words, seed=3)
+            assert found["seed"] == 3
+            epochs = found.get("epochs", found.get("num_epochs"))
+            assert epochs == row.epochs, row.id
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_command_trains_what_the_row_says(paper):
+    names = {"imagenet_lt": {"imgnet", "imagenet"}, "inaturalist2018": {"inat", "ina2018"}}
+    for row in (row for row in COMMANDS.values() if row.paper == paper):
+        found = parse(commands(row)[-1])
+        expected = {row.dataset} | names.get(row.dataset, set())
+        assert found.get("dataset", row.dataset) in expected, row.id
+        if row.imb_type in ("exp", "step"):
+            ratio = found.get("imb_ratio") or 1 / (found.get("imb_factor") or found["ir_list"][0])
+            assert ratio == pytest.approx(float(row.imb_ratio)), row.id
+            assert found.get("imb_type", "exp") == row.imb_type, row.id
+        with_margin = "DBM" in row.method or row.id.endswith("_classwise")
+        assert found.get("use_dbm", False) == with_margin, row.id
+
+
+@pytest.mark.parametrize("data", table.STAND_INS)
+def test_stand_ins_and_short_schedules_reach_the_program(data):
+    for row in select(list(COMMANDS.values()), datasets=["cifar10"]):
+        for words in commands(row, data, epochs=12):
+            found = parse(fill(words, root="DIR"))
+            root = next(found[k] for k in ("root", "data_dir", "data_path", "data") if k in found)
+            epochs = found.get("epochs", found.get("num_epochs"))
+            assert (found["dataset"], root, epochs) == (data, "DIR", 12), row.id
+            assert found["stretch_schedule"] is True
+
+
+def test_a_stretched_ib_run_keeps_its_phases():
+    row = COMMANDS["ib_loss-cifar10-exp100-ib"]
+    assert parse(commands(row)[0])["start_ib_epoch"] == 100
+    assert parse(commands(row, "digits", 12)[0])["start_ib_epoch"] == 6
+
+
+def test_rows_are_unique_and_baselines_exist():
+    cells = Counter((row.id, row.split, row.source) for row in ROWS)
+    assert max(cells.values()) == 1
+    for row in ROWS:
+        assert row.better_than == "" or row.better_than in COMMANDS
+        assert row.better_than != row.id
+        assert COMMANDS[row.id].command == row.command and COMMANDS[row.id].epochs == row.epochs
+
+
+def test_status_decides_what_is_judged():
+    assert {row.status for row in ROWS} == {
+        "tested", "misprint", "unverified", "no_published_number",
+    }  # fmt: skip
+    for row in ROWS:
+        if row.status == "no_published_number":
+            assert row.published is None and row.tolerance is None
+        else:
+            assert 0 < row.published < 100
+        if row.status == "tested":
+            assert row.tolerance > 0 and row.tolerance_reason and row.source
+            assert row.confidence in ("published", "cited")
+        if row.status == "misprint":
+            assert row.note
+    assert {row.status for row in ROWS if row.paper == "hmloss"} == {"no_published_number"}
+
+
+@pytest.mark.parametrize(
+    ("id_", "published"),
+    [
+        ("ib_loss-cifar100-exp10-ldam_drw", 57.99),
+        ("ib_loss-tinyimagenet-exp10-ce", 36.62),
+        ("ib_loss-tinyimagenet-step10-focal", 41.77),
+        ("ib_loss-cifar10-exp50-ce", 78.22),
+    ],
+)
+def test_known_misprints_are_marked(id_, published):
+    (row,) = [row for row in ROWS if row.id == id_ and row.published == published]
+    assert row.status == "misprint"
+
+
+@pytest.mark.parametrize(
+    ("id_", "split", "published"),
+    [
+        ("ib_loss-cifar10-exp100-ib", "all", 78.26),
+        ("ib_loss-cifar100-step50-ib_focal", "all", 48.92),
+        ("dbm_loss-cifar100-exp100-dbm_bs", "few", 33.23),
+        ("dbm_loss-cifar10-exp100-dbm_ncl", "all", 87.53),
+        ("arbloss-cifar100-exp100-arb_mixup", "all", 47.2),
+    ],
+)
+def test_a_few_cells_copied_by_hand_from_the_papers(id_, split, published):
+    values = [row.published for row in ROWS if row.id == id_ and row.split == split]
+    assert published in values
+
+
+def test_select_combines_its_conditions():
+    chosen = select(ROWS, papers=["ib_loss"], datasets=["cifar10"], ratios=[100.0],
+                    methods=["ib", "ce"], words="exp")  # fmt: skip
+    assert {row.id for row in chosen} == {
+        "ib_loss-cifar10-exp100-ce", "ib_loss-cifar10-exp100-ib",
+    }  # fmt: skip
+    assert len(select(ROWS)) == len(ROWS)
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda r: f"{r['id']}_{r['seed']}")
+def test_stored_results_still_parse_to_the_same_settings(result):
+    row = COMMANDS[result["id"]]
+    stand_in = result["data"]["dataset"] if result["data"]["dataset"] in table.STAND_INS else ""
+    now = commands(row, stand_in, result["epochs"])
+    assert [" ".join(fill(words, seed=result["seed"])) for words in now] == [
+        " ".join(part.split()) for part in result["command"].replace("'", "").split(" && ")
+    ]
+    for words, stored in zip(now, result["settings"], strict=True):
+        found = parse(words, result["seed"])
+        assert {key: found.get(key) for key in stored} == stored
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda r: f"{r['id']}_{r['seed']}")
+def test_stored_results_are_whole(result):
+    assert len(result["curves"]["top1"]) == result["epochs"]
+    assert result["best"]["top1"] == pytest.approx(max(result["curves"]["top1"]))
+    assert result["final"]["top1"] == result["curves"]["top1"][-1]
+    assert sum(result["cls_num_list"]) > 0 and result["wall_time_s"] > 0
+    assert {"commit", "code_sha256", "versions"} <= result.keys()
+    text = str(result)
+    assert "/root/" not in text and "/work/" not in text and "/home/" not in text
+
+
+def test_results_are_stored_under_the_name_of_their_run():
+    paths = sorted(results_module.RESULTS.glob("*.json"))
+    for path, result in zip(paths, RESULTS, strict=True):
+        row = COMMANDS[result["id"]]
+        data = result["data"]["dataset"]
+        assert path.stem == results_module.key(row, data, result["epochs"], result["seed"])
