@@ -141,8 +141,9 @@ def test_cosines_keep_float32_under_autocast():
     assert {feat.dtype, logits.dtype, centers.dtype} == {torch.float32}
 
 
-@pytest.mark.parametrize("arch", list(ARCHITECTURES))
-def test_every_architecture_has_both_forms(arch):
+@pytest.mark.parametrize("arch", ["resnet34", "resnext101"])
+def test_other_architectures_have_both_forms(arch):
     with torch.device("meta"):
         dim = BCLModel(arch, 7, use_norm=True).fc.weight.shape[0]
         assert build_model("bs", arch, 7, use_norm=True).fc.weight.shape == (dim, 7)
+    assert {"resnet50", "resnext50", arch} <= set(ARCHITECTURES)
