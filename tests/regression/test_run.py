@@ -1,0 +1,141 @@
+"""The runner: real programs on made-up images, killed and started again."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.programs.tools import environment, make_image_folder
+from tests.regression import run
+from tests.regression.table import ROOT
+
+ID = "ib_loss-cifar10-exp10-ce"
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp("images"), [10] * 10, test_per_class=1)
+
+
+def flags(folder, images, *more):
+    return [
+        "-k", ID, "--method", "CE", "--data", "imagefolder", "--data-root", str(images),
+        "--epochs", str(EPOCHS), "--results", str(folder / "results"),
+        "--scratch", str(folder / "scratch"), *more,
+    ]  # fmt: skip
+
+
+def starts(scratch):
+    text = (scratch / "output.txt").read_text()
+    return sum(line.startswith("$ ") for line in text.splitlines()), text
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_kept(tmp_path, images, capsys):
+    name = f"{ID}_imagefolder_e{EPOCHS}_s0"
+    scratch, result = tmp_path / "scratch" / name, tmp_path / "results" / f"{name}.json"
+    runner = subprocess.Popen(
+        [sys.executable, "tests/regression/run.py", *flags(tmp_path, images)],
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list(scratch.rglob("ckpt.pth.tar")):
+        assert runner.poll() is None, "the runner ended before its first epoch"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(runner.pid, signal.SIGKILL)  # the runner and the program that it started
+    runner.wait()
+    assert not result.exists()
+
+    assert run.main(flags(tmp_path, images)) == 0
+    count, text = starts(scratch)
+    assert count == 2 and "=> loaded checkpoint" in text
+    stored = json.loads(result.read_text())
+    assert stored["epochs"] == EPOCHS and len(stored["curves"]["top1"]) == EPOCHS
+    assert stored["data"]["dataset"] == "imagefolder" and len(stored["data"]["pixels_sha256"]) == 64
+    assert "{root}" in stored["command"] and str(tmp_path) not in json.dumps(stored)
+    assert stored["settings"][0]["stretch_schedule"] is True
+    output = capsys.readouterr().out
+    assert "1/1 runs done" in output or "0/1 runs done, 1 running" in output
+    assert f"{EPOCHS} of 200" in output
+
+    before = result.read_bytes()
+    assert run.main(flags(tmp_path, images)) == 0
+    assert starts(scratch)[0] == 2 and result.read_bytes() == before
+
+
+def test_a_run_that_fails_is_told_and_leaves_no_result(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run.main(flags(tmp_path, tmp_path / "empty")) == 1
+    output = capsys.readouterr().out
+    assert "exit code 2" in output and "no such folder" in output and "1 failed" in output
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def make_job(tmp_path, images, *more):
+    args = run.get_parser().parse_args(flags(tmp_path, images, *more))
+    return run.make_jobs(args, run.select_rows(args))
+
+
+def test_a_run_that_another_process_trains_is_not_started(tmp_path, images):
+    (job,) = make_job(tmp_path, images)
+    job.folder.mkdir(parents=True)
+    with open(job.folder / "lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert not run.start(job, 0, 1, images, [])
+        assert job.process is None
+
+
+def test_seeds_come_in_turn_and_rows_of_one_command_are_one_job(tmp_path, images):
+    args = run.get_parser().parse_args(["--seeds", "0", "1", "--paper", "dbm_loss", "--dataset",
+                                        "cifar100", "--ratio", "100"])  # fmt: skip
+    rows = run.select_rows(args)
+    jobs = run.make_jobs(args, rows)
+    assert len(jobs) == 2 * len({row.id for row in rows}) < 2 * len(rows)
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+
+
+def test_teacher_and_student_are_one_job(tmp_path):
+    args = run.get_parser().parse_args(["-k", "cifar100-exp100-dbm_gml"])
+    (job,) = run.make_jobs(args, run.select_rows(args))
+    assert [words[1].rsplit("/")[-1] for words in job.commands] == ["cifar_ce.py", "cifar_main.py"]
+    assert job.total == 400 and "{out}/cifar100/teacher" in run.command_line(job)
+
+
+def test_processes_share_cores_and_take_gpus_in_turn(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    shares = [run.environment(slot, 4, ["4", "5"]) for slot in range(4)]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in shares] == ["4", "5", "4", "5"]
+    assert {env["OMP_NUM_THREADS"] for env in shares} == {"4"}
+    assert run.environment(0, 1, ["4", "5"])["CUDA_VISIBLE_DEVICES"] == "4,5"  # all of them
+
+
+def test_the_time_left_is_told_from_the_epochs_of_this_start(monkeypatch, capsys, tmp_path, images):
+    (job,) = make_job(tmp_path, images)
+    clock = iter([0.0, 100.0])
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    epochs = iter([1, 2])  # one finished before this start, one in its 100 seconds
+    monkeypatch.setattr(run.Job, "done", lambda self: next(epochs))
+    run.Progress([job]).show(1)
+    assert "epoch 2/3, 0:01 h left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "cifar1000"], "no row of reported.csv matches"),
+        (["--paper", "ib_loss", "--data-root", "/nowhere"], "no data in /nowhere/cifar10"),
+        (["--data", "digits", "--jobs", "0"], "--jobs 0: must be at least 1"),
+    ],
+)
+def test_bad_usage_is_told_in_a_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run.main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
