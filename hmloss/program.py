@@ -125,6 +125,8 @@ def train_run(
             is_best=is_best,
         )
     record.finish(cls_num_list, confusion=tally and tally.confusion, **facts)
+    train_loader.close()
+    test_loader.close()
     last, best = record.history[-1], record.best_row
     return {
         "best_epoch": best["epoch"],

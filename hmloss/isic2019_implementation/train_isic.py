@@ -263,6 +263,9 @@ def train_run(
         if patience == 0:
             say(f"Early stopping on [epoch: {epoch}], [Best bacc Val: {best_bacc:.3f}", flush=True)
 
+    train_loader.close()
+    val_loader.close()
+
     say("Evaluating the model", flush=True)
     best_epoch = record.best_row["epoch"]
     say(f"Restore best model on epoch {best_epoch} with Best bacc Val: {best_bacc:.3f}", flush=True)
@@ -292,6 +295,7 @@ def test_model(
     """Predict the test part and print its figures."""
     loader, num_images = make_loader(args, table, "test", seed, process)
     test = predict(model, loader, num_images, criterion, args, process)
+    loader.close()
     if process.is_main:
         result = test.figures()
         print(f"{RULE}\n[test bacc {result['bacc']:.5f}] ,  [test auc {result['auc']:.5f}]\n{RULE}")
