@@ -186,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     say(took, flush=True)
     record.log["log_test.csv"].write(took + "\n")
     record.finish(data.cls_num_list, confusion=tally and tally.confusion, **data.facts)
+    for loader in filter(None, (train_loader, test_loader, balanced_loader)):
+        loader.close()
     return record.history[-1] if record.history else None
 
 
