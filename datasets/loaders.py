@@ -89,8 +89,9 @@ class _EpochPlan:
     def batch_seed(self, batch: int) -> int:
         return derive(self._seed, self.epoch, batch, self._process.rank)
 
-    def sample_seed(self, index: int) -> int:
-        return derive(self._seed, self.epoch, index)
+    def sample_seed(self, batch: int, position: int) -> int:
+        # Of the place in the epoch, not of the sample, which may be drawn more than once.
+        return derive(self._seed, self.epoch, batch, self._process.rank, position)
 
 
 class DeviceLoader:
@@ -211,8 +212,9 @@ class _KeyedBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         plan = self._plan
-        for batch in plan.batches[plan.start_batch :]:
-            yield [(plan.sample_seed(index), index) for index in batch.tolist()]
+        for batch in range(plan.start_batch, len(plan.batches)):
+            indices = plan.batches[batch].tolist()
+            yield [(plan.sample_seed(batch, i), index) for i, index in enumerate(indices)]
 
 
 class _Seeded(Dataset):

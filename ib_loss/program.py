@@ -12,6 +12,7 @@ from torch import nn
 
 from common import checkpoint, launch, seeds
 from common.imbalance import sample_weights
+from common.launch import UsageError
 from common.logs import write_text
 from common.run import Record
 from datasets.loaders import drawn_by_weight
@@ -102,13 +103,18 @@ def train(
     )
     scaler = launch.grad_scaler(process.device, args.amp)
     best_acc1 = 0.0
+    if args.evaluate and state is None:
+        raise UsageError(f"--evaluate --resume {args.resume}: there is no {record.latest} yet")
     if state is not None:
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
         if not args.evaluate:
+            if "optimizer" not in state:
+                raise UsageError(f"--resume {args.resume}: has no optimiser state, only weights")
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state.get("scaler", {}))
         args.start_epoch = state["epoch"]
-        best_acc1 = float(state["best_acc1"])
+        # The checkpoint's own figure is float32, as in the original: a tie would look like a best.
+        best_acc1 = record.best_score or float(state["best_acc1"])
     say("cls num list:", flush=True)
     say(data.cls_num_list, flush=True)
 

@@ -213,6 +213,12 @@ def test_bad_data_is_named(folder, here):
 def test_bad_checkpoints_are_refused(finished, here):
     good = finished / "checkpoint" / RUN / "ckpt.pth.tar"
     bad("--resume gone.pth: no such file", *IB, "--resume", "gone.pth")
+    bad("--evaluate --resume auto: there is no checkpoint/.*ckpt.pth.tar yet",
+        *IB, "--evaluate", "--resume", "auto")  # fmt: skip
+    weights = {"epoch": 3, "best_acc1": 1.0}
+    weights["state_dict"] = torch.load(good, weights_only=True)["state_dict"]
+    torch.save(weights, here / "weights.pth")
+    bad("weights.pth: has no optimiser state", *IB, "--resume", "weights.pth")
     (here / "cut.pth").write_bytes(good.read_bytes()[:5000])
     bad("cut.pth: not a complete checkpoint, cut short", *IB, "--resume", "cut.pth")
     bad("made with another architecture, classes or loss; it lacks layer1.3",

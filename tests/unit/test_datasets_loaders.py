@@ -121,6 +121,13 @@ def test_weighted_order_prefers_heavy_samples():
     assert sorted(shuffled(9)(torch.Generator()).tolist()) == list(range(9))
 
 
+def test_a_sample_drawn_twice_is_augmented_twice():
+    order = lambda generator: torch.zeros(4, dtype=torch.int64)  # noqa: E731
+    images, _, index = everything(workers(order=order))
+    assert index.tolist() == [0] * 4
+    assert len({float(image.sum()) for image in images}) == 4
+
+
 def test_several_views_of_one_image():
     dataset = ArrayDataset(IMAGES, TARGETS, [noisy_image, noisy_image])
     loader = WorkersLoader(dataset, 4, workers=0, seed=0, process=CPU)
