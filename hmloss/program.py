@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common import checkpoint, launch, seeds
-from common.launch import Process
+from common.launch import Process, UsageError
 from common.logs import write_text
 from common.models.resnet import load_pretrained
 from common.run import Record
@@ -66,13 +66,18 @@ def train_run(
     )
     scaler = launch.grad_scaler(process.device, args.amp)
     start_epoch, best_acc1 = 0, 0.0
+    if args.evaluate and state is None:
+        raise UsageError(f"--evaluate --resume {args.resume}: there is no {record.latest} yet")
     if state is not None:
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
         if not args.evaluate:
+            if "optimizer" not in state:
+                raise UsageError(f"--resume {args.resume}: has no optimiser state, only weights")
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state.get("scaler", {}))
         start_epoch = state["epoch"]
-        best_acc1 = float(state["best_acc1"])
+        # The checkpoint's own figure may be float32: a tie would look like a best.
+        best_acc1 = record.best_score or float(state["best_acc1"])
 
     criteria = [
         build_criterion(args, cls_num_list, stage).to(process.device) for stage in (False, True)
