@@ -1,0 +1,199 @@
+#!/usr/bin/env python
+"""Small runs of the four programs on embedded digits: what they gave, and whether they still do.
+
+    python tests/regression/short.py --record --seeds 0 1 2
+
+writes traces/*.json anew, after a change of numbers that is meant; test_short.py compares with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib
+import io
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the repository, from any folder
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from common.logs import write_text
+
+TRACES = Path(__file__).resolve().parent / "traces"
+CLASSES, TRAIN, TEST, SIZE = 5, 130, 20, 16  # the smallest class keeps 6 images at factor 0.05
+EPOCHS = 8
+# What every program is told; {…} are filled in by ``train``.
+IB = (
+    "ib_loss.cifar_train --dataset imagefolder --root {data} --image_size 16 --arch resnet20 "
+    "--imb_factor 0.05 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} "
+    "--print_freq 1000 --root_log {out} --root_model {out}"
+)
+DBM = (
+    "dbm_loss.cifar.main --dataset imagefolder --data_dir {data} --image_size 16 --cos "
+    "--imb_ratio 20 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} --out {out}"
+)
+HML = (
+    "hmloss.cifar_implementation.train_cifar --dataset imagefolder --root {data} --image_size 16 "
+    "--arch resnet20 --imb_ratio 0.05 --epochs {epochs} --batch-size 16 --stretch_schedule "
+    "--num_runs 1 --seed {seed} --print_freq 1000 --path_history {out} --path_model {out}"
+)
+ARB = (
+    "arbloss.train_stage1 --cfg {root}/arbloss/config/cifar10/cifar10_imb001{variant}.yaml "
+    "dataset imagefolder data_path {data} image_size 16 num_classes 5 backbone resnet20_fe "
+    "head_class_idx [0,1] med_class_idx [1,3] tail_class_idx [3,5] imb_factor 0.05 "
+    "num_epochs {epochs} batch_size 16 stretch_schedule True seed {seed} print_freq 1000 "
+    "log_dir {out} model_dir {out}"
+)
+# Accuracy: cross entropy against the paper's loss, {EPOCHS} epochs.
+RUNS = {
+    "ib_loss": {
+        "CE": f"{IB} --loss_type CE",
+        "IB": f"{IB} --loss_type IB --train_rule IBReweight",
+    },
+    "dbm_loss": {
+        "CE": f"{DBM} --loss_fn ce",
+        "DBM-BS": f"{DBM} --loss_fn bs --use_norm --use_dbm",
+    },
+    "hmloss": {
+        "CE": f"{HML} --loss_type CE",
+        # From the first epoch on, at a rate (its stage takes a hundredth of --lr) that learns.
+        "HML + CS": f"{HML} --loss_type HML --weighting_type CS --start_hm_epoch 0 --lr 1",
+    },
+    "arbloss": {
+        "CE": ARB.replace("{variant}", ""),
+        "ARB-Loss": ARB.replace("{variant}", "_arbloss"),
+    },
+}
+# Traces: the paper's loss from the first step on, at a learning rate that keeps rounding small.
+TRACED = {
+    "ib_loss": {
+        "IB": f"{RUNS['ib_loss']['IB']} --start_ib_epoch 0",
+        "IB+CB": f"{IB} --loss_type IB --train_rule CBReweight --start_ib_epoch 0",
+        "IB+Focal": f"{IB} --loss_type IBFocal --train_rule IBReweight --start_ib_epoch 0",
+    },
+    "dbm_loss": {
+        # A margin so wide that the part for hard samples alone can be seen.
+        "DBM-CE": f"{DBM} --loss_fn ce --use_norm --use_dbm --max_margin 1 --lr 0.001",
+        "DBM-BS": f"{RUNS['dbm_loss']['DBM-BS']} --lr 0.001",
+    },
+    "hmloss": {"HML + CS": f"{RUNS['hmloss']['HML + CS']} --lr 0.1"},
+    "arbloss": {"ARB-Loss": f"{RUNS['arbloss']['ARB-Loss']} mixup False lr 0.001"},
+}
+TRACE_EPOCHS = 2
+LEAST_TOLERANCE = {"top1": 5.0, "few": 15.0}  # points; 5 and 6 of the 100 and 40 test images
+
+
+def make_data(folder: Path) -> Path:
+    """The first five of scikit-learn's digits as 16x16 images: folder/{train,test}/<digit>/*."""
+    digits = load_digits()
+    for digit in range(CLASSES):
+        images = np.clip(digits.images[digits.target == digit] * (255 / 16), 0, 255)
+        images = images.astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+        for split, chosen in (("train", images[:TRAIN]), ("test", images[TRAIN : TRAIN + TEST])):
+            target = folder / split / str(digit)
+            target.mkdir(parents=True)
+            for i, image in enumerate(chosen):
+                Image.fromarray(image).save(target / f"{i:03d}.png")
+    return folder
+
+
+def train(command: str, data: Path, out: Path, *, seed: int = 0, epochs: int = EPOCHS) -> list:
+    """Run a program in this process; returns its metrics.csv as a dictionary per epoch."""
+    values = {"data": data, "out": out, "seed": seed, "epochs": epochs, "root": ROOT}
+    module, *words = command.split()
+    words = [word.format(**values) for word in words]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module(module).main(words)
+    finally:
+        torch.set_num_threads(threads)
+    (metrics,) = out.rglob("metrics.csv")
+    with open(metrics, newline="") as file:
+        return [
+            {name: float(value) if value else None for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def figures(history: list) -> dict[str, float]:
+    """What is recorded of an accuracy run: the last epoch's, all classes and rare ones."""
+    return {name: round(history[-1][name], 2) for name in ("top1", "few")}
+
+
+def tolerance(runs: dict[str, dict]) -> dict[str, float]:
+    """Twice the largest distance of a seed from the mean over seeds: they all pass."""
+    found = {}
+    for name, least in LEAST_TOLERANCE.items():
+        values = [run[name] for run in runs.values()]
+        mean = statistics.fmean(values)
+        found[name] = round(max(least, 2 * max(abs(value - mean) for value in values)), 2)
+    return found
+
+
+def trace(history: list) -> dict[str, list[float]]:
+    """What is recorded of a trace: training and test loss of each epoch."""
+    return {name: [float(f"{row[name]:.6g}") for row in history] for name in ("train_loss", "loss")}
+
+
+def update(paper: str, **content: object) -> None:
+    """Replace some keys of traces/<paper>.json."""
+    path = TRACES / f"{paper}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    content = {**known, "torch": torch.__version__, **content}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def record(papers: list[str], what: list[str], seeds: list[int]) -> None:
+    """Write traces/<paper>.json, or a part of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_data(Path(folder) / "data")
+        out = Path(folder) / "out"
+
+        def run(command: str, **options: int) -> list:
+            shutil.rmtree(out, ignore_errors=True)
+            return train(command, data, out, **options)
+
+        for paper in papers:
+            if "trace" in what:
+                traces = {
+                    name: trace(run(command, epochs=TRACE_EPOCHS))
+                    for name, command in TRACED[paper].items()
+                }
+                update(paper, trace=traces)
+                print(paper, traces, flush=True)
+            if "accuracy" in what:
+                runs = {
+                    name: {str(seed): figures(run(command, seed=seed)) for seed in seeds}
+                    for name, command in RUNS[paper].items()
+                }
+                tolerances = {name: tolerance(found) for name, found in runs.items()}
+                update(paper, accuracy=runs, tolerance=tolerances)
+                print(paper, runs, tolerances, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = ["trace", "accuracy"]
+    parser.add_argument("--record", nargs="*", choices=what, required=True, help="all, or a part")
+    parser.add_argument("--paper", nargs="+", default=list(RUNS), choices=RUNS, metavar="PAPER")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    record(args.paper, args.record or what, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
