@@ -90,8 +90,10 @@ class _EpochPlan:
         return derive(self._seed, self.epoch, batch, self._process.rank)
 
     def sample_seed(self, batch: int, position: int) -> int:
-        # Of the place in the epoch, not of the sample, which may be drawn more than once.
-        return derive(self._seed, self.epoch, batch, self._process.rank, position)
+        # Of the place in the global batch: a sample may be drawn more than once, and the number of
+        # processes changes nothing.
+        place = self._process.rank + position * self._process.world_size
+        return derive(self._seed, self.epoch, batch, place)
 
 
 class DeviceLoader:

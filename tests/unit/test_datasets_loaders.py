@@ -104,6 +104,14 @@ def test_processes_share_each_global_batch_evenly(world):
         assert len(together) - len(batch) < world
 
 
+def test_processes_augment_as_one_would():
+    whole, target, index = everything(workers())
+    for process in ranks(2):
+        images, _, share = everything(workers(process))
+        for image, sample in zip(images, share, strict=True):
+            assert any(torch.equal(image, whole[i]) for i in (index == sample).nonzero().ravel())
+
+
 @pytest.mark.parametrize("world", [2, 5])
 def test_evaluation_repeats_and_drops_nothing(world):
     shares = [everything(device(p, train=False))[2] for p in ranks(world)]
