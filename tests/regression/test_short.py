@@ -21,6 +21,7 @@ TRACE_TOLERANCE = 0.005  # relative
 SEED = 0
 # HMLoss claims no such thing in a number that we know, and eight epochs do not show it.
 HELPS_RARE_CLASSES = ("ib_loss", "dbm_loss", "arbloss")
+GAIN = 5.0  # points on the rare classes: two test images
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +41,12 @@ def test_the_loss_follows_its_recorded_trace(paper, name, data, tmp_path):
 
 
 @pytest.mark.parametrize("paper", HELPS_RARE_CLASSES)
-def test_on_the_mean_of_the_recorded_seeds_the_loss_helps_rare_classes(paper):
+def test_every_recorded_seed_shows_that_the_loss_helps_rare_classes(paper):
     ce, ours = (
         [run["few"] for run in seeds.values()] for seeds in RECORDED[paper]["accuracy"].values()
     )
     assert len(ours) == len(ce) >= 3
-    assert statistics.fmean(ours) > statistics.fmean(ce)
+    assert min(ours) > max(ce) + GAIN
 
 
 @pytest.mark.parametrize("paper", short.RUNS)
@@ -60,4 +61,4 @@ def test_accuracy_is_as_recorded_and_the_loss_helps_rare_classes(paper, data, tm
             center, tolerance = statistics.fmean(values), RECORDED[paper]["tolerance"][name][figure]
             assert abs(value - center) <= tolerance, (name, figure, value)
     ce, ours = found.values()
-    assert paper not in HELPS_RARE_CLASSES or ours["few"] > ce["few"]
+    assert paper not in HELPS_RARE_CLASSES or ours["few"] > ce["few"] + GAIN
