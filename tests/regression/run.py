@@ -307,6 +307,8 @@ def train(jobs: Sequence[Job], *, data: str, root: Path, parallel: int | None) -
                     start(job, job.slot, parallel, root, gpus)
             progress.show(len(running))
             time.sleep(0.2)
+        progress.next = 0.0  # the last state, whenever the line before was
+        progress.show(0)
     finally:
         for job in running:
             if job.process is not None:

@@ -61,7 +61,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_kept(tmp_path, images,
     assert "{root}" in stored["command"] and str(tmp_path) not in json.dumps(stored)
     assert stored["settings"][0]["stretch_schedule"] is True
     output = capsys.readouterr().out
-    assert "1/1 runs done" in output or "0/1 runs done, 1 running" in output
+    assert f"1/1 runs done, 0 running, epoch {EPOCHS}/{EPOCHS}, 0:00 h left" in output
     assert f"{EPOCHS} of 200" in output
 
     before = result.read_bytes()
