@@ -92,7 +92,7 @@ TRACED = {
     "arbloss": {"ARB-Loss": f"{RUNS['arbloss']['ARB-Loss']} mixup False lr 0.001"},
 }
 TRACE_EPOCHS = 2
-LEAST_TOLERANCE = {"top1": 10.0, "few": 20.0}  # points; another CPU rounds its way to another run
+LEAST_TOLERANCE = {"top1": 20.0, "few": 40.0}  # points; another CPU rounds its way to another run
 
 
 def make_data(folder: Path) -> Path:
