@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="recorded on the CPU; a GPU draws other random numbers"
 )
 RECORDED = {paper: json.loads((short.TRACES / f"{paper}.json").read_text()) for paper in short.RUNS}
-# Relative, epoch by epoch: a processor with other instructions (ONEDNN_MAX_CPU_ISA=SSE41,
-# ATEN_CPU_CAPABILITY=default) moves the first epoch's loss by 0.2 % and the second's by 3 %.
+# Relative, epoch by epoch: a processor with other instructions (imitated by
+# ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default) moves the traces by up to a few percent.
 TRACE_TOLERANCE = (0.01, 0.06)
 SEED = 0
 # HMLoss claims no such thing in a number that we know, and eight epochs do not show it.
