@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python ib_loss/demo.py
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -6,16 +6,18 @@
 (i) PIL transforms in four worker processes and an eager step, as the papers' programs do;
 (ii) ib_loss/cifar_train.py's default: device-resident images, augmented by the batch;
 (iii) the same with --channels_last, and with --amp bf16 where the hardware computes it. Same random
-images, same model seed. Prints the median images/s of each, the ratios to (i), and the share of
-(ii)'s epoch spent on data.
+images, same model seed. Prints the median images/s of each, the ratios to (i), the share of (ii)'s
+epoch spent on data, and the peak memory of a run of cifar_train.py beside that of a process that
+does nothing but train the model on one batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,19 +122,57 @@ def whole_batch(
     return epoch
 
 
+def bare_training(arch: str) -> None:
+    """The least that training needs: the libraries, the model, and steps on one batch."""
+    model, optimizer = build(arch, torch.device("cpu"), channels_last=False)
+    x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
+    for _ in range(5):
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def peak_memory(words: list[str]) -> float:
+    """Peak resident memory in MB of ``python words…``, as the process itself counts it."""
+    code = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1]) / 1024
+
+
+def compare_memory(arch: str) -> None:
+    """Print what a whole run on embedded digits, 7 MB of pixels, needs beyond the bare training."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(__file__).resolve().parents[1] / "ib_loss" / "cifar_train.py")
+        run = peak_memory(
+            [program, "--dataset", "digits", "--arch", arch, "--epochs", "1", "--seed", "0",
+             "--root_log", folder, "--root_model", folder]
+        )  # fmt: skip
+    bare = peak_memory([__file__, "--arch", arch, "--bare"])
+    print(f"peak memory: a run {run:.0f} MB, bare training {bare:.0f} MB: {run - bare:+.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2560)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arch", default="resnet32")
+    parser.add_argument("--bare", action="store_true", help="only train on one batch, for memory")
     args = parser.parse_args()
+    if args.bare:
+        bare_training(args.arch)
+        return
     device = launch.start().device
     rng = np.random.RandomState(0)
     images = rng.randint(0, 256, (args.images, 32, 32, 3)).astype(np.uint8)
     targets = rng.randint(0, 10, args.images)
     has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     amp = "bf16" if has_bf16 else "none"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     loops = {
         "(i) per image, 4 workers": per_image(images, targets, args.arch, device),
@@ -160,8 +200,8 @@ def main() -> None:
     if not has_bf16:
         print("bf16 was not measured: this CPU has no bfloat16 instructions and imitates them")
     print(f"data share of (ii)'s epoch: {statistics.median(shares) * 100:.2f} %")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"memory of the process: {grown:.0f} MB more than before the loops")
+    if device.type == "cpu":
+        compare_memory(args.arch)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -59,10 +62,26 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
     else:
         code = 0
     finally:
+        with_gloo = dist.is_initialized() and dist.get_backend() == "gloo"
         if dist.is_initialized():
             dist.destroy_process_group()
+    if with_gloo:
+        _leave(code)
     if code:
         sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without the interpreter's last clean-up.
+
+    Gloo's threads outlive their group, and one that lets go of a tensor while the interpreter
+    shuts down aborts the process ("terminate called without an active exception").
+    """
+    if multiprocessing.parent_process() is None:  # a forked child inherits its parent's handlers
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _say(message: object) -> None:

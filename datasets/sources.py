@@ -102,13 +102,13 @@ def _digits(train: bool) -> Source:
 def _image_folder(root: Path, train: bool, size: int) -> Source:
     layout = "expected DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/*"
     if not root.is_dir():
-        raise UsageError(f"--root {root}: no such folder; {layout}")
+        raise UsageError(f"image folder {root}: no such folder; {layout}")
     classes = _class_folders(root / "train", layout)
     folder = root / "train"
     if not train:
         splits = [root / split for split in ("val", "test") if (root / split).is_dir()]
         if not splits:
-            raise UsageError(f"--root {root}: neither val/ nor test/ in it; {layout}")
+            raise UsageError(f"image folder {root}: neither val/ nor test/ in it; {layout}")
         folder = splits[0]
         if (found := _class_folders(folder, layout)) != classes:
             odd = sorted(set(found) ^ set(classes))

@@ -34,7 +34,8 @@ RUNS = {
 def train(name: str, out: Path) -> tuple[dict, Path]:
     """Run the program in a process of its own; returns its report and its log folder."""
     command = [*SHARED, *RUNS[name]]
-    print(f"{name}: python ib_loss/cifar_train.py {' '.join(command)}", flush=True)
+    # The newline in the string: two threads print, and print() writes its own newline apart.
+    print(f"{name}: python ib_loss/cifar_train.py {' '.join(command)}\n", end="", flush=True)
     folders = ["--root_log", str(out / "log"), "--root_model", str(out / "checkpoint")]
     threads = max(1, (os.cpu_count() or 1) // len(RUNS))
     process = subprocess.Popen(
@@ -49,7 +50,7 @@ def train(name: str, out: Path) -> tuple[dict, Path]:
             epochs += 1
             if epochs % 6 == 0:
                 seconds = time.perf_counter() - start
-                print(f"{name}: {epochs} of {EPOCHS} epochs, {seconds:.0f} s", flush=True)
+                print(f"{name}: {epochs} of {EPOCHS} epochs, {seconds:.0f} s\n", end="", flush=True)
     if process.wait() != 0:
         raise SystemExit(f"{name} ended with exit code {process.returncode}")
     rule = RUNS[name][-1]

@@ -288,7 +288,7 @@ def _check_numbers(args: argparse.Namespace, program: str) -> None:
     if program == "main":
         least |= {"save_every": 0, "randaug_m": 0, "randaug_n": 0}
     else:
-        least |= {"epoch_multiplier": 1, "image_size": 32, "start_epoch": 0}
+        least |= {"epoch_multiplier": 1, "image_size": 8, "start_epoch": 0}
     for name, value in least.items():
         if getattr(args, name) < value:
             raise UsageError(f"--{name} {getattr(args, name)}: must be at least {value}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
@@ -32,6 +32,7 @@ DATASETS = {
     "inaturalist2018": "iNaturalist 2018",
     "isic2019": "ISIC 2019",
 }
+PICTURES = "tests/regression/pictures"
 NOTHING = "No run of this length is stored yet."
 
 
@@ -91,9 +92,10 @@ def section(comparisons: Sequence[Comparison], with_paper: bool = False) -> str:
     if any(c.data.split()[0] in STAND_INS for c in comparisons):
         lines += [
             "",
-            "The hexadecimal number is the fingerprint of the training pixels. `imagefolder` and "
-            "`digits` stand in for CIFAR-10 and are other data sets: no difference to a reported "
-            "number is judged there, only the order of the methods.",
+            "The hexadecimal number is the fingerprint of the training pixels. `imagefolder`, "
+            "`imagefolder16` (its images shrunk to 16x16) and `digits` stand in for CIFAR-10 and "
+            "are other data sets: no difference to a reported number is judged there, only the "
+            "order of the methods.",
         ]
     lines += [
         "",
@@ -142,9 +144,18 @@ def draw(figure, comparisons: Sequence[Comparison]) -> None:
         setting = f"{DATASETS[c.row.dataset]} {c.row.imb_type} {c.row.imb_ratio}"
         labels.append(f"{c.row.method}, {setting}\n{c.data}, {c.epochs} epochs")
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.set_xlabel("top-1 accuracy (%), mean ± standard deviation over seeds")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=7)
+
+
+def first_of_each(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """One line for a command on one data set: the first of the published numbers it stands for."""
+    found = {}
+    for c in comparisons:
+        found.setdefault((c.row.id, c.data, c.epochs), c)
+    return list(found.values())
 
 
 def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
@@ -154,15 +165,17 @@ def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
     overall = []
     for paper in PAPERS:
         comparisons = compare([row for row in rows if row.paper == paper], results, rows)
-        headline = [c for c in comparisons if c.row.split == "all"]
+        headline = first_of_each(c for c in comparisons if c.row.split == "all")
         overall += headline
-        path = root / paper / "README.md"
-        if not replace_section(path, section(comparisons)):
-            missing.append(f"{path}: not there, or without the lines {BEGIN} and {END}")
+        text = section(comparisons)
         if headline:
-            pictures = root / "tests" / "regression" / "pictures"
+            pictures = root / PICTURES
             pictures.mkdir(parents=True, exist_ok=True)
             picture(pictures / f"{paper}.png", draw, headline)
+            text += f"\n\n![Reported accuracies and ours](../{PICTURES}/{paper}.png)"
+        path = root / paper / "README.md"
+        if not replace_section(path, text):
+            missing.append(f"{path}: not there, or without the lines {BEGIN} and {END}")
     path = root / "README.md"
     if not replace_section(path, section(overall, with_paper=True)):
         missing.append(f"{path}: not there, or without the lines {BEGIN} and {END}")

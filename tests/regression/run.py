@@ -99,8 +99,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--data",
         default="",
         choices=DATA,
-        help="train on this; digits and imagefolder stand in for CIFAR-10 (another data set, and "
-        "labelled so; default: each row's own data)",
+        help="train on this; digits, imagefolder and imagefolder16 (its images shrunk to 16x16) "
+        "stand in for CIFAR-10 (another data set, and labelled so; default: each row's own data)",
     )
     add(
         "--epochs",
@@ -324,7 +324,7 @@ def missing_data(rows: Sequence[Row], data: str, root: Path) -> str | None:
     """What is not there, in a sentence; None if all is."""
     if data == "digits":
         return None
-    folders = {root} if data == "imagefolder" else {root / row.dataset for row in rows}
+    folders = {root} if data in STAND_INS else {root / row.dataset for row in rows}
     lacking = sorted(str(folder) for folder in folders if not folder.is_dir())
     return f"no data in {', '.join(lacking)}" if lacking else None
 

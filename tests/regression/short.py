@@ -18,6 +18,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,32 +29,34 @@ sys.path.insert(0, str(ROOT))  # the repository, from any folder
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
 from common.logs import write_text
 
 TRACES = Path(__file__).resolve().parent / "traces"
 CLASSES, TRAIN, TEST, SIZE = 5, 130, 20, 16  # the smallest class keeps 6 images at factor 0.05
-EPOCHS = 8
+EPOCHS = 14
 # What every program is told; {…} are filled in by ``train``.
 IB = (
-    "ib_loss.cifar_train --dataset imagefolder --root {data} --image_size 16 --arch resnet20 "
+    "ib_loss.cifar_train --dataset imagefolder --root {data} --image_size {size} --arch resnet20 "
     "--imb_factor 0.05 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} "
     "--print_freq 1000 --root_log {out} --root_model {out}"
 )
 DBM = (
-    "dbm_loss.cifar.main --dataset imagefolder --data_dir {data} --image_size 16 --cos "
+    "dbm_loss.cifar.main --dataset imagefolder --data_dir {data} --image_size {size} --cos "
     "--imb_ratio 20 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} --out {out}"
 )
 HML = (
-    "hmloss.cifar_implementation.train_cifar --dataset imagefolder --root {data} --image_size 16 "
-    "--arch resnet20 --imb_ratio 0.05 --epochs {epochs} --batch-size 16 --stretch_schedule "
-    "--num_runs 1 --seed {seed} --print_freq 1000 --path_history {out} --path_model {out}"
+    "hmloss.cifar_implementation.train_cifar --dataset imagefolder --root {data} "
+    "--image_size {size} --arch resnet20 --imb_ratio 0.05 --epochs {epochs} --batch-size 16 "
+    "--stretch_schedule --num_runs 1 --seed {seed} --print_freq 1000 --path_history {out} "
+    "--path_model {out}"
 )
 ARB = (
     "arbloss.train_stage1 --cfg {root}/arbloss/config/cifar10/cifar10_imb001{variant}.yaml "
-    "dataset imagefolder data_path {data} image_size 16 num_classes 5 backbone resnet20_fe "
+    "dataset imagefolder data_path {data} image_size {size} num_classes 5 backbone resnet20_fe "
     "head_class_idx [0,1] med_class_idx [1,3] tail_class_idx [3,5] imb_factor 0.05 "
-    "num_epochs {epochs} batch_size 32 stretch_schedule True seed {seed} print_freq 1000 "
+    "num_epochs {epochs} batch_size 16 stretch_schedule True seed {seed} print_freq 1000 "
     "log_dir {out} model_dir {out}"
 )
 # Accuracy: cross entropy against the paper's loss, {EPOCHS} epochs.
@@ -68,15 +71,15 @@ RUNS = {
     },
     "hmloss": {
         "CE": f"{HML} --loss_type CE",
-        # From the first epoch on, at a rate (its stage takes a hundredth of --lr) that learns.
-        "HML + CS": f"{HML} --loss_type HML --weighting_type CS --start_hm_epoch 0 --lr 1",
+        # From the first epoch on: a few epochs at the rate of its stage, --lr / 100, are too few.
+        "HML + CS": f"{HML} --loss_type HML --weighting_type CS --start_hm_epoch 0",
     },
     "arbloss": {
         "CE": ARB.replace("{variant}", ""),
         "ARB-Loss": ARB.replace("{variant}", "_arbloss"),
     },
 }
-# Traces: the paper's loss from the first step on, at a learning rate that keeps rounding small.
+# Traces: the paper's loss from the first step on, at a small learning rate.
 TRACED = {
     "ib_loss": {
         "IB": f"{RUNS['ib_loss']['IB']} --start_ib_epoch 0",
@@ -88,11 +91,11 @@ TRACED = {
         "DBM-CE": f"{DBM} --loss_fn ce --use_norm --use_dbm --max_margin 1 --lr 0.001",
         "DBM-BS": f"{RUNS['dbm_loss']['DBM-BS']} --lr 0.001",
     },
-    "hmloss": {"HML + CS": f"{RUNS['hmloss']['HML + CS']} --lr 0.1"},
+    "hmloss": {"HML + CS": RUNS["hmloss"]["HML + CS"]},
     "arbloss": {"ARB-Loss": f"{RUNS['arbloss']['ARB-Loss']} mixup False lr 0.001"},
 }
 TRACE_EPOCHS = 2
-LEAST_TOLERANCE = {"top1": 20.0, "few": 40.0}  # points; another CPU rounds its way to another run
+LEAST_TOLERANCE = {"top1": 10.0, "few": 20.0}  # points, of 100 and 40 test images
 
 
 def make_data(folder: Path) -> Path:
@@ -109,18 +112,52 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def train(command: str, data: Path, out: Path, *, seed: int = 0, epochs: int = EPOCHS) -> list:
-    """Run a program in this process; returns its metrics.csv as a dictionary per epoch."""
-    values = {"data": data, "out": out, "seed": seed, "epochs": epochs, "root": ROOT}
-    module, *words = command.split()
-    words = [word.format(**values) for word in words]
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Models are made, fed and trained in float64.
+
+    Training multiplies a rounding error by ten every few steps: in float32 a processor with other
+    instructions soon goes another way, in float64 it gives the same first ten digits.
+    """
+
+    def to_double(module: nn.Module, inputs: tuple) -> tuple:
+        return tuple(
+            x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
+        )
+
+    hook = nn.modules.module.register_module_forward_pre_hook(to_double)
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        hook.remove()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """The same order of summation on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            importlib.import_module(module).main(words)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def train(command: str, data: Path, out: Path, *, seed: int = 0, epochs: int = EPOCHS) -> list:
+    """Run a program in this process; returns its metrics.csv as a dictionary per epoch."""
+    values = {"data": data, "out": out, "seed": seed, "epochs": epochs, "root": ROOT, "size": SIZE}
+    module, *words = command.split()
+    words = [word.format(**values) for word in words]
+    quiet = io.StringIO()
+    with (
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+        one_thread(),
+        double_precision(),
+    ):
+        importlib.import_module(module).main(words)
     (metrics,) = out.rglob("metrics.csv")
     with open(metrics, newline="") as file:
         return [
@@ -146,7 +183,7 @@ def tolerance(runs: dict[str, dict]) -> dict[str, float]:
 
 def trace(history: list) -> dict[str, list[float]]:
     """What is recorded of a trace: training and test loss of each epoch."""
-    return {name: [float(f"{row[name]:.6g}") for row in history] for name in ("train_loss", "loss")}
+    return {name: [float(f"{row[name]:.9g}") for row in history] for name in ("train_loss", "loss")}
 
 
 def update(paper: str, **content: object) -> None:

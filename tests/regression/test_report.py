@@ -52,6 +52,7 @@ def test_tables_and_pictures(root):
     )
     assert "| IB | IB |" in overall
     pictures = root / "tests" / "regression" / "pictures"
+    assert "(../tests/regression/pictures/ib_loss.png)" in (root / "ib_loss/README.md").read_text()
     assert sorted(p.name for p in pictures.iterdir()) == ["hmloss.png", "ib_loss.png"]
 
 

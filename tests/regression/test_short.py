@@ -16,12 +16,10 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="recorded on the CPU; a GPU draws other random numbers"
 )
 RECORDED = {paper: json.loads((short.TRACES / f"{paper}.json").read_text()) for paper in short.RUNS}
-# Relative, epoch by epoch: a processor with other instructions (imitated by
-# ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default) moves the traces by up to a few percent.
-TRACE_TOLERANCE = (0.01, 0.06)
+# Relative. In float64 a processor with other instructions (imitated by ONEDNN_MAX_CPU_ISA=SSE41
+# ATEN_CPU_CAPABILITY=default) moves the traces by less than 1e-11.
+TRACE_TOLERANCE = 1e-6
 SEED = 0
-# HMLoss claims no such thing in a number that we know, and eight epochs do not show it.
-HELPS_RARE_CLASSES = ("ib_loss", "dbm_loss", "arbloss")
 GAIN = 5.0  # points on the rare classes: two test images
 
 
@@ -37,18 +35,17 @@ def test_the_loss_follows_its_recorded_trace(paper, name, data, tmp_path):
     command = short.TRACED[paper][name]
     found = short.trace(short.train(command, data, tmp_path, epochs=short.TRACE_EPOCHS))
     recorded = RECORDED[paper]["trace"][name]
-    for epoch, tolerance in enumerate(TRACE_TOLERANCE):
-        expected = recorded["train_loss"][epoch]
-        assert found["train_loss"][epoch] == pytest.approx(expected, rel=tolerance), epoch
+    for losses in ("train_loss", "loss"):
+        assert found[losses] == pytest.approx(recorded[losses], rel=TRACE_TOLERANCE)
 
 
-@pytest.mark.parametrize("paper", HELPS_RARE_CLASSES)
-def test_every_recorded_seed_shows_that_the_loss_helps_rare_classes(paper):
+@pytest.mark.parametrize("paper", short.RUNS)
+def test_the_recorded_seeds_show_that_the_loss_helps_rare_classes(paper):
     ce, ours = (
         [run["few"] for run in seeds.values()] for seeds in RECORDED[paper]["accuracy"].values()
     )
     assert len(ours) == len(ce) >= 3
-    assert min(ours) > max(ce) + GAIN
+    assert statistics.fmean(ours) > statistics.fmean(ce) + 2 * GAIN
 
 
 @pytest.mark.parametrize("paper", short.RUNS)
@@ -60,7 +57,7 @@ def test_accuracy_is_as_recorded_and_the_loss_helps_rare_classes(paper, data, tm
         seeds = RECORDED[paper]["accuracy"][name].values()
         for figure, value in found[name].items():
             values = [run[figure] for run in seeds]
-            tolerance = short.tolerance(RECORDED[paper]["accuracy"][name])[figure]
+            tolerance = RECORDED[paper]["tolerance"][name][figure]
             assert abs(value - statistics.fmean(values)) <= tolerance, (name, figure, value)
     ce, ours = found.values()
-    assert paper not in HELPS_RARE_CLASSES or ours["few"] > ce["few"]
+    assert ours["few"] > ce["few"] + GAIN

@@ -82,7 +82,7 @@ def test_float16_and_bfloat16_autocast():
 def test_torch_distributed_launch_passes_its_rank(tmp_path):
     """Two gloo processes: exact sums, rank 0's buffers everywhere, DDP around the model."""
     (tmp_path / "program.py").write_text(
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import atexit, sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch\n"
         "from torch import nn\n"
         "from common import launch, seeds\n"
@@ -98,7 +98,13 @@ def test_torch_distributed_launch_passes_its_rank(tmp_path):
         "    seed = seeds.choose_seed(None)\n"
         "    total = torch.tensor([float(seed % 9973)]); launch.all_reduce_sum(total)\n"
         "    same = torch.equal(other, 2 * mean) and float(total) == 2 * (seed % 9973)\n"
-        "    print('R', process.rank, process.world_size, float(value), same, flush=True)\n"
+        "    facts = process.rank, process.world_size, float(value), same\n"
+        "    sys.stdout.write(' '.join(map(str, ('R', *facts))) + '\\n')\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        print('the interpreter shuts down, gloo may abort it')\n"
+        "last = Last()\n"
+        "atexit.register(sys.stdout.write, 'at exit\\n')\n"
         "launch.run(main)\n"
     )
     done = subprocess.run(
@@ -109,3 +115,5 @@ def test_torch_distributed_launch_passes_its_rank(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("R"))
     assert lines == ["R 0 2 3.0 True", "R 1 2 3.0 True"]
+    assert done.stdout.count("at exit") == 2
+    assert "shuts down" not in done.stdout
