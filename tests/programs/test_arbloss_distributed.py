@@ -1,7 +1,6 @@
 """Several processes: the README's launcher, and two launchers that meet over loopback."""
 
 import json
-import socket
 import subprocess
 import sys
 
@@ -15,12 +14,6 @@ from tests.programs.arbloss_data import CONFIG, GROUPS, PROGRAMS, SMALL, make_fo
 ARB = ["--cfg", str(CONFIG / "cifar10" / "cifar10_imb001_stage1_mixup.yaml")]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def the_run(where):
     (folder,) = where.glob("saved/*")
     return folder, json.loads((folder / "logs" / "report.json").read_text())
@@ -31,8 +24,10 @@ def evaluate_alone(where, monkeypatch, argv):
     folder, report = the_run(where)
     monkeypatch.chdir(where)
     alone = evaluation.main([*argv, "resume", str(folder / "ckps" / "current.pth.tar")])
-    for key in ("top1", "top5", "ece", "head", "med", "tail"):
+    for key in ("top1", "top5", "head", "med", "tail"):
         assert alone[key] == pytest.approx(report["final"][key], rel=1e-9)
+    # Confidences are float32, and kernels differ with the size of the batch on each process.
+    assert alone["ece"] == pytest.approx(report["final"]["ece"], rel=1e-5)
     assert alone["loss"] == pytest.approx(report["final"]["loss"], rel=1e-4)
     return folder, report
 
@@ -49,8 +44,8 @@ def test_the_readmes_launcher(tmp_path, monkeypatch):
              "batch_size", "8", "workers", "0", "num_epochs", "1", "print_freq", "1",
              *GROUPS]  # fmt: skip
     done = tools.run(
-        ["-m", "torch.distributed.launch", "--nproc_per_node", "2", "--master_port", free_port(),
-         "train_stage1.py", *words],
+        ["-m", "torch.distributed.launch", "--nproc_per_node", "2",
+         "--master_port", tools.free_port(), "train_stage1.py", *words],
         tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -62,7 +57,7 @@ def test_the_readmes_launcher(tmp_path, monkeypatch):
 def test_two_launchers_over_loopback(tmp_path, monkeypatch):
     """Two machines of one process each: each brings a whole batch_size."""
     folder = make_folder(tmp_path / "images")
-    port = free_port()
+    port = tools.free_port()
     words = [*ARB, *SMALL, "data_path", str(folder), "deterministic", "true"]
     nodes = [
         subprocess.Popen(
@@ -86,7 +81,7 @@ def test_two_launchers_over_loopback(tmp_path, monkeypatch):
     # Started by the configuration's keys instead, the same two processes train the same weights.
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
-    keys = ["world_size", "2", "dist_url", f"tcp://127.0.0.1:{free_port()}"]
+    keys = ["world_size", "2", "dist_url", f"tcp://127.0.0.1:{tools.free_port()}"]
     pair = [
         subprocess.Popen(
             [sys.executable, PROGRAMS / "train_stage1.py", *words, *keys, "rank", rank],

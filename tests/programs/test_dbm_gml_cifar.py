@@ -193,6 +193,6 @@ def test_two_processes_give_the_figures_of_one(tmp_path, here, student):
     path = str(run / "moco_ckpt.pth.tar")
     alone = cifar_main.main([*student, "--evaluate", "--resume", path])
     for key in ("top1", "top5", "loss", "few"):
-        assert report["final"][key] == pytest.approx(alone[key], rel=1e-6)
+        assert report["final"][key] == pytest.approx(alone[key], rel=1e-5)
     queue = torch.load(path, weights_only=True)["state_dict"]["queue_i"]
     assert int((queue >= 0).sum()) > 20  # of both halves of the four batches of 20

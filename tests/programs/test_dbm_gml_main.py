@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from functools import partial
 
 import numpy as np
@@ -185,9 +184,7 @@ def test_one_process_on_a_machine_becomes_one_per_gpu(here, monkeypatch, torchru
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if os.getpid() == parent else 0)
     monkeypatch.setattr(world, "spawn", partial(world.start_processes, start_method="fork"))
     if torchrun:  # WORLD_SIZE and RANK count machines
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = tools.free_port()
         for key, value in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1),
                            ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):  # fmt: skip
             monkeypatch.setenv(key, str(value))
@@ -198,7 +195,7 @@ def test_one_process_on_a_machine_becomes_one_per_gpu(here, monkeypatch, torchru
     final = json.loads((here / RUN / "report.json").read_text())["final"]
     alone = program.main([*flags, "--evaluate", "--resume", f"{RUN}/moco_ckpt.pth.tar"])
     for key in ("top1", "top5", "loss", "few"):
-        assert final[key] == pytest.approx(alone[key], rel=1e-6)
+        assert final[key] == pytest.approx(alone[key], rel=1e-5)
     state = torch.load(f"{RUN}/moco_ckpt.pth.tar", weights_only=True)["state_dict"]
     written = state["queue_i"][state["queue_i"] >= 0]
     # int(17 / 2) images in each process: one step enters 16 of the 17, as far as there are slots.

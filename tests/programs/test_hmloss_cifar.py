@@ -245,7 +245,7 @@ def test_two_processes_give_the_figures_of_one(finished, folder, tmp_path):
     where, rows = finished
     path = where / "checkpoint" / f"{STORE}_run1" / "ckpt.pth.tar"
     done = tools.run(
-        ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29618",
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          SCRIPT, *hml(folder), "--resume", path, "--evaluate"],
         tmp_path,
     )  # fmt: skip

@@ -276,7 +276,7 @@ def test_two_processes_give_the_figures_of_one(finished, tmp_path):
     split = folder / "history" / STORE / "split.csv"
     done = run(
         [
-            "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617",
+            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
             SCRIPT, *SMALL, "--dataset_dir", folder / "dataset", "--split_file", split,
             "--evaluate", "--resume", best,
         ],

@@ -46,6 +46,13 @@ def environment(**extra: str) -> dict[str, str]:
     return {**env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def run(
     command: Sequence[str | Path], cwd: Path, timeout: float = 300, **env: str
 ) -> subprocess.CompletedProcess:
@@ -114,10 +121,7 @@ def run_forked(command: Sequence[str | Path], cwd: Path, processes: int = 1) -> 
 
     More than one process find the variables that torchrun would set.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     launcher |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         pids = [

@@ -108,8 +108,8 @@ def test_torch_distributed_launch_passes_its_rank(tmp_path):
         "launch.run(main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-         "29621", "program.py", str(ROOT)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         "program.py", str(ROOT)],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """dbm_loss.gather: two processes with half the batch each are one with all of it."""
 
 import os
-import socket
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from dbm_loss.gather import gather_batch
 from dbm_loss.losses import BCLLoss
 from dbm_loss.margin import DBMargin
+from tests.programs import tools
 
 COUNTS = [40, 9, 3]
 BATCH = 8
@@ -51,7 +51,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return views, torch.randint(0, len(COUNTS), (BATCH,), generator=generator)
 
 
-def child(rank: int, port: int, folder: str) -> None:
+def child(rank: int, port: str, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
@@ -65,10 +65,7 @@ def child(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_compute_the_loss_and_gradients_of_the_whole_batch(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(child, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(child, (tools.free_port(), str(tmp_path)), nprocs=2)
     model = small_model()
     loss = step(model, *batch())
     for rank in range(2):
