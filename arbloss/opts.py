@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode
 
+from common.flags import Parser
 from common.launch import UsageError
 
 # Keys, defaults and order of the original; the keys after the comment line are added here.
@@ -104,7 +105,7 @@ KINDS = {
 
 def get_parser(description: str) -> argparse.ArgumentParser:
     """The command line of all three programs."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment YAML file")
     parser.add_argument(
         "--local_rank",

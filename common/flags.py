@@ -1,8 +1,16 @@
-"""Flags that every program adds to the original's; the defaults change nothing."""
+"""The parser of every program, and the flags added to the original's; defaults change nothing."""
 
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, instead of below a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def add_run_flags(

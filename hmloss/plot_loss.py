@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
+from common.flags import Parser
 from common.launch import UsageError, run
 from common.report import picture
 from hmloss.losses import FocalLoss, HMLoss
@@ -54,9 +55,7 @@ def draw(figure, deltas: Sequence[float]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--delta",
         type=float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.flags import add_run_flags
+from common.flags import Parser, add_run_flags
 from common.models import resnet, resnet_cifar
 from common.schedules import unreached
 from ib_loss.schedule import Schedule
@@ -25,7 +25,7 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10
 def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
     """The parser of a program, ``"cifar"`` or ``"tiny"``; both have the same flags."""
     tiny = program == "tiny"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=f"Influence-balanced loss on {'Tiny ImageNet' if tiny else 'CIFAR'}",
     )
     add = parser.add_argument

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from common.flags import add_run_flags
+from common.flags import Parser, add_run_flags
 from common.launch import UsageError
 from common.models import resnet, resnet_cifar
 from common.schedules import unreached
@@ -73,7 +73,7 @@ def get_parser(program: str) -> argparse.ArgumentParser:
     ``main.py`` the other.
     """
     cifar = program != "main"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description={
             "cifar_main": "GML on long-tailed CIFAR: the student",
             "cifar_ce": "Balanced softmax on long-tailed CIFAR: the teacher of cifar_main.py",

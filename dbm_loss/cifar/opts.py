@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from common.flags import add_run_flags
+from common.flags import Parser, add_run_flags
 from common.launch import UsageError
 from datasets.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
@@ -32,9 +32,7 @@ def _ratio(text: str) -> int | float:
 
 def get_parser() -> argparse.ArgumentParser:
     """The argument parser; every original flag with its alias and default, then ours."""
-    parser = argparse.ArgumentParser(
-        description="Difficulty-aware balancing margin on long-tailed CIFAR"
-    )
+    parser = Parser(description="Difficulty-aware balancing margin on long-tailed CIFAR")
     add = parser.add_argument
     add("--name", default="tmp", help="name of the run, part of its folder (default: tmp)")
     add("--network", default="resnet32", help=f"{DEAD}: the network is a ResNet-32")

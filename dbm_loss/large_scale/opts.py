@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from common.flags import add_run_flags
+from common.flags import Parser, add_run_flags
 from common.launch import UsageError
 from common.schedules import unreached
 from dbm_loss.large_scale.models import ARCHITECTURES
@@ -28,7 +28,7 @@ CUTMIX_FLAGS = ("mixup_prob", "start_data_aug", "end_data_aug", "weighted_alpha"
 
 def get_parser() -> argparse.ArgumentParser:
     """The argument parser; every original flag with its alias and default, then ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Difficulty-aware Balancing Margin on ImageNet-LT and iNaturalist 2018"
     )
     add = parser.add_argument

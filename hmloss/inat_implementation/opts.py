@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.flags import add_run_flags
+from common.flags import Parser, add_run_flags
 from common.models import resnet
 from hmloss import flags
 from hmloss.schedule import Schedule
@@ -21,7 +21,7 @@ ARCHS = {
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Hard mining loss on iNaturalist 2018")
+    parser = Parser(description="Hard mining loss on iNaturalist 2018")
     flags.add_training_flags(
         parser, arch="resnet50", archs=ARCHS, loss_type="HML", batch_size=256, num_runs=1
     )

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.flags import add_run_flags
+from common.flags import Parser, add_run_flags
 from common.schedules import stretch
 from hmloss import flags
 from hmloss.isic2019_implementation.model import ARCHS
@@ -27,9 +27,7 @@ def boolean(text: str) -> bool:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Hard mining loss on ISIC 2019, melanoma against nevi"
-    )
+    parser = Parser(description="Hard mining loss on ISIC 2019, melanoma against nevi")
     add = parser.add_argument
     add(
         "--use_cuda",

@@ -18,6 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
+from common.flags import Parser
 from common.launch import run
 from common.logs import Progress
 from datasets.isic import MEAN, STD, find_images
@@ -44,9 +45,7 @@ def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_dir", help="folder with BEN/ and MAL/")
     parser.add_argument("--image_size", type=int, default=300, help="(default: 300)")
     args = parser.parse_args(argv)

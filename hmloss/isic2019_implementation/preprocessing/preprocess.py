@@ -25,6 +25,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
+from common.flags import Parser
 from common.launch import UsageError, run
 from common.logs import Progress, prepare_folders, write_json, write_text
 from datasets.isic import CLASSES, images_below, read_ground_truth
@@ -39,9 +40,7 @@ UNREADABLE = "unreadable.txt"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder with the official JPEGs")
     parser.add_argument("--ground_truth", required=True, help="official ground-truth csv")
     parser.add_argument("--output", default="dataset", help="folder to make (default: dataset)")

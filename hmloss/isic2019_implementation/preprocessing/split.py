@@ -21,6 +21,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
+from common.flags import Parser
 from common.launch import UsageError, run
 from common.logs import prepare_folders
 from common.seeds import choose_seed
@@ -37,9 +38,7 @@ from datasets.isic import (
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_dir", default="dataset", help="folder with BEN/ and MAL/ (default: dataset)"
     )
