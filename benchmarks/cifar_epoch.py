@@ -133,11 +133,14 @@ def bare_training(arch: str) -> None:
 
 
 def peak_memory(words: list[str]) -> float:
-    """Peak resident memory in MB of ``python words…``, as the process itself counts it."""
+    """Peak resident memory in MB of ``python words…``, as Linux counts it since the exec.
+
+    (``getrusage`` would count what this process held when it forked.)
+    """
     code = (
-        "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
+        "import runpy, sys; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__'); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
