@@ -192,7 +192,8 @@ def test_two_processes_give_the_figures_of_one(tmp_path, here, student):
     report = json.loads((run / "report.json").read_text())
     path = str(run / "moco_ckpt.pth.tar")
     alone = cifar_main.main([*student, "--evaluate", "--resume", path])
-    for key in ("top1", "top5", "loss", "few"):
-        assert report["final"][key] == pytest.approx(alone[key], rel=1e-5)
+    for key in ("top1", "top5", "few"):
+        assert report["final"][key] == pytest.approx(alone[key], rel=1e-6)
+    assert report["final"]["loss"] == pytest.approx(alone["loss"], rel=1e-5)  # float32
     queue = torch.load(path, weights_only=True)["state_dict"]["queue_i"]
     assert int((queue >= 0).sum()) > 20  # of both halves of the four batches of 20

@@ -194,8 +194,9 @@ def test_one_process_on_a_machine_becomes_one_per_gpu(here, monkeypatch, torchru
         monkeypatch.delenv(key, raising=False)
     final = json.loads((here / RUN / "report.json").read_text())["final"]
     alone = program.main([*flags, "--evaluate", "--resume", f"{RUN}/moco_ckpt.pth.tar"])
-    for key in ("top1", "top5", "loss", "few"):
-        assert final[key] == pytest.approx(alone[key], rel=1e-5)
+    for key in ("top1", "top5", "few"):
+        assert final[key] == pytest.approx(alone[key], rel=1e-6)
+    assert final["loss"] == pytest.approx(alone["loss"], rel=1e-5)  # float32
     state = torch.load(f"{RUN}/moco_ckpt.pth.tar", weights_only=True)["state_dict"]
     written = state["queue_i"][state["queue_i"] >= 0]
     # int(17 / 2) images in each process: one step enters 16 of the 17, as far as there are slots.
