@@ -74,6 +74,30 @@ def test_importing_everything_parses_nothing_reads_nothing_and_needs_no_gpu():
     assert done.stdout == "" and done.stderr == ""
 
 
+def test_every_program_starts_by_its_file_from_any_folder(tmp_path):
+    """``python FILE --help`` where only the file itself can tell where the repository is."""
+    code = (
+        "import os, runpy, sys, traceback\n"
+        "import matplotlib.pyplot, pandas, torchvision\n"  # what takes seconds, once
+        "for path in sys.stdin.read().split():\n"
+        "    if os.fork() == 0:\n"
+        "        sys.path[0], sys.argv = os.path.dirname(path), [path, '--help']\n"
+        "        try: runpy.run_path(path, run_name='__main__')\n"
+        "        except SystemExit: pass\n"
+        "        except Exception: traceback.print_exc()\n"
+        "        sys.stdout.flush()\n"
+        "        os._exit(0)\n"  # tearing down what was imported takes seconds, too
+        "    os.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, input="\n".join(map(str, PROGRAMS)),
+        text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    usages = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("usage: ")]
+    assert usages == [path.name for path in PROGRAMS]
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_nothing_is_tied_to_cuda_or_unsafe(path):
     text = path.read_text()

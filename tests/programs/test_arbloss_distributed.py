@@ -43,7 +43,7 @@ def test_the_readmes_launcher(tmp_path, monkeypatch):
              "data_path", str(data), "num_classes", "5", "backbone", "resnet10_fe",
              "batch_size", "8", "workers", "0", "num_epochs", "1", "print_freq", "1",
              *GROUPS]  # fmt: skip
-    done = tools.run(
+    done = tools.run_fresh(
         ["-m", "torch.distributed.launch", "--nproc_per_node", "2",
          "--master_port", tools.free_port(), "train_stage1.py", *words],
         tmp_path,
@@ -82,19 +82,9 @@ def test_two_launchers_over_loopback(tmp_path, monkeypatch):
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
     keys = ["world_size", "2", "dist_url", f"tcp://127.0.0.1:{tools.free_port()}"]
-    pair = [
-        subprocess.Popen(
-            [sys.executable, PROGRAMS / "train_stage1.py", *words, *keys, "rank", rank],
-            cwd=by_hand,
-            env=tools.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in pair]
-    assert all(process.returncode == 0 for process in pair), errors
+    command = [PROGRAMS / "train_stage1.py", *words, *keys]
+    done = tools.run_together([[*command, "rank", rank] for rank in "01"], by_hand, [{}, {}])
+    assert done.returncode == 0, done.stderr
     (same,) = by_hand.glob("saved/*/ckps/current.pth.tar")
     tools.assert_same_weights(same, run / "ckps" / "current.pth.tar", key="state_dict_model")
 

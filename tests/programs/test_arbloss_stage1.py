@@ -125,8 +125,8 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, tmp_path):
     resumed = [*command, "resume", "auto"]
     assert tools.kill_after_lines(resumed, killed, 7, "Epoch: ")  # of 4 an epoch
     assert tools.kill_after_lines(resumed, killed, 6, "Epoch: ")
-    tools.run_forked(resumed, killed)
-    tools.run_forked(command, whole)
+    tools.run_to_the_end(resumed, killed)
+    tools.run_to_the_end(command, whole)
     assert len(list(killed.glob("saved/*"))) == 1  # all three wrote into one run folder
     pair = [newest(where) / "ckps" / "current.pth.tar" for where in (killed, whole)]
     for key in ("state_dict_model", "state_dict_classifier"):

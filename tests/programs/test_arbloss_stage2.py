@@ -136,8 +136,8 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, stage1, tmp_path):
     killed.mkdir()
     whole.mkdir()
     assert tools.kill_after_lines([program, *words], killed, 7, "Epoch: ")  # of 5 an epoch
-    tools.run_forked([program, *words, "resume", str(newest(killed))], killed)
-    tools.run_forked([program, *words], whole)
+    tools.run_to_the_end([program, *words, "resume", str(newest(killed))], killed)
+    tools.run_to_the_end([program, *words], whole)
     (path,) = killed.glob("saved/*/ckps/current.pth.tar")
     for key in ("state_dict_model", "state_dict_classifier", "state_dict_lws_model"):
         tools.assert_same_weights(path, newest(whole), key=key)

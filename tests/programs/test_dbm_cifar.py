@@ -76,7 +76,7 @@ def test_readme_commands(here, small, number):
 
 
 def test_starts_from_the_papers_folder(tmp_path, small):
-    done = tools.run(["main.py", *small, "--out", tmp_path / "out"], SCRIPT.parent)
+    done = tools.run_fresh(["main.py", *small, "--out", tmp_path / "out"], SCRIPT.parent)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/imagefolder/tmp/ir_none/checkpoint.pth.tar").is_file()
     assert "---> Epoch: [1 | 1]" in done.stderr
@@ -220,7 +220,7 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(tmp_path, images, loss_fn, l
     for kind in ("killed", "whole"):
         (tmp_path / kind).mkdir()
     tools.run_with_kills(command, tmp_path / "killed", kills=3, max_lines=76, seed=7)
-    tools.run_forked(command, tmp_path / "whole")
+    tools.run_to_the_end(command, tmp_path / "whole")
     killed, whole = (tmp_path / kind / RUN for kind in ("killed", "whole"))
     tools.assert_same_weights(killed / "last.pth.tar", whole / "last.pth.tar")
     tables = [
@@ -340,7 +340,7 @@ def test_two_processes_evaluate_like_one(finished, here, small, capsys):
     command = [*small, *COSINE, "--evaluate", "--resume", str(finished / "last.pth.tar")]
     main.main(command)
     alone = capsys.readouterr().out
-    pair = tools.run_forked([SCRIPT, *command], here, processes=2)
+    pair = tools.run_to_the_end([SCRIPT, *command], here, processes=2)
     figures = [text[text.index("[Test ]") :] for text in (alone, pair)]
     losses = [re.search(r"Loss:\t(\S+)", text).group(1) for text in figures]
     assert figures[0].replace(losses[0], "") == figures[1].replace(losses[1], "")
@@ -350,7 +350,9 @@ def test_two_processes_evaluate_like_one(finished, here, small, capsys):
 @pytest.mark.parametrize("loss_fn", ["ce", "bcl", "ncl"])
 def test_two_processes_train_on_one_batch(here, small, loss_fn):
     """The contrastive losses see the whole batch; one process writes."""
-    output = tools.run_forked([SCRIPT, *small, *COSINE, "--loss_fn", loss_fn], here, processes=2)
+    output = tools.run_to_the_end(
+        [SCRIPT, *small, *COSINE, "--loss_fn", loss_fn], here, processes=2
+    )
     assert output.count("==> creating") == 1
     metrics = pd.read_csv(f"{RUN}/metrics.csv")
     assert np.isfinite(metrics["train_loss"]).all()
@@ -372,7 +374,7 @@ def test_two_processes_give_the_gradients_of_one(here, small, monkeypatch):
     for processes in (1, 2):
         command = [SCRIPT, *small, *COSINE, "--loss_fn", "bcl", "--batch-size", "16",
                    "--loader", "workers", "--name", str(processes), "--lr", "0.001"]  # fmt: skip
-        tools.run_forked(command, here, processes)
+        tools.run_to_the_end(command, here, processes)
         path = f"results/imagefolder/{processes}/ir_none/last.pth.tar"
         weights.append(torch.load(path, weights_only=True)["state_dict"])
     for key, value in weights[0].items():

@@ -235,7 +235,7 @@ def test_readme_command_from_its_folder_and_from_elsewhere(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "cifar-100-python" in last and "https://" in last
     digits = ["--dataset_name", "digits", "-a", "resnet20", "--epochs", "1", "--num_runs", "1"]
-    done = tools.run([SCRIPT, *command, *digits], tmp_path)
+    done = tools.run_fresh([SCRIPT, *command, *digits], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "running on the CPU" in done.stderr  # --gpu 0 where there is none
     assert (tmp_path / "history" / "digits_exp_0.02_resnet20_HML_W_CS_D_10000_run0").is_dir()
@@ -244,10 +244,6 @@ def test_readme_command_from_its_folder_and_from_elsewhere(tmp_path):
 def test_two_processes_give_the_figures_of_one(finished, folder, tmp_path):
     where, rows = finished
     path = where / "checkpoint" / f"{STORE}_run1" / "ckpt.pth.tar"
-    done = tools.run(
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         SCRIPT, *hml(folder), "--resume", path, "--evaluate"],
-        tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"val Results: Prec@1 {rows[1]['top1']:.3f} ") == 1
+    command = [SCRIPT, *hml(folder), "--resume", path, "--evaluate"]
+    output = tools.run_to_the_end(command, tmp_path, processes=2)
+    assert output.count(f"val Results: Prec@1 {rows[1]['top1']:.3f} ") == 1

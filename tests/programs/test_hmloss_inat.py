@@ -109,7 +109,7 @@ def test_bad_input_is_one_line(here, change, text):
 
 def test_readme_command(here):
     """As printed; what shortens it comes after."""
-    done = tools.run([SCRIPT, "--loss_type", "HML", "--delta", "10000", *ARGV], here)
+    done = tools.run_fresh([SCRIPT, "--loss_type", "HML", "--delta", "10000", *ARGV], here)
     assert done.returncode == 0, done.stderr
     assert "27 training and 10 validation images, 5 classes" in done.stdout
     assert "WARNING" in done.stdout  # the published list has 437,513 images
@@ -127,7 +127,7 @@ def test_plot_loss_writes_a_picture(here):
 
 
 def test_plot_loss_as_a_module(tmp_path):
-    done = tools.run(
+    done = tools.run_fresh(
         ["-m", "hmloss.plot_loss", "--delta", "200", "--out", tmp_path / "x.png"], tools.ROOT
     )
     assert done.returncode == 0, done.stderr

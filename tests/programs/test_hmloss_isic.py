@@ -14,7 +14,7 @@ from PIL import Image
 from common.launch import UsageError
 from datasets import isic
 from hmloss.isic2019_implementation import train_isic
-from tests.programs.tools import ROOT, assert_same_weights, run
+from tests.programs.tools import ROOT, assert_same_weights, run, run_fresh
 
 SCRIPT = ROOT / "hmloss/isic2019_implementation/train_isic.py"
 STORE = "isic2019_resnet20_HML_W_CS_F_32_D_10000"
@@ -274,7 +274,7 @@ def test_two_processes_give_the_figures_of_one(finished, tmp_path):
     folder, rows = finished
     best = folder / "checkpoint" / STORE / "best_model_run0.pth"
     split = folder / "history" / STORE / "split.csv"
-    done = run(
+    done = run_fresh(
         [
             "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
             SCRIPT, *SMALL, "--dataset_dir", folder / "dataset", "--split_file", split,

@@ -1,9 +1,5 @@
 """preprocess.py and split.py, from a made download in the official layout to a split."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,8 +11,8 @@ from hmloss.isic2019_implementation.preprocessing.color_constancy import (
     center_crop,
     color_constancy,
 )
+from tests.programs.tools import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 HEADER = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
 
 
@@ -183,11 +179,11 @@ def test_mean_and_std_program(processed, capsys):
 def test_command_line_from_another_folder(download, tmp_path):
     """As the README prints it: no PYTHONPATH, bad usage is one line and exit code 2."""
     script = ROOT / "hmloss/isic2019_implementation/preprocessing/preprocess.py"
-    command = [sys.executable, str(script), *arguments(download, "dataset")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [script, *arguments(download, "dataset")]
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "BEN: 13 images" in done.stdout
     assert len(list((tmp_path / "dataset" / "MAL").iterdir())) == 9
-    done = subprocess.run([*command, "--no_crop"], cwd=tmp_path, capture_output=True, text=True)
+    done = run([*command, "--no_crop"], tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and "made with crop" in done.stderr

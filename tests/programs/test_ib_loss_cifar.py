@@ -90,7 +90,7 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(tmp_path, loader):
     for kind in ("killed", "whole"):
         (tmp_path / kind).mkdir()
     tools.run_with_kills(command, tmp_path / "killed", kills=5, max_lines=35, seed=11)
-    tools.run_forked(command, tmp_path / "whole")
+    tools.run_to_the_end(command, tmp_path / "whole")
     both = [tmp_path / kind for kind in ("killed", "whole")]
     tools.assert_same_weights(*(f / "checkpoint" / name / "ckpt.pth.tar" for f in both))
     metrics = [
@@ -260,7 +260,7 @@ def test_two_processes_evaluate_like_one(finished, tmp_path):
     """torchrun with two gloo processes: the same test figures for the same weights."""
     checkpoint = finished / "checkpoint" / RUN / "ckpt.pth.tar"
     alone = tools.run([SCRIPT, *IB, "--evaluate", "--resume", checkpoint], tmp_path)
-    pair = tools.run(
+    pair = tools.run_fresh(
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT,
          *IB, "--evaluate", "--resume", checkpoint],
         tmp_path,
@@ -280,7 +280,7 @@ def test_two_processes_train_the_model_of_one_command(tmp_path, monkeypatch):
         "    launch.fan_out(program.main, sys.argv[1:], processes=2)\n"
     )
     (tmp_path / "both.py").write_text(code)
-    done = tools.run(
+    done = tools.run_fresh(
         ["both.py", *IB, "--epochs", "1", "--start_ib_epoch", "0", "--seed", "1", "-p", "1"],
         tmp_path,
         PYTHONPATH=str(tools.ROOT),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import multiprocessing
 import os
 import random
 import runpy
@@ -12,14 +12,18 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
+from multiprocessing import connection
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 300  # seconds, of one program
 
 
 def make_image_folder(
@@ -53,38 +57,40 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def run(
-    command: Sequence[str | Path], cwd: Path, timeout: float = 300, **env: str
-) -> subprocess.CompletedProcess:
-    """Run ``python COMMAND`` in ``cwd`` and capture its output as text."""
+def run_fresh(command: Sequence[str | Path], cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run ``python COMMAND`` in ``cwd`` as a shell does and capture its output as text.
+
+    A new interpreter imports torch and torchvision for seconds: ``run`` does without.
+    """
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
         env=environment(**env),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=TIMEOUT,
         check=False,
     )
 
 
-def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int, **env: str) -> int:
-    """Run the program ``command[0]`` in a forked process, where torch is imported already.
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Where a shell would see it; pytest keeps warnings to itself."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
-    A process of its own, killed like any other, that starts in no time. Returns its id.
-    """
-    pid = os.fork()
-    if pid:
-        return pid
+
+def _become(command: Sequence[str | Path], cwd: Path, out: int, err: int, env: dict) -> NoReturn:
+    """Turn this forked process into the program ``command[0]``."""
     code = 1
     try:
         os.environ.update(env)
         os.chdir(cwd)
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.argv = [str(part) for part in command]
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("ignore", DeprecationWarning)
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as stop:
@@ -92,7 +98,67 @@ def _fork(command: Sequence[str | Path], cwd: Path, stdout: int, stderr: int, **
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
+
+
+def _start(
+    command: Sequence[str | Path], cwd: Path, out: int, err: int, **env: str
+) -> multiprocessing.Process:
+    """Start a program in a forked process, where torch is imported already.
+
+    A process of its own, killed like any other, that starts in no time.
+    """
+    process = multiprocessing.get_context("fork").Process(
+        target=_become, args=(command, cwd, out, err, env)
+    )
+    process.start()
+    return process
+
+
+def run_together(
+    commands: Sequence[Sequence[str | Path]], cwd: Path, envs: Sequence[dict[str, str]]
+) -> subprocess.CompletedProcess:
+    """Run programs side by side in forked processes; their outputs and errors are one text each.
+
+    The first that fails gives the exit code, and the others are killed.
+    """
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        running = [
+            _start(command, cwd, output.fileno(), errors.fileno(), **env)
+            for command, env in zip(commands, envs, strict=True)
+        ]
+        code = 0
+        while running:
+            ended = connection.wait([process.sentinel for process in running], TIMEOUT)
+            assert ended, f"{commands} hangs"
+            for process in [process for process in running if process.sentinel in ended]:
+                process.join()
+                running.remove(process)
+                if process.exitcode and not code:
+                    code = process.exitcode
+                    for other in running:
+                        other.kill()
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(commands, code, output.read(), errors.read())
+
+
+def run(
+    command: Sequence[str | Path], cwd: Path, processes: int = 1, **env: str
+) -> subprocess.CompletedProcess:
+    """Run the program ``command[0]`` to its end in forked processes and capture its output.
+
+    More than one process find the variables that torchrun would set.
+    """
+    envs = [env]
+    if processes > 1:
+        launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        launcher |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        ranks = map(str, range(processes))
+        envs = [{**env, **launcher, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
+    return run_together([command] * processes, cwd, envs)
 
 
 def kill_after_lines(
@@ -103,42 +169,23 @@ def kill_after_lines(
     Only lines that hold ``containing`` count.
     """
     read, write = os.pipe()
-    pid = _fork(command, cwd, write, write)
+    process = _start(command, cwd, write, write)
     os.close(write)
     with open(read) as output:
         counted = (line for line in output if containing in line)
         for count, _ in enumerate(counted, start=1):
             if count == lines:
                 break
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    return os.WIFSIGNALED(status)
+        process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
-def run_forked(command: Sequence[str | Path], cwd: Path, processes: int = 1) -> str:
-    """Run a program to its end in forked processes; returns its output, fails with its errors.
-
-    More than one process find the variables that torchrun would set.
-    """
-    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    launcher |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        pids = [
-            _fork(
-                command,
-                cwd,
-                output.fileno(),
-                errors.fileno(),
-                **({**launcher, "RANK": str(i), "LOCAL_RANK": str(i)} if processes > 1 else {}),
-            )
-            for i in range(processes)
-        ]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        errors.seek(0)
-        assert codes == [0] * processes, errors.read()
-        output.seek(0)
-        return output.read()
+def run_to_the_end(command: Sequence[str | Path], cwd: Path, processes: int = 1) -> str:
+    """Like ``run`` of a program that must succeed; returns its output."""
+    done = run(command, cwd, processes)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run_with_kills(
@@ -154,7 +201,7 @@ def run_with_kills(
         kill_after_lines(command, cwd, rng.randint(max_lines // 4, max_lines)) for _ in range(kills)
     )
     assert killed, "the run ended before it could be killed: lower max_lines"
-    run_forked(command, cwd)
+    run_to_the_end(command, cwd)
 
 
 def assert_same_weights(first: Path, second: Path, key: str = "state_dict") -> None:
