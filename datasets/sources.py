@@ -44,14 +44,15 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
     Args:
         name: ``cifar10``, ``cifar100``, ``digits``, ``imagefolder`` or ``tinyimagenet``.
         root: its folder (unused by ``digits``). CIFAR is downloaded into it when absent.
-        image_size: side of ``imagefolder`` images: shorter side resized, centre cropped.
+        image_size: side of ``imagefolder`` images: shorter side resized, centre cropped; and of
+            ``digits``: their 8x8 pixels repeated.
     Raises:
         UsageError: data missing, of another layout or unreadable; says what was expected.
     """
     if name in CIFAR_FOLDERS:
         return _cifar(name, Path(root), train)
     if name == "digits":
-        return _digits(train)
+        return _digits(train, image_size)
     if name == "imagefolder":
         return _image_folder(Path(root), train, image_size)
     if name == "tinyimagenet":
@@ -82,10 +83,12 @@ def _cifar(name: str, root: Path, train: bool) -> Source:
     return _from_array(name, data.data, data.targets, list(data.classes))
 
 
-def _digits(train: bool) -> Source:
-    """The 1,797 digits of scikit-learn at 32x32: 130 training images a class, 497 test images."""
+def _digits(train: bool, size: int) -> Source:
+    """The 1,797 digits of scikit-learn: 130 training images a class, 497 test images."""
     from sklearn.datasets import load_digits
 
+    if size % 8:
+        raise UsageError(f"--image_size {size}: the digits have 8x8 pixels, choose a multiple of 8")
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
     chosen = []
@@ -94,7 +97,7 @@ def _digits(train: bool) -> Source:
         chosen.append(of_digit[:130] if train else of_digit[130:])
     indices = np.concatenate(chosen)
     grey = np.clip(digits.images[indices] * (255 / 16), 0, 255).astype(np.uint8)  # (n, 8, 8)
-    large = grey.repeat(4, axis=1).repeat(4, axis=2)
+    large = grey.repeat(size // 8, axis=1).repeat(size // 8, axis=2)
     images = np.repeat(large[..., None], 3, axis=3)
     return _from_array("digits", images, digits.target[indices], [str(i) for i in range(10)])
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         seed=seed,
         process=process,
         device_transform=cifar_device_views(1),
-        image_transform=cifar_views(1),
+        image_transform=cifar_views(1, size=data.train.images.shape[1]),
         drop_last=True,
     )
 

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         seed=seed,
         process=process,
         device_transform=cifar_device_views(views),
-        image_transform=cifar_views(views),
+        image_transform=cifar_views(views, size=data.train.images.shape[1]),
         drop_last=True,
     )
 

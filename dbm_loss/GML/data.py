@@ -26,9 +26,9 @@ POLICY = {"aug_type": "autoaug_cifar", "cutout": True}
 Batch = tuple[list[Tensor], Tensor, Tensor]
 
 
-def cifar_views(count: int) -> list[T.Compose]:
-    """``count`` views of one recipe: crop, flip, AutoAugment for CIFAR-10, Cutout."""
-    return [recipes.view_a(**POLICY) for _ in range(count)]
+def cifar_views(count: int, size: int) -> list[T.Compose]:
+    """``count`` views of one recipe: crop of ``size``, flip, AutoAugment for CIFAR-10, Cutout."""
+    return [recipes.view_a(size=size, **POLICY) for _ in range(count)]
 
 
 def cifar_device_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:

@@ -13,7 +13,8 @@ from tests.programs import tools
 
 GML = tools.ROOT / "dbm_loss" / "GML"
 COUNTS = [40, 24, 12, 6]
-SMALL = ["--dataset", "imagefolder", "--imb_type", "none", "--arch", "resnet20", "--seed", "3"]
+SMALL = ["--dataset", "imagefolder", "--imb_type", "none", "--image_size", "16", "--arch",
+         "resnet20", "--seed", "3"]  # fmt: skip
 TEACHER = [*SMALL, "--mark", "teacher", "--use_dbm", "-p", "2", "-b", "40"]
 STUDENT = [*SMALL, "--mark", "student", "--use_dbm", "-p", "1", "-b", "20", "--moco-k", "64",
            "--moco-dim", "8", "--arch_t", "resnet20"]  # fmt: skip
@@ -85,8 +86,8 @@ def test_checkpoints_hold_what_the_originals_did_and_the_temperature(finished):
 
 def test_the_margin_changes_the_digits_run(here):
     losses = [
-        cifar_ce.main(["--dataset", "digits", "--imb-factor", "0.05", "--arch", "resnet20", "-b",
-                       "128", "--mark", "m", "--seed", "3", "--epochs", "1", *margin])["train_loss"]
+        cifar_ce.main([*SMALL, "--dataset", "digits", "--imb_type", "exp", "--imb-factor", "0.05",
+                       "-b", "128", "--mark", "m", "--epochs", "1", *margin])["train_loss"]
         for margin in ([], ["--use_dbm"])
     ]  # fmt: skip
     assert losses[0] < losses[1]

@@ -16,7 +16,7 @@ from ib_loss.opts import ARCHS
 from tests.programs import tools
 
 SCRIPT = tools.ROOT / "ib_loss" / "cifar_train.py"
-SMALL = ["--dataset", "digits", "-a", "resnet20", "--imb_factor", "0.05", "--image_size", "32"]
+SMALL = ["--dataset", "digits", "-a", "resnet20", "--imb_factor", "0.05", "--image_size", "16"]
 RUN = "digits_resnet20_IB_IBReweight_exp_0.05_0"
 IB = [*SMALL, "--loss_type", "IB", "--train_rule", "IBReweight"]
 

@@ -18,6 +18,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import NoReturn
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401 - here, once for all the forked programs
 import numpy as np
 import torch
 from PIL import Image
@@ -172,13 +174,15 @@ def kill_after_lines(
     process = _start(command, cwd, write, write)
     os.close(write)
     with open(read) as output:
-        counted = (line for line in output if containing in line)
-        for count, _ in enumerate(counted, start=1):
-            if count == lines:
+        before = []
+        for line in output:
+            before.append(line)
+            if sum(containing in line for line in before) == lines:
                 break
         process.kill()
     process.join()
-    return process.exitcode == -signal.SIGKILL
+    assert process.exitcode in (0, -signal.SIGKILL), "".join(before)
+    return process.exitcode != 0
 
 
 def run_to_the_end(command: Sequence[str | Path], cwd: Path, processes: int = 1) -> str:

@@ -76,6 +76,10 @@ def test_digits_are_embedded_balanced_and_fixed():
     assert len(np.unique(everything.reshape(1797, -1), axis=0)) > 1790  # no image on both sides
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     assert digest.startswith("eba1b103d25787a8"), digest
+    small = open_source("digits", "", train=True, image_size=16).pixels([0, 700])
+    np.testing.assert_array_equal(small, pixels[[0, 700], ::2, ::2])
+    with pytest.raises(UsageError, match="--image_size 20: the digits have 8x8 pixels"):
+        open_source("digits", "", train=True, image_size=20)
 
 
 def test_image_folder_reads_any_size_as_rgb(tmp_path):
