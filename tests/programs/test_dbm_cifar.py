@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common import launch, report
+from common import launch
 from datasets import long_tail
 from datasets.augment.policies import POLICY_NAMES
 from datasets.sources import Source
@@ -25,9 +25,8 @@ COSINE = ["--use_norm", "--use_dbm"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """ResNet-8 instead of ResNet-32 and no pictures, in forked processes too."""
+    """ResNet-8 instead of ResNet-32, in forked processes too."""
     monkeypatch.setattr(models, "BLOCKS", 1)
-    monkeypatch.setattr(report, "picture", lambda *args: None)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from common.launch import UsageError
 from datasets import isic
 from hmloss.isic2019_implementation import train_isic
-from tests.programs.tools import ROOT, assert_same_weights, run, run_fresh
+from tests.programs.tools import ROOT, assert_same_weights, run, run_to_the_end
 
 SCRIPT = ROOT / "hmloss/isic2019_implementation/train_isic.py"
 STORE = "isic2019_resnet20_HML_W_CS_F_32_D_10000"
@@ -270,21 +270,14 @@ def test_readme_command_from_its_folder(images, tmp_path):
 
 
 def test_two_processes_give_the_figures_of_one(finished, tmp_path):
-    """torchrun with 2 processes: the same test figures for the same weights, over all images."""
+    """With 2 processes: the same test figures for the same weights, over all images."""
     folder, rows = finished
     best = folder / "checkpoint" / STORE / "best_model_run0.pth"
     split = folder / "history" / STORE / "split.csv"
-    done = run_fresh(
-        [
-            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-            SCRIPT, *SMALL, "--dataset_dir", folder / "dataset", "--split_file", split,
-            "--evaluate", "--resume", best,
-        ],
-        tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    command = [SCRIPT, *SMALL, "--dataset_dir", folder / "dataset", "--split_file", split]
+    output = run_to_the_end([*command, "--evaluate", "--resume", best], tmp_path, processes=2)
     bacc, auc = rows[0]["bacc"], rows[0]["auc"]
-    assert done.stdout.count(f"[test bacc {bacc:.5f}] ,  [test auc {auc:.5f}]") == 1
+    assert output.count(f"[test bacc {bacc:.5f}] ,  [test auc {auc:.5f}]") == 1
 
 
 def test_learning_rate_by_iteration(here):
