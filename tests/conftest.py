@@ -47,6 +47,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # The longest file first: started last, one worker would wait for it.
+    items.sort(key=lambda item: item.path.name != "test_short.py")
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="slow: run with --slow")
         for item in items:
