@@ -124,7 +124,7 @@ def run_together(
 ) -> subprocess.CompletedProcess:
     """Run programs side by side in forked processes; their outputs and errors are one text each.
 
-    The first that fails gives the exit code, and the others are killed.
+    The first that fails gives the exit code, and the others are killed; so are all that hang.
     """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         running = [
@@ -134,14 +134,13 @@ def run_together(
         code = 0
         while running:
             ended = connection.wait([process.sentinel for process in running], TIMEOUT)
-            assert ended, f"{commands} hangs"
             for process in [process for process in running if process.sentinel in ended]:
                 process.join()
                 running.remove(process)
-                if process.exitcode and not code:
-                    code = process.exitcode
-                    for other in running:
-                        other.kill()
+                code = code or process.exitcode
+            if code or not ended:
+                for process in running:
+                    process.kill()
         output.seek(0)
         errors.seek(0)
         return subprocess.CompletedProcess(commands, code, output.read(), errors.read())
