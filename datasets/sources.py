@@ -18,6 +18,7 @@ from torchvision.transforms import functional as F
 from common.launch import UsageError
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+SIDES = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64}
 TINY_CLASSES = 200
 
 
@@ -47,8 +48,14 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
         image_size: side of ``imagefolder`` images: shorter side resized, centre cropped; and of
             ``digits``: their 8x8 pixels repeated.
     Raises:
-        UsageError: data missing, of another layout or unreadable; says what was expected.
+        UsageError: data missing, of another layout or unreadable, or images that have their size;
+            says what was expected.
     """
+    if image_size not in (32, SIDES.get(name, image_size)):  # 32 is what nobody asked for
+        raise UsageError(
+            f"--image_size {image_size}: images of {name} have {SIDES[name]}x{SIDES[name]} pixels;"
+            " imagefolder and digits can be brought to another size"
+        )
     if name in CIFAR_FOLDERS:
         return _cifar(name, Path(root), train)
     if name == "digits":

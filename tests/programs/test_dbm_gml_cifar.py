@@ -163,7 +163,8 @@ def test_every_combination_of_terms_trains_on_generated_images(here, terms):
         (["-b", "1000"], "--batch-size 1000: the training set has only 82 images"),
         (["--resume", "nowhere"], "--resume nowhere: no such file"),
         (["--dataset", "digits", "--imb_type", "exp", "--imb-factor", "0.001"], "the loss divides"),
-        (["--dataset", "cifar10", "--data", "empty"], "cifar-10-batches-py"),
+        (["--dataset", "cifar10", "--image_size", "32", "--data", "empty"], "cifar-10-batches-py"),
+        (["--dataset", "cifar10"], "--image_size 16: images of cifar10 have 32x32 pixels"),
     ],
 )
 def test_bad_input_is_one_line_before_training(here, student, monkeypatch, argv, words):

@@ -82,6 +82,14 @@ def test_digits_are_embedded_balanced_and_fixed():
         open_source("digits", "", train=True, image_size=20)
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("cifar10", 64), ("cifar100", 16), ("tinyimagenet", 48)]
+)
+def test_images_that_have_their_size_keep_it(name, size, tmp_path):
+    with pytest.raises(UsageError, match=f"--image_size {size}: images of {name} have"):
+        open_source(name, tmp_path, train=True, image_size=size)
+
+
 def test_image_folder_reads_any_size_as_rgb(tmp_path):
     for split in ("train", "val"):
         for name, mode, size in (("b", "L", (90, 60)), ("a", "RGBA", (40, 80))):
