@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 
 import numpy as np
@@ -19,7 +18,7 @@ from dbm_loss.cifar.opts import LOSSES
 from tests.programs import tools
 
 SCRIPT = tools.ROOT / "dbm_loss" / "cifar" / "main.py"
-README = tools.ROOT / "dbm_loss" / "README.md"
+COMMANDS = tools.readme_commands(tools.ROOT / "dbm_loss/README.md", "python main.py --gpu 0")
 COSINE = ["--use_norm", "--use_dbm"]
 
 
@@ -52,13 +51,8 @@ def small(images):
 RUN = "results/imagefolder/tmp/ir_none"
 
 
-def readme_commands():
-    lines = README.read_text().splitlines()
-    return [shlex.split(line)[2:] for line in lines if line.startswith("python main.py --gpu 0")]
-
-
 def test_readme_has_the_five_published_commands():
-    assert [command[command.index("--name") + 1] for command in readme_commands()] == [
+    assert [command[command.index("--name") + 1] for command in COMMANDS] == [
         "dbm_ce_m01", "dbm_drw_m01", "dbm_bs_m01", "dbm_bcl_m01", "dbm_ncl_m01"
     ]  # fmt: skip
 
@@ -67,7 +61,7 @@ def test_readme_has_the_five_published_commands():
 @pytest.mark.parametrize("number", range(5))
 def test_readme_commands(here, small, number):
     """As printed, on small data for two epochs of the stretched schedule."""
-    command = readme_commands()[number]
+    command = COMMANDS[number]
     row = main.main([*command, *small, "--epochs", "2", "--stretch_schedule"])
     assert row["epoch"] == 2 and np.isfinite(row["train_loss"])
     name = command[command.index("--name") + 1]

@@ -1,6 +1,7 @@
 """ib_loss/cifar_train.py end to end."""
 
 import json
+import pickle
 import re
 import shutil
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import cifar
 
 from common import launch
 from ib_loss import cifar_train, program
@@ -19,6 +21,8 @@ SCRIPT = tools.ROOT / "ib_loss" / "cifar_train.py"
 SMALL = ["--dataset", "digits", "-a", "resnet20", "--imb_factor", "0.05", "--image_size", "16"]
 RUN = "digits_resnet20_IB_IBReweight_exp_0.05_0"
 IB = [*SMALL, "--loss_type", "IB", "--train_rule", "IBReweight"]
+COMMANDS = tools.readme_commands(tools.ROOT / "ib_loss/README.md", "python cifar_train.py")
+OFFLINE = {"https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
 
 
 @pytest.fixture
@@ -40,6 +44,56 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tools.make_image_folder(tmp_path_factory.mktemp("images"), [40, 40, 40], size=48)
+
+
+@pytest.fixture(scope="module")
+def cifar100(tmp_path_factory):
+    """CIFAR-100's files with made-up pixels: four training images and one test image a class."""
+    root = tmp_path_factory.mktemp("cifar100")
+    folder = root / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.RandomState(0)
+    for split, count in (("train", 4), ("test", 1)):
+        labels = np.tile(np.arange(100), count)
+        content = {"data": rng.randint(0, 256, (len(labels), 3072)).astype(np.uint8)}
+        content["fine_labels"] = labels.tolist()
+        (folder / split).write_bytes(pickle.dumps(content))
+    names = {"fine_label_names": [f"c{i}" for i in range(100)]}
+    (folder / "meta").write_bytes(pickle.dumps(names))
+    return root
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_readme_commands(cifar100, tmp_path, monkeypatch, golden, number):
+    """As printed, from the paper's folder; what comes after makes the data and the run small."""
+    command = COMMANDS[number]
+    assert command == golden("ib_loss").facts["commands"][number]["argv"]
+    # Made-up files have other checksums; forked processes have this, too.
+    monkeypatch.setattr(cifar.CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    small = ["--root", cifar100, "--imb_factor", "0.25", "-a", "resnet20", "-b", "64",
+             "--epochs", "2", "--start_ib_epoch", "1",
+             "--root_log", tmp_path / "log", "--root_model", tmp_path / "model"]  # fmt: skip
+    done = tools.run([SCRIPT.name, *command, *small], SCRIPT.parent)
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA device here" in done.stderr or torch.cuda.is_available()
+    loss, rule = (command[command.index(flag) + 1] for flag in ("--loss_type", "--train_rule"))
+    run = f"cifar100_resnet20_{loss}_{rule}_exp_0.25_0"
+    report = json.loads((tmp_path / "log" / run / "report.json").read_text())
+    assert report["cls_num_list"] == [int(4 * 0.25 ** (c / 99)) for c in range(100)]
+    assert report["epochs"] == 2 and len(report["final"]["cls_acc"]) == 100
+    assert (tmp_path / "model" / run / "ckpt.pth.tar").is_file()
+
+
+def test_readme_commands_offline(tmp_path):
+    """One line with URL, folder and cure within seconds, from any folder."""
+    for command in COMMANDS:
+        done = tools.run([SCRIPT, *command], tmp_path, **OFFLINE)
+        assert done.returncode == 2
+        (message,) = (line for line in done.stderr.splitlines() if ": error: " in line)
+        assert "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz" in message
+        assert f"--dataset cifar100: not in {tmp_path / 'data'} " in message
+        assert "put that archive, or its folder cifar-100-python/, into data/" in message
 
 
 def test_a_run_leaves_logs_report_and_pictures(finished):

@@ -11,9 +11,11 @@ from common import launch
 from common.models import resnet
 from datasets.sources import open_source
 from ib_loss import tinyimage_train
+from tests.programs import tools
 
+SCRIPT = tools.ROOT / "ib_loss" / "tinyimage_train.py"
+COMMANDS = tools.readme_commands(tools.ROOT / "ib_loss/README.md", "python tinyimage_train.py")
 CLASSES = [f"n{i:08d}" for i in range(200)]
-RUN = "tinyimagenet_resnet18_IB_IBReweight_exp_0.5_0"
 FLAGS = ["--loss_type", "IB", "--train_rule", "IBReweight", "--imb_factor", "0.5", "--epochs", "1",
          "--start_ib_epoch", "0", "-b", "16", "-p", "5", "--seed", "0"]  # fmt: skip
 
@@ -79,22 +81,32 @@ def test_offline_weights_say_what_to_do(tiny, tmp_path, monkeypatch):
         tinyimage_train.main(["--root", str(tiny[0]), *FLAGS])
 
 
-def test_a_run_from_local_weights(tiny, tmp_path, monkeypatch):
-    """The README's IB command on made-up data: pretrained trunk, new head, 224-pixel images."""
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("number", range(2))
+def test_readme_commands(tiny, tmp_path, monkeypatch, golden, number):
+    """As printed, from the paper's folder: pretrained trunk, new head, 224-pixel images.
+
+    What comes after makes the run small; the weights are local.
+    """
+    command = COMMANDS[number]
+    assert command == golden("ib_loss").facts["commands"][4 + number]["argv"]
     torch.manual_seed(0)
     donor = resnet.resnet18()
-    torch.save(donor.state_dict(), "resnet18.pth")
+    torch.save(donor.state_dict(), tmp_path / "resnet18.pth")
     # Two batches of six images are enough to see it work.
     monkeypatch.setattr("datasets.loaders.DeviceLoader.__len__", lambda self: 2)
     monkeypatch.setattr("datasets.loaders.DeviceLoader.__iter__", first_two(monkeypatch))
-    row = tinyimage_train.main(["--root", str(tiny[0]), "--weights", "resnet18.pth", *FLAGS])
-    assert np.isfinite(row["train_loss"])
-    state = torch.load(f"checkpoint/{RUN}/ckpt.pth.tar", weights_only=True)["state_dict"]
+    small = ["--root", tiny[0], "--weights", tmp_path / "resnet18.pth", "--imb_factor", "0.5",
+             "--epochs", "1", "--start_ib_epoch", "0", "-p", "5",
+             "--root_log", tmp_path / "log", "--root_model", tmp_path / "model"]  # fmt: skip
+    done = tools.run([SCRIPT.name, *command, *small], SCRIPT.parent)
+    assert done.returncode == 0, done.stderr
+    run = f"tinyimagenet_resnet18_{('CE_None', 'IB_IBReweight')[number]}_exp_0.5_0"
+    path = tmp_path / "model" / run / "ckpt.pth.tar"
+    state = torch.load(path, weights_only=True)["state_dict"]
     assert state["fc.weight"].shape == (200, 512)
     moved = (state["conv1.weight"] - donor.state_dict()["conv1.weight"]).abs().max()
     assert 0 < moved < 0.05  # two steps away from the given weights
-    report = json.loads((tmp_path / "log" / RUN / "report.json").read_text())
+    report = json.loads((tmp_path / "log" / run / "report.json").read_text())
     assert report["cls_num_list"][0] == 2 and report["cls_num_list"][-1] == 1
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -43,6 +44,12 @@ def make_image_folder(
                 pixels = np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:04d}.jpg")
     return root
+
+
+def readme_commands(readme: Path, start: str) -> list[list[str]]:
+    """The words behind ``python PROGRAM`` of the README's lines that start so."""
+    lines = readme.read_text().splitlines()
+    return [shlex.split(line)[2:] for line in lines if line.startswith(start)]
 
 
 def environment(**extra: str) -> dict[str, str]:
