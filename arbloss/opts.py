@@ -70,7 +70,7 @@ DEFAULTS = {
     "amp": "none",
     "channels_last": False,
 }
-CIFAR_LIKE = ("cifar10", "cifar100", "digits", "imagefolder")
+CIFAR_LIKE = ("cifar10", "cifar100", "digits", "imagefolder", "npz")
 
 # Keys that may be None, with the type of their other values.
 NULLABLE = {

@@ -50,5 +50,5 @@ def add_run_flags(
             type=int,
             default=32,
             metavar="PX",
-            help="side to which imagefolder and digits images are brought (default: 32)",
+            help="side to which imagefolder, npz and digits images are brought (default: 32)",
         )

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional as F
 
 from common.launch import UsageError
+from datasets.npz import read_split
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 SIDES = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64}
@@ -43,10 +44,11 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
     """Open the training or the test split of a data set.
 
     Args:
-        name: ``cifar10``, ``cifar100``, ``digits``, ``imagefolder`` or ``tinyimagenet``.
-        root: its folder (unused by ``digits``). CIFAR is downloaded into it when absent.
-        image_size: side of ``imagefolder`` images: shorter side resized, centre cropped; and of
-            ``digits``: their 8x8 pixels repeated.
+        name: ``cifar10``, ``cifar100``, ``digits``, ``imagefolder``, ``npz`` or ``tinyimagenet``.
+        root: its folder, or the file of ``npz`` (unused by ``digits``). CIFAR is downloaded into
+            it when absent.
+        image_size: side of ``imagefolder`` and ``npz`` images: shorter side resized, centre
+            cropped; and of ``digits``: their 8x8 pixels repeated.
     Raises:
         UsageError: data missing, of another layout or unreadable, or images that have their size;
             says what was expected.
@@ -54,7 +56,7 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
     if image_size not in (32, SIDES.get(name, image_size)):  # 32 is what nobody asked for
         raise UsageError(
             f"--image_size {image_size}: images of {name} have {SIDES[name]}x{SIDES[name]} pixels;"
-            " imagefolder and digits can be brought to another size"
+            " imagefolder, npz and digits can be brought to another size"
         )
     if name in CIFAR_FOLDERS:
         return _cifar(name, Path(root), train)
@@ -62,10 +64,13 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
         return _digits(train, image_size)
     if name == "imagefolder":
         return _image_folder(Path(root), train, image_size)
+    if name == "npz":
+        images, targets, classes = read_split(Path(root), train)
+        return Source("npz", targets, classes, lambda indices: _fit(images[indices], image_size))
     if name == "tinyimagenet":
         return _tiny_imagenet(Path(root), train)
     raise UsageError(
-        f"--dataset {name}: choose cifar10, cifar100, tinyimagenet, digits or imagefolder"
+        f"--dataset {name}: choose cifar10, cifar100, tinyimagenet, digits, imagefolder or npz"
     )
 
 
@@ -168,15 +173,27 @@ def _read(files: Sequence[str], indices: Sequence[int], square: int) -> np.ndarr
             raise UsageError(
                 f"{path}: not a readable image ({error}); repair or remove it"
             ) from None
-        if image.size != (square, square):
-            image = F.center_crop(F.resize(image, square), square)
-        return np.asarray(image)
+        return np.asarray(_square(image, square))
 
     images = np.empty((len(indices), square, square, 3), dtype=np.uint8)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for row, image in enumerate(pool.map(decode, indices)):
             images[row] = image
     return images
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    """Shorter side resized to ``side``, then the centre."""
+    if image.size == (side, side):
+        return image
+    return F.center_crop(F.resize(image, side), side)
+
+
+def _fit(images: np.ndarray, side: int) -> np.ndarray:
+    """The same for images (n, H, W, 3) in memory."""
+    if images.shape[1:3] == (side, side):
+        return images
+    return np.stack([np.asarray(_square(Image.fromarray(image), side)) for image in images])
 
 
 def _tiny_imagenet(root: Path, train: bool) -> Source:

@@ -18,7 +18,7 @@ ARCHS = {
     )
     for name in (f"resnet{depth}" for depth in names)
 } | {name: getattr(resnet, name) for name in ("resnext50_32x4d", "resnext101_32x8d")}
-DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder"]
+DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder", "npz"]
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 
 

@@ -96,7 +96,7 @@ def get_parser(program: str) -> argparse.ArgumentParser:
         parser.add_argument(*spellings, **options)
 
     # fmt: off
-    add("--dataset", choices=("cifar100", "cifar10", "digits", "imagefolder") if cifar
+    add("--dataset", choices=("cifar100", "cifar10", "digits", "imagefolder", "npz") if cifar
         else ("imagenet", "inat", "imagefolder"), help="data set (default: %(default)s)")
     add("--data", default="./data", metavar="DIR",
         help="folder of the data set; CIFAR is downloaded into it (default: ./data)" if cifar

@@ -13,7 +13,7 @@ from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
-DATASETS = ("cifar100", "cifar10", "digits", "imagefolder")
+DATASETS = ("cifar100", "cifar10", "digits", "imagefolder", "npz")
 WHOLE_BATCH_POLICIES = ("none", *AUTO_AUGMENT_NAMES)  # the others run image by image only
 NCL_SCALE = 16.0
 DEAD_FLAGS = ("network", "update_epoch", "aug_prob", "posthoc_la", "sim_type", "num_max",

@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--dataset",
         "--dataset_name",
         default="cifar10",
-        choices=["cifar10", "cifar100", "digits", "imagefolder"],
+        choices=["cifar10", "cifar100", "digits", "imagefolder", "npz"],
         help="data set (default: cifar10)",
     )
     add(

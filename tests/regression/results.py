@@ -18,9 +18,10 @@ CURVES = ("train_loss", "loss", "top1", "many", "medium", "few")  # kept of ever
 SOURCES = ("ib_loss", "dbm_loss", "hmloss", "arbloss", "common", "datasets")
 
 
-def key(row: Row, data: str, epochs: int | None, seed: int) -> str:
+def key(row: Row, data: str, epochs: int | None, seed: int, amp: str = "none") -> str:
     """Name of a run, of its scratch folder and of its result file."""
-    return f"{row.id}_{data or row.dataset}_e{epochs or row.epochs}_s{seed}"
+    name = f"{row.id}_{data or row.dataset}_e{epochs or row.epochs}_s{seed}"
+    return name if amp == "none" else f"{name}_{amp}"
 
 
 def code_sha256() -> str:

@@ -5,6 +5,7 @@
         --data-root DIR --jobs 4
 
 Published data lie in DIR/cifar10, DIR/cifar100, DIR/tinyimagenet, DIR/imagenet_lt and so on; with
+--data npz DIR holds cifar10.npz and cifar100.npz, with
 --data imagefolder DIR is the folder itself (DIR/train/<class>/*, DIR/test/<class>/*). Finished runs
 are kept in tests/regression/results/, unfinished ones go on where they were when started again.
 """
@@ -39,6 +40,7 @@ from tests.regression.results import (
     write_result,
 )
 from tests.regression.table import (
+    NPZ,
     PAPERS,
     PROGRAMS,
     ROOT,
@@ -52,7 +54,7 @@ from tests.regression.table import (
 )
 
 SCRATCH = ROOT / "runs" / "regression"
-DATA = ("cifar10", "cifar100", *STAND_INS)
+DATA = ("cifar10", "cifar100", NPZ, *STAND_INS)
 
 
 @dataclass
@@ -99,8 +101,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--data",
         default="",
         choices=DATA,
-        help="train on this; digits, imagefolder and imagefolder16 (its images shrunk to 16x16) "
-        "stand in for CIFAR-10 (another data set, and labelled so; default: each row's own data)",
+        help="train on this; npz: CIFAR from DIR/cifar10.npz and DIR/cifar100.npz (arrays x_train, "
+        "y_train, x_test, y_test); digits, imagefolder and imagefolder16 (its images shrunk to "
+        "16x16) stand in for CIFAR-10 (another data set, and labelled so; default: each row's own)",
     )
     add(
         "--epochs",
@@ -108,6 +111,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="shortened runs, their schedules stretched to N epochs, and labelled so",
     )
+    add("--channels_last", action="store_true", help="channels-last memory: the same, faster")
+    add("--amp", default="none", choices=["none", "bf16", "fp16"], help="precision (default: none)")
     add(
         "--jobs",
         type=int,
@@ -124,7 +129,11 @@ def get_parser() -> argparse.ArgumentParser:
 def select_rows(args: argparse.Namespace) -> list[Row]:
     """The rows that the flags ask for and that can be trained on the chosen data."""
     datasets = args.dataset
-    if args.data:
+    if args.data == NPZ:
+        datasets = [name for name in ("cifar10", "cifar100") if not datasets or name in datasets]
+        if not datasets:
+            return []
+    elif args.data:
         native = "cifar10" if args.data in STAND_INS else args.data
         if datasets and native not in datasets:
             return []
@@ -144,13 +153,14 @@ def make_jobs(args: argparse.Namespace, rows: Sequence[Row]) -> list[Job]:
     jobs = {}
     for seed in args.seeds:
         for row in rows:
-            name = key(row, args.data, args.epochs, seed)
+            name = key(row, args.data, args.epochs, seed, args.amp)
+            command = commands(row, args.data, args.epochs, args.channels_last, args.amp)
             jobs.setdefault(
                 name,
                 Job(
                     row,
                     seed,
-                    [fill(words, seed=seed) for words in commands(row, args.data, args.epochs)],
+                    [fill(words, seed=seed) for words in command],
                     args.scratch.resolve() / name,
                     args.results / f"{name}.json",
                     args.epochs or row.epochs,
@@ -324,8 +334,11 @@ def missing_data(rows: Sequence[Row], data: str, root: Path) -> str | None:
     """What is not there, in a sentence; None if all is."""
     if data == "digits":
         return None
-    folders = {root} if data in STAND_INS else {root / row.dataset for row in rows}
-    lacking = sorted(str(folder) for folder in folders if not folder.is_dir())
+    if data == NPZ:
+        needed = {root / f"{row.dataset}.npz" for row in rows}
+    else:
+        needed = {root} if data in STAND_INS else {root / row.dataset for row in rows}
+    lacking = sorted(str(path) for path in needed if not path.exists())
     return f"no data in {', '.join(lacking)}" if lacking else None
 
 

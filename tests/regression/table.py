@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 REPORTED = HERE / "reported.csv"
 PAPERS = ("ib_loss", "dbm_loss", "hmloss", "arbloss")
+NPZ = "npz"  # CIFAR itself, from {root}/cifar10.npz and {root}/cifar100.npz
 # Sets that take the place of CIFAR-10, ten classes: the programs' name of each and its image size.
 # 16x16 is a quarter of the work of 32x32, for runs on a CPU.
 STAND_INS = {
@@ -111,6 +112,7 @@ class Program:
     Attributes:
         data: words that set data set and folder. size: words for images of another size than 32.
         epochs: words for a shortened, stretched run.
+        memory, amp: words for channels-last memory and for half precision.
         resume: words that go on from the run's own checkpoint.
         parse: the program's own reading of a command line.
     """
@@ -119,6 +121,8 @@ class Program:
     parse: Callable[[list[str]], object]
     size: str = "--image_size {size}"
     epochs: str = "--epochs {epochs} --stretch_schedule"
+    memory: str = "--channels_last"
+    amp: str = "--amp {amp}"
     resume: str = "--resume auto"
 
 
@@ -197,17 +201,27 @@ PROGRAMS = {
         _arb,
         size="image_size {size}",
         epochs="num_epochs {epochs} stretch_schedule True",
+        memory="channels_last True",
+        amp="amp {amp}",
         resume="resume auto",
     ),
 }  # fmt: skip
 
 
-def commands(row: Row, data: str = "", epochs: int | None = None) -> list[list[str]]:
+def commands(
+    row: Row,
+    data: str = "",
+    epochs: int | None = None,
+    channels_last: bool = False,
+    amp: str = "none",
+) -> list[list[str]]:
     """The command lines of a run as lists of words, their placeholders still in.
 
     Args:
-        data: one of ``STAND_INS`` to train on that instead of CIFAR-10; empty: as published.
+        data: one of ``STAND_INS`` to train on that instead of CIFAR-10; ``npz``: CIFAR from the
+            files {root}/cifar10.npz and {root}/cifar100.npz; empty: as published.
         epochs: length of a shortened run.
+        channels_last, amp: memory format and precision.
     """
     dataset, size = STAND_INS.get(data, (data or row.dataset, 32))
     found = []
@@ -216,10 +230,16 @@ def commands(row: Row, data: str = "", epochs: int | None = None) -> list[list[s
         program = PROGRAMS[words[1]]
         if data in STAND_INS:
             words += shlex.split(program.data)
+        if data == NPZ:
+            words += shlex.split(program.data.replace("{root}", f"{{root}}/{row.dataset}.npz"))
         if size != 32:
             words += shlex.split(program.size.replace("{size}", str(size)))
         if epochs is not None and epochs != row.epochs:
             words += shlex.split(program.epochs.replace("{epochs}", str(epochs)))
+        if channels_last:
+            words += shlex.split(program.memory)
+        if amp != "none":
+            words += shlex.split(program.amp.replace("{amp}", amp))
         found.append([word.replace("{dataset}", dataset) for word in words])
     return found
 
