@@ -185,10 +185,11 @@ def visible_gpus() -> list[str]:
 
 
 def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
-    """Environment of the ``slot``-th of ``jobs`` processes: its share of cores, and its GPU."""
+    """Environment of the ``slot``-th of ``jobs`` processes: its share of cores (unless the
+    user's OMP_NUM_THREADS says otherwise), and its GPU."""
     env = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    env["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
     if gpus and jobs > 1:
         env["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return env
