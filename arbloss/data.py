@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from yacs.config import CfgNode
 
 from arbloss.opts import CIFAR_LIKE
-from common.imbalance import class_aware_order
-from common.launch import Process, UsageError
+from common.training.errors import UsageError
+from common.training.launch import Process
 from datasets import long_tail
 from datasets.augment import recipes
-from datasets.listfile import ListFile, find_list, largest_first, size_warning
+from datasets.listfile import ListFile, find_list, size_warning
 from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
 
 LISTS = {
@@ -139,3 +142,56 @@ def _class_aware(data: long_tail.LongTailed | ListData, batch_size: int) -> Orde
         return torch.from_numpy(class_aware_order(targets, NUM_SAMPLES_CLS, rng, length))
 
     return order
+
+
+def largest_first(cls_num_list: Sequence[int]) -> np.ndarray:
+    """New label of each class so that class 0 is the largest; of equal classes the earlier first.
+
+    Returns:
+        int64 array (C,) for ``ListFile.relabel``: old label -> rank.
+    """
+    order = np.argsort(-np.asarray(cls_num_list, dtype=np.int64), kind="stable")
+    class_map = np.empty_like(order)
+    class_map[order] = np.arange(len(order))
+    return class_map
+
+
+def class_aware_order(
+    targets: Sequence[int], num_samples_cls: int, rng: random.Random, length: int | None = None
+) -> np.ndarray:
+    """Class-aware sampling (Shen et al., ECCV 2016) as in MiSLAS: every class equally often.
+
+    The classes, and the images within each class, are dealt like cards: shuffled, dealt to the end,
+    shuffled again. A class deals ``num_samples_cls`` images, then the next class has its turn.
+
+    Args:
+        targets: labels 0..C-1 of all N images.
+        rng: the original's generator is Python's; seeded alike it gives the same order.
+        length: images to deal, by default ``max(n_c) * C``, the original's epoch. Twice that is two
+            epochs of the original, whose decks go on from one epoch to the next.
+
+    Returns:
+        int64 array of ``length`` positions in ``targets``.
+
+    Raises:
+        ValueError: a class has no image.
+    """
+    targets = np.asarray(targets, dtype=np.int64)
+    counts = np.bincount(targets)
+    if not counts.all():
+        raise ValueError(f"class {int(counts.argmin())} has no image to sample")
+    length = int(counts.max()) * len(counts) if length is None else length
+    by_class = np.split(np.argsort(targets, kind="stable"), np.cumsum(counts)[:-1])
+    images = [_deal(positions.tolist(), rng) for positions in by_class]
+    order: list[int] = []
+    for c in _deal(list(range(len(counts))), rng):
+        order.extend(islice(images[c], num_samples_cls))
+        if len(order) >= length:
+            return np.array(order[:length], dtype=np.int64)
+
+
+def _deal(deck: list[int], rng: random.Random) -> Iterator[int]:
+    """Endless: shuffle the deck in place, deal it, shuffle it again."""
+    while True:
+        rng.shuffle(deck)
+        yield from deck

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -19,16 +20,10 @@ from arbloss.losses import (
     full_precision,
 )
 from arbloss.mixup import mixup_criterion, mixup_data
-from common.evaluation import Tally, accuracy, group_means
-from common.launch import (
-    FiniteGuard,
-    Process,
-    all_reduce_sum,
-    autocast,
-    sync_buffers,
-    unwrap,
-)
-from common.logs import AverageMeter, Progress, TextLog
+from common.evaluation import Tally, accuracy
+from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.logs import AverageMeter, Progress, TextLog
+from common.training.precision import FiniteGuard, autocast
 
 FIELDS = (("Time", "6.3f"), ("Loss", ".3f"), ("Acc@1", "6.3f"), ("Acc@5", "6.3f"))
 Say = Callable[..., None]  # a line, and optionally the function that shows it
@@ -188,6 +183,15 @@ def group_ranges(config: CfgNode) -> dict[str, list[int]]:
         "head": config.head_class_idx,
         "med": config.med_class_idx,
         "tail": config.tail_class_idx,
+    }
+
+
+def group_means(cls_acc: Sequence[float], ranges: dict[str, Sequence[int]]) -> dict[str, float]:
+    """Mean class accuracy over half-open ranges of class indices, {name: [first, end)}."""
+    acc = np.asarray(cls_acc, dtype=np.float64)
+    return {
+        name: float(acc[first:end].mean()) if end > first else float("nan")
+        for name, (first, end) in ranges.items()
     }
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from arbloss import opts, runs
+from arbloss import opts, trainer
 from arbloss.data import load_data, make_loaders
 from arbloss.engine import evaluate, log_line, result_lines, results
 from arbloss.models import Network
 from arbloss.reliability import calibration, draw_reliability_diagram
-from common import checkpoint, launch
-from common.launch import UsageError
-from common.logs import TextLog, prepare_folders, write_json
+from common.training import checkpoint, launch
+from common.training.errors import UsageError
+from common.training.logs import TextLog, prepare_folders, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     opts.check(config)
     if not config.resume:
         raise UsageError("name the checkpoint to evaluate: resume CHECKPOINT")
-    process, notes = runs.start_process(config, args.local_rank)
+    process, notes = trainer.start_process(config, args.local_rank)
     state = checkpoint.load(config.resume)
     data = load_data(config)
     _, test_loader = make_loaders(
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         places=config.dataset == "places",
         stage=2 if "state_dict_lws_model" in state else 1,
     )
-    runs.load_parts(network, state, config.resume)
+    trainer.load_parts(network, state, config.resume)
     network = network.to(process.device)
 
     stem = opts.stem(args.cfg)
-    folder = launch.broadcast_object(runs.new_folder(stem)) / config.log_dir
+    folder = launch.broadcast_object(trainer.new_folder(stem)) / config.log_dir
     if process.is_main:
         prepare_folders(folder)
     log = TextLog(folder / f"{stem}.txt" if process.is_main else None)

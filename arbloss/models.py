@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from common.launch import UsageError
 from common.models import resnet, resnet_cifar
 from common.models.resnet_cifar import kaiming_redraw
+from common.training.errors import UsageError
 
 CIFAR_BACKBONES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
 IMAGENET_BACKBONES = (

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode
 
-from common.flags import Parser
-from common.launch import UsageError
+from common.training.errors import UsageError
+from common.training.flags import Parser
 
 # Keys, defaults and order of the original; the keys after the comment line are added here.
 DEFAULTS = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from common.checkpoint import atomic_file
+from common.training.checkpoint import atomic_file
 
 
 def calibration(bins: torch.Tensor) -> dict[str, np.ndarray | float]:

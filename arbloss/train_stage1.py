@@ -15,13 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from arbloss import opts, runs
+from arbloss import opts, trainer
 from arbloss.engine import build_criterion, class_counter
 from arbloss.models import Network
 from arbloss.schedules import cosine_lr, step_lr
-from common import launch, seeds
 from common.models.resnet import load_pretrained
-from common.schedules import stretch
+from common.training import launch, seeds
+from common.training.schedules import stretch
 
 DESIGNED_FOR = 200  # epochs, of the milestones
 
@@ -29,7 +29,7 @@ DESIGNED_FOR = 200  # epochs, of the milestones
 def main(argv: Sequence[str] | None = None) -> dict | None:
     """Run the program; returns the last epoch's figures."""
     args, config = opts.parse_args("MiSLAS training (Stage-1)", argv)
-    run = runs.start(args, config, stage=1)
+    run = trainer.start(args, config, stage=1)
 
     # Model: on Places the pretrained backbone stays frozen, and a further block learns.
     places = config.dataset == "places"
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     if places and not config.not_pretrained and run.state is None:
         arch = config.backbone.removesuffix("_fe")
         load_pretrained(network.model, arch, config.weights or None)
-    network = runs.place(run, network)
+    network = trainer.place(run, network)
     parts = launch.unwrap(network)
-    optimizer, scaler = runs.build_optimizer(
+    optimizer, scaler = trainer.build_optimizer(
         run, parts.block if places else parts.model, parts.classifier
     )
 
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             lr = step_lr(epoch, config.lr, milestones)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        runs.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
-    return runs.finish(run)
+        trainer.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
+    return trainer.finish(run)
 
 
 if __name__ == "__main__":

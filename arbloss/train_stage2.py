@@ -16,17 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from arbloss import opts, runs
+from arbloss import opts, trainer
 from arbloss.engine import build_criterion, class_counter
 from arbloss.models import Network
 from arbloss.schedules import cosine_lr
-from common import launch, seeds
+from common.training import launch, seeds
 
 
 def main(argv: Sequence[str] | None = None) -> dict | None:
     """Run the program; returns the last epoch's figures."""
     args, config = opts.parse_args("MiSLAS training (Stage-2)", argv)
-    run = runs.start(args, config, stage=2)
+    run = trainer.start(args, config, stage=2)
 
     # Model: everything but classifier and weight scaling is frozen.
     seeds.seed_everything(run.seed)
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         stage=2,
         shift_bn=config.shift_bn,
     )
-    network = runs.place(run, network)
+    network = trainer.place(run, network)
     parts = launch.unwrap(network)
-    optimizer, scaler = runs.build_optimizer(run, parts.classifier, parts.lws_model)
+    optimizer, scaler = trainer.build_optimizer(run, parts.classifier, parts.lws_model)
 
     criterion = build_criterion(config, 2, run.data.cls_num_list).to(run.process.device)
     count = class_counter(config, 2, run.data.cls_num_list, run.process.device)
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     for epoch in range(run.start_epoch, config.num_epochs):
         weight_scaling["lr"] = cosine_lr(epoch, config.num_epochs, config.lr)
         classifier["lr"] = cosine_lr(epoch, config.num_epochs, config.lr * config.lr_factor)
-        runs.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
-    return runs.finish(run)
+        trainer.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
+    return trainer.finish(run)
 
 
 if __name__ == "__main__":

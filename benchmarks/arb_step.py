@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from arbloss.losses import ARBLoss, batch_class_counts
 from arbloss.models import Network
-from common import launch
+from common.training import launch
 
 SETTINGS = {  # classes: backbone, batch, image size
     10: ("resnet32_fe", 128, 32),

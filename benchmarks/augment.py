@@ -22,18 +22,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import torch
 from PIL import Image
 
-from datasets.augment import batch, recipes
+from datasets.augment import batch as shared
+from datasets.augment import recipes as shared_recipes
+from dbm_loss.augment import batch, recipes
 
 # name: (image size, per-image transform, whole-batch recipe)
 CASES: dict[str, tuple[int, Callable, Callable]] = {
-    "crop + flip": (32, recipes.cifar_train(), batch.cifar_train),
+    "crop + flip": (32, shared_recipes.cifar_train(), shared.cifar_train),
     "AutoAugment + Cutout": (
         32,
         recipes.view_a(aug_type="autoaug_cifar", cutout=True),
         partial(batch.view_a, aug_type="autoaug_cifar", cutout=True),
     ),
     "SimCLR view": (32, recipes.view_s(), batch.view_s),
-    "resized crop 64 to 224": (64, recipes.imagenet_train(), batch.random_resized_crop_flip),
+    "resized crop 64 to 224": (
+        64,
+        shared_recipes.imagenet_train(),
+        shared.random_resized_crop_flip,
+    ),
 }
 
 

@@ -31,8 +31,8 @@ from torchvision import transforms as T
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import launch, seeds
 from common.models import resnet_cifar
+from common.training import launch, precision, seeds
 from datasets.augment import batch
 from datasets.augment.recipes import CIFAR_MEAN, CIFAR_STD
 from datasets.loaders import DeviceLoader
@@ -101,7 +101,7 @@ def whole_batch(
     loader = DeviceLoader(images, targets, BATCH, batch.cifar_train, seed=0,
                           process=launch.Process(device))  # fmt: skip
     model, optimizer = build(arch, device, channels_last)
-    guard = launch.FiniteGuard()
+    guard = precision.FiniteGuard()
 
     def epoch() -> tuple[float, float]:
         start = end = wait(device)
@@ -110,7 +110,7 @@ def whole_batch(
             data += time.perf_counter() - end
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            with launch.autocast(device, amp):
+            with precision.autocast(device, amp):
                 loss = nn.functional.cross_entropy(model(x).float(), y)
             guard.check(loss, epoch=0, step=step, lr=0.1)
             optimizer.zero_grad(set_to_none=True)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
 from common.models.resnet_cifar import resnet32
-from datasets.augment import batch, recipes
+from dbm_loss.augment import batch, recipes
 from dbm_loss.losses import BalancedSoftmax, BalSCL
 from dbm_loss.margin import DBMargin
 

@@ -21,8 +21,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common import launch
 from common.models import resnet, resnet_cifar
+from common.training import launch
 from hmloss.losses import CELoss, HMLoss
 
 SETTINGS = {  # classes: network, batch, image size

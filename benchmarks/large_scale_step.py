@@ -36,7 +36,8 @@ from torchvision import models as tv_models
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common.launch import Process, autocast
+from common.training.launch import Process
+from common.training.precision import autocast
 from datasets.listfile import ListFile
 from datasets.loaders import WorkersLoader
 from dbm_loss.large_scale import data

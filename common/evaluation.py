@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.launch import all_reduce_sum
+from common.training.launch import all_reduce_sum
 
 # Beyond this many classes a confusion matrix is neither read nor held (8142² counts are 0.5 GB).
 MAX_CONFUSION_CLASSES = 1000
@@ -52,15 +52,6 @@ def many_medium_few(
     return {
         name: float(acc[mask].mean()) if mask.any() else float("nan")
         for name, mask in groups.items()
-    }
-
-
-def group_means(cls_acc: Sequence[float], ranges: dict[str, Sequence[int]]) -> dict[str, float]:
-    """Mean class accuracy over half-open ranges of class indices, {name: [first, end)}."""
-    acc = np.asarray(cls_acc, dtype=np.float64)
-    return {
-        name: float(acc[first:end].mean()) if end > first else float("nan")
-        for name, (first, end) in ranges.items()
     }
 
 

@@ -1,8 +1,6 @@
-"""Long-tailed class counts, the choice of a subset, class weights and orders of sampling."""
+"""Long-tailed class counts, the choice of a subset, class and sample weights."""
 
-import random
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -99,15 +97,6 @@ def inverse_frequency_weights(cls_num_list: Counts) -> np.ndarray:
     return _sum_to_length(_effective_number(cls_num_list, beta=1.0))
 
 
-def drw_weights(cls_num_list: Counts, stage: int) -> np.ndarray:
-    """Deferred re-weighting (LDAM-DRW): ones in stage 0, class-balanced weights from stage 1 on.
-
-    Raises ``ValueError`` in either stage if a class has no image: stage 1 would fail hours later.
-    """
-    late = effective_number_weights(cls_num_list)
-    return late if stage else np.ones_like(late)
-
-
 def sample_weights(targets: Counts, beta: float = 0.9999) -> np.ndarray:
     """Weight of each image for sampling with replacement, not normalised.
 
@@ -119,46 +108,6 @@ def sample_weights(targets: Counts, beta: float = 0.9999) -> np.ndarray:
     """
     targets = np.asarray(targets, dtype=np.int64)
     return _effective_number(_counts_of(targets), beta)[targets]
-
-
-def class_aware_order(
-    targets: Counts, num_samples_cls: int, rng: random.Random, length: int | None = None
-) -> np.ndarray:
-    """Class-aware sampling (Shen et al., ECCV 2016) as in MiSLAS: every class equally often.
-
-    The classes, and the images within each class, are dealt like cards: shuffled, dealt to the end,
-    shuffled again. A class deals ``num_samples_cls`` images, then the next class has its turn.
-
-    Args:
-        targets: labels 0..C-1 of all N images.
-        rng: the original's generator is Python's; seeded alike it gives the same order.
-        length: images to deal, by default ``max(n_c) * C``, the original's epoch. Twice that is two
-            epochs of the original, whose decks go on from one epoch to the next.
-
-    Returns:
-        int64 array of ``length`` positions in ``targets``.
-
-    Raises:
-        ValueError: a class has no image.
-    """
-    targets = np.asarray(targets, dtype=np.int64)
-    counts = _counts_of(targets)
-    _refuse_empty(counts)
-    length = int(counts.max()) * len(counts) if length is None else length
-    by_class = np.split(np.argsort(targets, kind="stable"), np.cumsum(counts)[:-1])
-    images = [_deal(positions.tolist(), rng) for positions in by_class]
-    order: list[int] = []
-    for c in _deal(list(range(len(counts))), rng):
-        order.extend(islice(images[c], num_samples_cls))
-        if len(order) >= length:
-            return np.array(order[:length], dtype=np.int64)
-
-
-def _deal(deck: list[int], rng: random.Random) -> Iterator[int]:
-    """Endless: shuffle the deck in place, deal it, shuffle it again."""
-    while True:
-        rng.shuffle(deck)
-        yield from deck
 
 
 def _counts_of(targets: np.ndarray, num_classes: int | None = None) -> np.ndarray:

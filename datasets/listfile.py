@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 
 WHERE = "the lists of the LT benchmarks: github.com/facebookresearch/classifier-balancing, data/"
 
@@ -156,18 +156,6 @@ def find_list(name: str, folders: Sequence[str | Path]) -> Path:
         if (found := Path(folder) / name).is_file():
             return found
     raise UsageError(f"no {name} in {' or '.join(map(str, folders))}; {WHERE}")
-
-
-def largest_first(cls_num_list: Sequence[int]) -> np.ndarray:
-    """New label of each class so that class 0 is the largest; of equal classes the earlier first.
-
-    Returns:
-        int64 array (C,) for ``ListFile.relabel``: old label -> rank.
-    """
-    order = np.argsort(-np.asarray(cls_num_list, dtype=np.int64), kind="stable")
-    class_map = np.empty_like(order)
-    class_map[order] = np.arange(len(order))
-    return class_map
 
 
 def size_warning(data: ListFile) -> str | None:

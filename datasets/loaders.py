@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from common.launch import Process, UsageError
-from common.seeds import derive
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.seeds import derive
 
 Order = Callable[[torch.Generator], torch.Tensor]
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from common.imbalance import choose_subset, class_counts
-from common.launch import Process, UsageError
-from common.report import fingerprint
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.report import fingerprint
 from datasets.augment import batch, recipes
 from datasets.loaders import DeviceLoader, Order, WorkersLoader
 from datasets.memory import ArrayDataset

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 
 # Names of (training images, their labels, test images, their labels).
 LAYOUTS = (

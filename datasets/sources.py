@@ -15,7 +15,7 @@ from torchvision import datasets as tv
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional as F
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 from datasets.npz import read_split
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from common.evaluation import Tally, accuracy
 from common.imbalance import effective_number_weights, inverse_frequency_weights
-from common.launch import FiniteGuard, Process, autocast, sync_buffers, unwrap
-from common.logs import AverageMeter, Progress
-from common.run import Record
+from common.training.launch import Process, sync_buffers, unwrap
+from common.training.logs import AverageMeter, Progress
+from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
 

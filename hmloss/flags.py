@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection, Sequence
 
 from common.models import resnet
-from common.schedules import unreached
+from common.training.schedules import unreached
 from hmloss.schedule import Schedule
 
 WEIGHTINGS = ["None", "CS", "CB"]

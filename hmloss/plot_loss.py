@@ -19,9 +19,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common.flags import Parser
-from common.launch import UsageError, run
-from common.report import picture
+from common.training.errors import UsageError
+from common.training.flags import Parser
+from common.training.launch import run
+from common.training.report import picture
 from hmloss.losses import FocalLoss, HMLoss
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from common.schedules import stretch
+from common.training.schedules import stretch
 
 WARMUP_EPOCHS = 5
 

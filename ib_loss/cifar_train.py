@@ -18,9 +18,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common import launch
 from common.models.resnet import load_pretrained
-from ib_loss import opts, program
+from common.training import launch
+from ib_loss import opts, trainer
 from ib_loss.schedule import CIFAR
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     args, schedule = opts.parse_args(argv, "cifar", CIFAR)
     if launch.fan_out(main, argv, args.gpu):
         return None
-    return program.train(args, schedule, build_model, transforms={})
+    return trainer.train(args, schedule, build_model, transforms={})
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from common.evaluation import Tally, accuracy
-from common.imbalance import drw_weights, effective_number_weights, inverse_frequency_weights
-from common.launch import FiniteGuard, Process, autocast, sync_buffers, unwrap
-from common.logs import AverageMeter, Progress
-from common.run import Record
+from common.imbalance import effective_number_weights, inverse_frequency_weights
+from common.training.launch import Process, sync_buffers, unwrap
+from common.training.logs import AverageMeter, Progress
+from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
 from ib_loss.losses import FocalLoss, IB_FocalLoss, IBLoss, LDAMLoss
 from ib_loss.schedule import in_ib_phase
 
@@ -34,6 +35,15 @@ def class_weights(
     else:  # DRW: class-balanced weights from drw_epoch on, ones before
         weights = drw_weights(cls_num_list, stage=int(epoch >= drw_epoch))
     return torch.from_numpy(np.asarray(weights)).float()
+
+
+def drw_weights(cls_num_list: list[int], stage: int) -> np.ndarray:
+    """Deferred re-weighting (LDAM-DRW): ones in stage 0, class-balanced weights from stage 1 on.
+
+    Raises ``ValueError`` in either stage if a class has no image: stage 1 would fail hours later.
+    """
+    late = effective_number_weights(cls_num_list)
+    return late if stage else np.ones_like(late)
 
 
 def build_criterion(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.flags import Parser, add_run_flags
 from common.models import resnet, resnet_cifar
-from common.schedules import unreached
+from common.training.flags import Parser, add_run_flags
+from common.training.schedules import unreached
 from ib_loss.schedule import Schedule
 
 ARCHS = {

@@ -20,10 +20,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common import launch
 from common.models.resnet import load_pretrained
+from common.training import launch
 from datasets.augment import batch, recipes
-from ib_loss import opts, program
+from ib_loss import opts, trainer
 from ib_loss.schedule import TINY_IMAGENET
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         "test_device_transform": batch.resize_center_crop,
         "test_image_transform": recipes.imagenet_eval(),
     }
-    return program.train(args, schedule, build_model, transforms)
+    return trainer.train(args, schedule, build_model, transforms)
 
 
 if __name__ == "__main__":

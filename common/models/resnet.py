@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from common.launch import UsageError
 from common.models.heads import NormedLinear
+from common.training.errors import UsageError
 
 
 class ResNet(nn.Module):

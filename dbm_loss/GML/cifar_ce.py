@@ -18,9 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import checkpoint, launch, seeds
 from common.evaluation import Tally
-from common.run import Record
+from common.training import checkpoint, launch, precision, seeds
+from common.training.record import Record
 from datasets.long_tail import make_loaders, require_images
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import (
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     criterion = build_criterion(args, data.cls_num_list).to(process.device)
 
     optimizer = build_optimizer(model, criterion, args)
-    scaler = launch.grad_scaler(process.device, args.amp)
+    scaler = precision.grad_scaler(process.device, args.amp)
     if state is not None:
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
         if not args.evaluate:

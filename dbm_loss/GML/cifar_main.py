@@ -22,9 +22,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import checkpoint, launch, seeds
 from common.evaluation import Tally
-from common.run import Record
+from common.training import checkpoint, launch, precision, seeds
+from common.training.record import Record
 from datasets.long_tail import make_loaders, require_images
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import (
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     criterion = launch.distribute(criterion, process, **ddp)
 
     optimizer = build_optimizer(model, criterion, args)
-    scaler = launch.grad_scaler(process.device, args.amp)
+    scaler = precision.grad_scaler(process.device, args.amp)
     if state is not None:
         if not args.evaluate:
             optimizer.load_state_dict(state["optimizer"])

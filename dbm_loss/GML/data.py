@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torchvision import transforms as T
 
-from common.launch import Process, UsageError
-from datasets.augment import batch, recipes
+from common.training.errors import UsageError
+from common.training.launch import Process
+from datasets.augment.batch import normalize
 from datasets.loaders import DeviceLoader, WorkersLoader
 from datasets.long_tail import Images, LongTailed, load_long_tailed
+from dbm_loss.augment import batch, recipes
 from dbm_loss.large_scale import data as large_scale
 
 HERE = Path(__file__).parent
@@ -137,7 +139,7 @@ def imagenet_batches(loader: WorkersLoader, args: Namespace, process: Process) -
         return (
             target.to(process.device, non_blocking=True),
             index.to(process.device, non_blocking=True),
-            *(batch.normalize(v.contiguous(memory_format=layout), mean, std) for v in moved),
+            *(normalize(v.contiguous(memory_format=layout), mean, std) for v in moved),
         )
 
     for target, index, *views in large_scale.prefetch(loader, prepare, process.device):

@@ -12,20 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import checkpoint
 from common.evaluation import Tally, accuracy
-from common.launch import (
-    FiniteGuard,
-    Process,
-    UsageError,
-    all_reduce_sum,
-    autocast,
-    sync_buffers,
-    unwrap,
-)
-from common.logs import AverageMeter, Progress
-from common.run import Record
-from common.seeds import seed_everything
+from common.training import checkpoint
+from common.training.errors import UsageError
+from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.logs import AverageMeter, Progress
+from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
+from common.training.seeds import seed_everything
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo
 from dbm_loss.margin import DBMargin

@@ -25,11 +25,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import checkpoint, launch, seeds
 from common.evaluation import Tally
-from common.launch import UsageError
-from common.logs import write_text
-from common.run import Record
+from common.training import checkpoint, launch, precision, seeds
+from common.training.errors import UsageError
+from common.training.logs import write_text
+from common.training.record import Record
 from datasets.loaders import WorkersLoader
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import imagenet_batches, load_imagenet, train_batch_size
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     criterion = launch.distribute(criterion, process, **ddp)
 
     optimizer = build_optimizer(model, criterion, args)
-    scaler = launch.grad_scaler(process.device, args.amp)
+    scaler = precision.grad_scaler(process.device, args.amp)
     start_epoch, start_step, sums = 0, 0, None
     if state is not None:
         if not args.evaluate:

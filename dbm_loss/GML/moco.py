@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dbm_loss.gather import gather_batch
+from common.gather import gather_batch
 
 
 def partition_queue(

@@ -6,10 +6,10 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from common.flags import Parser, add_run_flags
-from common.launch import UsageError
 from common.models import resnet, resnet_cifar
-from common.schedules import unreached
+from common.training.errors import UsageError
+from common.training.flags import Parser, add_run_flags
+from common.training.schedules import unreached
 from dbm_loss.GML.schedule import Schedule, StepSchedule
 
 CIFAR_ARCHS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.schedules import stretch
+from common.training.schedules import stretch
 
 DESIGNED_FOR = 200  # epochs that the step schedules were made for
 

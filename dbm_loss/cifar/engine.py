@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.evaluation import Tally
-from common.launch import FiniteGuard, Process, autocast, sync_buffers, unwrap
-from common.logs import AverageMeter, Progress
-from common.run import Record
-from datasets.augment import batch, recipes
-from datasets.augment.cutmix import cutmix
+from common.gather import gather_batch
+from common.training.launch import Process, sync_buffers, unwrap
+from common.training.logs import AverageMeter, Progress
+from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
+from dbm_loss.augment import batch, recipes
+from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.cifar.schedule import Schedule
-from dbm_loss.gather import gather_batch
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, NCLLoss
 from dbm_loss.margin import DBMargin
 

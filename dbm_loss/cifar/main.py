@@ -19,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import checkpoint, launch, seeds
 from common.imbalance import sample_weights
-from common.run import Record
+from common.training import checkpoint, launch, precision, seeds
+from common.training.errors import UsageError
+from common.training.record import Record
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from dbm_loss.cifar import opts
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     )
     state = record.resume(args.resume)
     if args.evaluate and state is None:
-        raise launch.UsageError(f"--evaluate: there is no checkpoint in {args.out} yet")
+        raise UsageError(f"--evaluate: there is no checkpoint in {args.out} yet")
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}", flush=True)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     train_loader, test_loader = make_loaders(data, seed=seed, **feed)
     if not len(train_loader):
-        raise launch.UsageError(
+        raise UsageError(
             f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
             f"--loss_fn {args.loss_fn} takes full batches only; make it smaller"
         )
@@ -129,14 +130,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         weight_decay=args.wd,
         nesterov=args.nesterov,
     )
-    scaler = launch.grad_scaler(process.device, args.amp)
+    scaler = precision.grad_scaler(process.device, args.amp)
     start_epoch = 0
     if state is not None:
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
         start_epoch = state["epoch"]
         if not args.evaluate:
             if "optimizer" not in state:
-                raise launch.UsageError(
+                raise UsageError(
                     f"--resume {args.resume}: weights alone, for --evaluate; training cannot go on"
                 )
             optimizer.load_state_dict(state["optimizer"])

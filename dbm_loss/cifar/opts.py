@@ -6,9 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from common.flags import Parser, add_run_flags
-from common.launch import UsageError
-from datasets.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
+from common.training.errors import UsageError
+from common.training.flags import Parser, add_run_flags
+from dbm_loss.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.schedules import stretch, unreached
+from common.training.schedules import stretch, unreached
 
 # 1-based epochs after which the step schedule multiplies by lr_decay, by the length of the run.
 STEPS = {200: (160, 180), 400: (320, 360)}

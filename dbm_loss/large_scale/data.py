@@ -17,11 +17,14 @@ from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision import transforms as T
 
-from common.launch import Process, UsageError
-from common.report import fingerprint
-from datasets.augment import batch, recipes
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.report import fingerprint
+from datasets.augment.batch import normalize
+from datasets.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD, imagenet_eval
 from datasets.listfile import ListFile, find_list, size_warning
 from datasets.loaders import WorkersLoader, drawn_by_weight
+from dbm_loss.augment import recipes
 
 # Training list and the list that the original evaluates on, in its config/ folder.
 LISTS = {
@@ -29,9 +32,9 @@ LISTS = {
     "inat": ("iNaturalist", "iNaturalist18_train.txt", "iNaturalist18_val.txt"),
 }
 MEAN_STD = {
-    "imgnet": (recipes.IMAGENET_MEAN, recipes.IMAGENET_STD),
-    "inat": (recipes.INAT_MEAN, recipes.INAT_STD),
-    "imagefolder": (recipes.IMAGENET_MEAN, recipes.IMAGENET_STD),
+    "imgnet": (IMAGENET_MEAN, IMAGENET_STD),
+    "inat": (INAT_MEAN, INAT_STD),
+    "imagefolder": (IMAGENET_MEAN, IMAGENET_STD),
 }
 HERE = Path(__file__).parent
 FAKE_SIZE = (375, 500)  # the usual photograph of ImageNet
@@ -121,7 +124,7 @@ def load_data(args: Namespace, train_views: Sequence[T.Compose] | None = None) -
         UsageError: lists, images or classes missing; not ``--num_classes`` of them.
     """
     train_views = Views([to_bytes(v) for v in train_views or train_recipes(args.loss_fn)])
-    test_view = Views([to_bytes(recipes.imagenet_eval())])
+    test_view = Views([to_bytes(imagenet_eval())])
     if args.fake_data:
         data = _fake(args, train_views, test_view)
     elif args.dataset == "imagefolder":
@@ -246,7 +249,7 @@ def on_device(
         pixels = torch.cat([view.to(device, non_blocking=True) for view in views])
         if args.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return batch.normalize(pixels, mean, std), target.to(device, non_blocking=True)
+        return normalize(pixels, mean, std), target.to(device, non_blocking=True)
 
     yield from prefetch(loader, prepare, device)
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.evaluation import Tally
-from common.launch import FiniteGuard, Process, all_reduce_sum, autocast, sync_buffers, unwrap
-from common.logs import Progress
-from common.run import Record
-from common.seeds import seed_everything
-from datasets.augment.cutmix import cutmix
+from common.gather import gather_batch
+from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.logs import Progress
+from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
+from common.training.seeds import seed_everything
 from datasets.loaders import WorkersLoader
-from dbm_loss.gather import gather_batch
+from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.large_scale.data import on_device
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy
 from dbm_loss.margin import DBMargin

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import launch
+from common.training import launch
 from dbm_loss.large_scale.train import main
 
 if __name__ == "__main__":

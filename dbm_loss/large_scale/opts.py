@@ -4,9 +4,9 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from common.flags import Parser, add_run_flags
-from common.launch import UsageError
-from common.schedules import unreached
+from common.training.errors import UsageError
+from common.training.flags import Parser, add_run_flags
+from common.training.schedules import unreached
 from dbm_loss.large_scale.models import ARCHITECTURES
 from dbm_loss.large_scale.schedule import DESIGNED_FOR, Schedule
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from common.schedules import stretch
+from common.training.schedules import stretch
 
 # The length of the published runs, for which the numbers below were made.
 DESIGNED_FOR = {"imgnet": 90, "inat": 100, "imagefolder": 90}

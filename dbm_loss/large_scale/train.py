@@ -20,9 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import checkpoint, launch, seeds
-from common.logs import write_text
-from common.run import Record
+from common.training import checkpoint, launch, precision, seeds
+from common.training.logs import write_text
+from common.training.record import Record
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import load_data, make_loaders
 from dbm_loss.large_scale.engine import (
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         weight_decay=args.weight_decay,
         nesterov=args.nesterov,
     )
-    scaler = launch.grad_scaler(process.device, args.amp)
+    scaler = precision.grad_scaler(process.device, args.amp)
     best_acc1, start_step, sums = 0.0, 0, None
     if state is not None:
         checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.flags import Parser, add_run_flags
 from common.models import resnet, resnet_cifar
+from common.training.flags import Parser, add_run_flags
 from hmloss import flags
 from hmloss.schedule import Schedule
 

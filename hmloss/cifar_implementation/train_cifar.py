@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import launch, seeds
-from common.run import Record
+from common.training import launch, seeds
+from common.training.record import Record
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
-from hmloss import flags, runs
+from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
-from hmloss.program import train_run
+from hmloss.trainer import train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         for ratio, imb_type in groups
         for run in range(args.num_runs)
     ]
-    resume = runs.resume_flags(
+    resume = repeats.resume_flags(
         args.resume, [Path(args.path_model) / name / "ckpt.pth.tar" for name in names]
     )
     first_seed = None
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 text_logs=("train_history.csv", "test_history.csv"),
             )
             state = record.resume(args.resume)
-            seed = runs.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
+            seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
             first_seed = seed - run
             loaders = make_loaders(
                 data,
@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             group_rows.append({"run": run, "seed": seed, **figures})
             if process.is_main:
                 store = opts.store_name(args, imb_type, ratio)
-                runs.write_summary(Path(args.path_history) / f"{store}_summary.csv", group_rows)
-        say(runs.summary_line(group_rows, runs.COLUMNS), flush=True)
+                repeats.write_summary(Path(args.path_history) / f"{store}_summary.csv", group_rows)
+        say(repeats.summary_line(group_rows, repeats.COLUMNS), flush=True)
         rows += group_rows
     return rows
 

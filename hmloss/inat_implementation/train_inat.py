@@ -15,15 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import launch, seeds
-from common.report import fingerprint
-from common.run import Record
+from common.training import launch, seeds
+from common.training.record import Record
+from common.training.report import fingerprint
 from datasets.augment import recipes
 from datasets.listfile import ListFile, find_list, size_warning
 from datasets.loaders import WorkersLoader
-from hmloss import flags, runs
+from hmloss import flags, repeats
 from hmloss.inat_implementation import opts
-from hmloss.program import train_run
+from hmloss.trainer import train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if args.evaluate:
         args.num_runs = 1
     names = [opts.run_name(args, run) for run in range(args.num_runs)]
-    resume = runs.resume_flags(
+    resume = repeats.resume_flags(
         args.resume, [Path(args.path_model) / name / "ckpt.pth.tar" for name in names]
     )
     first_seed = None
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             text_logs=("train_history.csv", "test_history.csv"),
         )
         state = record.resume(args.resume)
-        seed = runs.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
+        seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         shared = {"workers": args.workers, "seed": seed, "process": process}
         loaders = (
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         rows.append({"run": run, "seed": seed, **figures})
         if process.is_main:
             store = name.removesuffix(f"_run{run}")
-            runs.write_summary(Path(args.path_history) / f"{store}_summary.csv", rows)
-    say(runs.summary_line(rows, runs.COLUMNS), flush=True)
+            repeats.write_summary(Path(args.path_history) / f"{store}_summary.csv", rows)
+    say(repeats.summary_line(rows, repeats.COLUMNS), flush=True)
     return rows
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally, accuracy
-from common.launch import FiniteGuard, Process, all_reduce_sum, autocast, sync_buffers, unwrap
-from common.logs import AverageMeter, Progress
+from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.logs import AverageMeter, Progress
+from common.training.precision import FiniteGuard, autocast
 from hmloss.isic2019_implementation.metrics import binary_metrics
 
 RULE = "-" * 60

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torchvision import models as tv
 
-from common import checkpoint
-from common.launch import UsageError, barrier
 from common.models.resnet_cifar import resnet20
+from common.training import checkpoint
+from common.training.errors import UsageError
+from common.training.launch import barrier
 
 NUM_CLASSES = 2
 WEIGHTS = {

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.flags import Parser, add_run_flags
-from common.schedules import stretch
+from common.training.flags import Parser, add_run_flags
+from common.training.schedules import stretch
 from hmloss import flags
 from hmloss.isic2019_implementation.model import ARCHS
 from hmloss.isic2019_implementation.schedule import PAPER_EPOCHS, START_HM_EPOCH

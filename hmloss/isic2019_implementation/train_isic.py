@@ -23,15 +23,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common import checkpoint, launch, seeds
-from common.launch import Process, UsageError
-from common.logs import prepare_folders, write_text
-from common.report import picture
-from common.run import Record
-from datasets import isic
+from common.training import checkpoint, launch, precision, seeds
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.logs import prepare_folders, write_text
+from common.training.record import Record
+from common.training.report import picture
 from datasets.loaders import WorkersLoader
-from hmloss import flags, runs
+from hmloss import flags, repeats
 from hmloss.engine import build_criterion
+from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import opts
 from hmloss.isic2019_implementation.engine import (
     RULE,
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     model_dir = args.model_path / args.store_name
     result_dir = args.result_dir / args.store_name
     latest = [model_dir / f"run{run}" / "ckpt.pth.tar" for run in range(args.num_runs)]
-    resume = runs.resume_flags(args.resume, latest[:1] if args.evaluate else latest)
+    resume = repeats.resume_flags(args.resume, latest[:1] if args.evaluate else latest)
 
     # Data: one split for all runs.
     first_seed = None
@@ -106,14 +107,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             score="bacc",
         )
         state = record.resume(args.resume)
-        seed = runs.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
+        seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         best_model = model_dir / f"best_model_{name}.pth"
         figures = train_run(args, record, state, seed, table, best_model, process)
         rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
         if process.is_main:
             write_results(result_dir, rows)
-    say(runs.summary_line(rows, FIGURES, digits=4), flush=True)
+    say(repeats.summary_line(rows, FIGURES, digits=4), flush=True)
     return rows
 
 
@@ -193,7 +194,7 @@ def train_run(
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=args.max_lr)
-    scaler = launch.grad_scaler(process.device, args.amp)
+    scaler = precision.grad_scaler(process.device, args.amp)
     start_epoch, best_bacc, patience = 1, 0.0, args.delay
     if state is not None:
         state.pop("test", None)  # more epochs than the finished run had
@@ -326,7 +327,7 @@ def write_results(folder: Path, rows: Sequence[dict]) -> None:
     lines = [",run,best_epoch,bacc,auc"]
     lines += [f"0,run{r['run']},{r['best_epoch']},{r['bacc']},{r['auc']}" for r in rows]
     write_text(folder / "test_history.csv", "\n".join(lines) + "\n")
-    runs.write_summary(folder / "summary.csv", rows)
+    repeats.write_summary(folder / "summary.csv", rows)
 
 
 def write_distributions(record: Record) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common import report
+from common.training import report
 
 
 @pytest.fixture(autouse=True, scope="module")

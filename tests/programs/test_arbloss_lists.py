@@ -10,8 +10,8 @@ from arbloss import eval as evaluation
 from arbloss import train_stage1, train_stage2
 from arbloss.data import load_data
 from arbloss.opts import check, load_config
-from common import launch
 from common.models.resnet import resnet10
+from common.training.errors import UsageError
 from tests.programs.arbloss_data import CONFIG, GROUPS, make_lists
 
 FILES = {
@@ -82,7 +82,7 @@ def test_lists_in_a_folder_of_their_own(lists, here):
     root = here / "images"
     root.mkdir()
     (root / "images").symlink_to(lists["ina2018"] / "images")
-    with pytest.raises(launch.UsageError, match=r"no iNaturalist18_train\.txt in .*data_txt"):
+    with pytest.raises(UsageError, match=r"no iNaturalist18_train\.txt in .*data_txt"):
         load_data(config("ina2018", "data_path", str(root)))
     data = load_data(config("ina2018", "data_path", str(root), "list_path", str(elsewhere)))
     assert len(data.train) == 15
@@ -123,9 +123,9 @@ def test_places_trains_the_block_on_frozen_features_then_stage_2(lists, weights,
 
 def test_places_without_weights_says_so(lists, here):
     words = ["data_path", str(lists["places"])]
-    with pytest.raises(launch.UsageError, match="no ImageNet weights exist for resnet10"):
+    with pytest.raises(UsageError, match="no ImageNet weights exist for resnet10"):
         train_stage1.main(command("places", *words))
-    with pytest.raises(launch.UsageError, match=r"gone\.pth does not exist"):
+    with pytest.raises(UsageError, match=r"gone\.pth does not exist"):
         train_stage1.main(command("places", *words, "weights", "gone.pth"))
     notes = check(config("places", "not_pretrained", "True"), stage=1)
     assert "note: not_pretrained True: the frozen backbone keeps its random weights" in notes
@@ -133,5 +133,5 @@ def test_places_without_weights_says_so(lists, here):
 
 def test_wrong_number_of_classes_is_named(lists):
     words = ["data_path", str(lists["imagenet"]), "num_classes", "6"]
-    with pytest.raises(launch.UsageError, match=r"num_classes 6: .*train\.txt has 5 classes"):
+    with pytest.raises(UsageError, match=r"num_classes 6: .*train\.txt has 5 classes"):
         load_data(config("imagenet", *words))

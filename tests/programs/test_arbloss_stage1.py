@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from arbloss import eval as evaluation
-from arbloss import runs, train_stage1
-from common import launch
+from arbloss import train_stage1, trainer
+from common.training.errors import NonFiniteLoss, UsageError
 from tests.programs import tools
 from tests.programs.arbloss_data import CONFIG, COUNTS, PROGRAMS, SMALL, make_folder
 
@@ -145,7 +145,7 @@ def test_workers_replay_an_interrupted_epoch(folder, here, monkeypatch):
     whole = train_stage1.main(words)
     first = newest(here)
     interrupted = [*words, "log_dir", "logs2", "model_dir", "ckps2"]
-    real, seen = runs.train_one_epoch, []
+    real, seen = trainer.train_one_epoch, []
 
     def stop_in_the_second(*args):
         seen.append(args)
@@ -153,7 +153,7 @@ def test_workers_replay_an_interrupted_epoch(folder, here, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(runs, "train_one_epoch", stop_in_the_second)
+    monkeypatch.setattr(trainer, "train_one_epoch", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         train_stage1.main(interrupted)
     (broken,) = here.glob("saved/*/ckps2/current.pth.tar")
@@ -236,7 +236,7 @@ def test_embedded_digits_need_no_files(here, capsys):
 
 
 def bad(message, *argv):
-    with pytest.raises(launch.UsageError) as error:
+    with pytest.raises(UsageError) as error:
         train_stage1.main(list(argv))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -275,7 +275,7 @@ def test_command_line_errors_are_one_line_with_code_2(tmp_path):
 def test_a_diverging_run_stops_and_keeps_the_checkpoint(folder, here):
     words = options(folder, "seed", "1", "arbloss", "False")
     train_stage1.main([*words, "num_epochs", "1"])
-    with pytest.raises(launch.NonFiniteLoss, match=r"epoch 1, step \d+"):
+    with pytest.raises(NonFiniteLoss, match=r"epoch 1, step \d+"):
         train_stage1.main([*words, "lr", "1e38", "resume", "auto", "num_epochs", "3"])
     state = torch.load(newest(here) / "ckps" / "current.pth.tar", weights_only=True)
     assert state["epoch"] == 1

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from arbloss import eval as evaluation
-from arbloss import runs, train_stage1, train_stage2
-from common import launch
+from arbloss import train_stage1, train_stage2, trainer
+from common.training.errors import UsageError
 from tests.programs import tools
 from tests.programs.arbloss_data import CONFIG, PROGRAMS, SMALL, make_folder
 
@@ -91,13 +91,13 @@ def test_stage_2_and_evaluation(folder, stage1, here, capsys, shift_bn):
 
 
 def test_classes_are_sampled_equally_often(folder, stage1, here, monkeypatch):
-    seen, real = [], runs.train_one_epoch
+    seen, real = [], trainer.train_one_epoch
 
     def spy(network, loader, *args):
         seen.extend(target for _, target, _ in loader)
         return real(network, loader, *args)
 
-    monkeypatch.setattr(runs, "train_one_epoch", spy)
+    monkeypatch.setattr(trainer, "train_one_epoch", spy)
     train_stage2.main(options(folder, stage1, "num_epochs", "1"))
     assert torch.cat(seen).bincount().tolist() == [16] * 5
     seen.clear()
@@ -146,7 +146,7 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, stage1, tmp_path):
 
 
 def bad(main, message, *argv):
-    with pytest.raises(launch.UsageError) as error:
+    with pytest.raises(UsageError) as error:
         main(list(argv))
     assert message in str(error.value)
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from common import launch
+from common.training.errors import NonFiniteLoss, UsageError
 from datasets import long_tail
-from datasets.augment.policies import POLICY_NAMES
 from datasets.sources import Source
+from dbm_loss.augment.policies import POLICY_NAMES
 from dbm_loss.cifar import engine, main, models
 from dbm_loss.cifar.opts import LOSSES
 from tests.programs import tools
@@ -287,7 +287,7 @@ def test_learns_what_the_original_learns(golden, here, monkeypatch, name, least)
 
 
 def bad(words, *argv):
-    with pytest.raises(launch.UsageError, match=words):
+    with pytest.raises(UsageError, match=words):
         main.main(list(argv))
 
 
@@ -316,7 +316,7 @@ def test_bad_checkpoints_are_refused(finished, here, small):
 
 
 def test_a_diverging_run_stops(here, small):
-    with pytest.raises(launch.NonFiniteLoss, match=r"epoch 0, step 1, learning rate 1e\+38"):
+    with pytest.raises(NonFiniteLoss, match=r"epoch 0, step 1, learning rate 1e\+38"):
         main.main([*small, "--lr", "1e38"])
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common import launch
+from common.training.errors import UsageError
 from dbm_loss.GML import cifar_ce, cifar_main
 from tests.programs import tools
 
@@ -169,7 +169,7 @@ def test_every_combination_of_terms_trains_on_generated_images(here, terms):
 )
 def test_bad_input_is_one_line_before_training(here, student, monkeypatch, argv, words):
     monkeypatch.setattr("torchvision.datasets.CIFAR10.download", _offline)
-    with pytest.raises(launch.UsageError, match=words):
+    with pytest.raises(UsageError, match=words):
         cifar_main.main([*student, *argv])
 
 

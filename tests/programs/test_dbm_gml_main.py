@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from common import launch
 from common.models.heads import NormedLinear
+from common.training.errors import UsageError
 from dbm_loss.GML import main as program
 from dbm_loss.GML import opts
 from tests.programs import tools
@@ -109,7 +109,7 @@ def test_teacher_then_student(finished):
 
 def test_a_run_is_not_overwritten_by_mistake(here):
     program.main([*TEACHER, "--epochs", "1"])
-    with pytest.raises(launch.UsageError, match=r"--mark teacher: .* holds a run already"):
+    with pytest.raises(UsageError, match=r"--mark teacher: .* holds a run already"):
         program.main(TEACHER)
     assert program.main([*TEACHER, "--resume", "auto"])["epoch"] == 1
     assert program.main([*TEACHER, "--epochs", "1", "--overwrite"])["epoch"] == 0
@@ -173,7 +173,7 @@ def test_image_folders_and_generated_images(here):
     ],
 )
 def test_bad_input_is_one_line_before_training(here, argv, words):
-    with pytest.raises(launch.UsageError, match=words):
+    with pytest.raises(UsageError, match=words):
         program.main([*STUDENT, *argv])
 
 

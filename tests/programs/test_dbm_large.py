@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common import launch
+from common.training.errors import NonFiniteLoss, UsageError
 from dbm_loss.large_scale import train
 from tests.programs import tools
 from tests.unit.test_dbm_large_opts import README
@@ -213,7 +213,7 @@ def test_bad_usage_is_named_before_training(finished, here, flags, named):
     shutil.copytree(finished / "data", here / "data")
     checkpoint = str(finished / "checkpoint" / RUN / "ckpt.pth.tar")
     flags = [checkpoint if flag == "FINISHED" else flag for flag in flags]
-    with pytest.raises(launch.UsageError, match=named):
+    with pytest.raises(UsageError, match=named):
         train.main([*flags, "-j", "0", "-a", "resnet10"])
 
 
@@ -235,6 +235,6 @@ def test_a_diverged_loss_stops_the_run_and_keeps_the_checkpoint(finished, here):
     shutil.copytree(finished, here, dirs_exist_ok=True)
     path = here / "checkpoint" / RUN / "ckpt.pth.tar"
     before = path.read_bytes()
-    with pytest.raises(launch.NonFiniteLoss, match="epoch 2, step"):
+    with pytest.raises(NonFiniteLoss, match="epoch 2, step"):
         train.main([*SMALL, "--epochs", "9", "--lr", "1e30", "--resume", str(path)])
     assert path.read_bytes() == before

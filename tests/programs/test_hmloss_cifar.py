@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import launch
+from common.training.errors import NonFiniteLoss, UsageError
 from hmloss.cifar_implementation import train_cifar
 from tests.programs import tools
 
@@ -164,7 +164,7 @@ def test_checkpoint_of_another_run_needs_num_runs_1(finished, folder, here):
     where, _ = finished
     path = where / "checkpoint" / f"{STORE}_run1" / "ckpt.pth.tar"
     shutil.copy(path, here / "mine.pth.tar")
-    with pytest.raises(launch.UsageError, match="--num_runs 1"):
+    with pytest.raises(UsageError, match="--num_runs 1"):
         train_cifar.main([*hml(folder), "--resume", "mine.pth.tar"])
     rows = train_cifar.main([*hml(folder, epochs=4), "--resume", "mine.pth.tar", "--num_runs", "1"])
     assert len(rows) == 1
@@ -205,14 +205,14 @@ def test_several_ratios_and_both_types(folder, here):
     ],
 )
 def test_bad_input_is_one_line(folder, here, change, text):
-    with pytest.raises(launch.UsageError, match=text) as caught:
+    with pytest.raises(UsageError, match=text) as caught:
         train_cifar.main([*small(folder), "--num_runs", "1", *change])
     assert "\n" not in str(caught.value)
 
 
 def test_diverged_loss_stops_the_run(folder, here, monkeypatch):
     argv = [*small(folder), "--num_runs", "1", "--epochs", "2"]
-    with pytest.raises(launch.NonFiniteLoss, match="epoch 0, step"):
+    with pytest.raises(NonFiniteLoss, match="epoch 0, step"):
         train_cifar.main([*argv, "--lr", "1e30"])
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from common import launch
+from common.training.errors import UsageError
 from hmloss import plot_loss
 from hmloss.inat_implementation import train_inat
 from tests.programs import tools
@@ -102,7 +102,7 @@ def test_evaluate(finished, here):
     ],
 )
 def test_bad_input_is_one_line(here, change, text):
-    with pytest.raises(launch.UsageError, match=text) as caught:
+    with pytest.raises(UsageError, match=text) as caught:
         train_inat.main([*ARGV, *change])
     assert "\n" not in str(caught.value)
 
@@ -120,9 +120,9 @@ def test_plot_loss_writes_a_picture(here):
     plot_loss.main(["--delta", "130", "--out", "hml.png"])
     pixels = np.asarray(Image.open(here / "hml.png").convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 20 and pixels.std() > 10
-    with pytest.raises(launch.UsageError, match="above 0"):
+    with pytest.raises(UsageError, match="above 0"):
         plot_loss.main(["--delta", "0"])
-    with pytest.raises(launch.UsageError, match="cannot write"):
+    with pytest.raises(UsageError, match="cannot write"):
         plot_loss.main(["--out", "no/such/folder.png"])
 
 

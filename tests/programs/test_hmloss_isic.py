@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.launch import UsageError
-from datasets import isic
+from common.training.errors import UsageError
+from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import train_isic
 from tests.programs.tools import ROOT, assert_same_weights, run, run_to_the_end
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 from hmloss.isic2019_implementation.preprocessing import mean_std, preprocess, split
 from hmloss.isic2019_implementation.preprocessing.color_constancy import (
     center_crop,

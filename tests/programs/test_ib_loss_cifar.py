@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import cifar
 
-from common import launch
-from ib_loss import cifar_train, program
+from common.training.errors import NonFiniteLoss, UsageError
+from ib_loss import cifar_train, trainer
 from ib_loss.opts import ARCHS
 from tests.programs import tools
 
@@ -208,14 +208,14 @@ def test_every_arch_builds_with_the_ib_interface():
 
 def test_resample_draws_rare_classes_more_often(here, monkeypatch):
     seen = []
-    original = program.make_loaders
+    original = trainer.make_loaders
 
     def spy(*args, **kwargs):
         train, test = original(*args, **kwargs)
         seen.extend(target for _, target, _ in train)
         return train, test
 
-    monkeypatch.setattr(program, "make_loaders", spy)
+    monkeypatch.setattr(trainer, "make_loaders", spy)
     cifar_train.main([*SMALL, "--train_rule", "Resample", "--epochs", "1"])
     drawn = torch.cat(seen).bincount(minlength=10)
     assert drawn.sum() == 438 and drawn.max() < 80  # uniform shuffling would show 130 zeros
@@ -237,12 +237,12 @@ def test_image_folder_as_it_is(tmp_path, here):
     cifar_train.main([*args, "--imb_type", "none"])
     report = here / "log" / "imagefolder_resnet20_CE_None_none_0.01_0" / "report.json"
     assert json.loads(report.read_text())["cls_num_list"] == [9, 30, 2]
-    with pytest.raises(launch.UsageError, match=r"has 9 images, but .* asked for"):
+    with pytest.raises(UsageError, match=r"has 9 images, but .* asked for"):
         cifar_train.main(args)
 
 
 def bad(words, *argv):
-    with pytest.raises(launch.UsageError, match=words):
+    with pytest.raises(UsageError, match=words):
         cifar_train.main(list(argv))
 
 
@@ -294,7 +294,7 @@ def test_a_diverging_run_stops_and_keeps_the_checkpoint(here, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["cifar_train.py"])
     args = [*SMALL, "--loss_type", "CE", "--epochs", "3", "--seed", "1"]
     cifar_train.main([*args[:-4], "--epochs", "1", "--seed", "1"])
-    with pytest.raises(launch.NonFiniteLoss, match=r"epoch 1, step \d+, learning rate 4e\+37"):
+    with pytest.raises(NonFiniteLoss, match=r"epoch 1, step \d+, learning rate 4e\+37"):
         cifar_train.main([*args, "--lr", "1e38", "--resume", "auto"])
     path = here / "checkpoint" / "digits_resnet20_CE_None_exp_0.05_0" / "ckpt.pth.tar"
     state = torch.load(path, weights_only=True)
@@ -327,7 +327,8 @@ def test_two_processes_evaluate_like_one(finished, tmp_path):
 def test_two_processes_train_the_model_of_one_command(tmp_path, monkeypatch):
     """fan_out: one command, two processes; one writes, the batch is shared."""
     code = (
-        "import sys; from common import launch; from ib_loss import cifar_train as program\n"
+        "import sys; from common.training import launch\n"
+        "from ib_loss import cifar_train as program\n"
         "if __name__ == '__main__':\n"
         "    launch.fan_out(program.main, sys.argv[1:], processes=2)\n"
     )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common import launch
 from common.models import resnet
+from common.training.errors import UsageError
 from datasets.sources import open_source
 from ib_loss import tinyimage_train
 from tests.programs import tools
@@ -67,7 +67,7 @@ def test_the_published_validation_layout_is_read_right(tiny, tmp_path):
 
 def test_missing_data_names_the_archive(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(launch.UsageError, match=r"unpack http.*tiny-imagenet-200.zip into data/"):
+    with pytest.raises(UsageError, match=r"unpack http.*tiny-imagenet-200.zip into data/"):
         tinyimage_train.main([])
 
 
@@ -77,7 +77,7 @@ def test_offline_weights_say_what_to_do(tiny, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(launch.UsageError, match=r"cannot download .*resnet18.*no network"):
+    with pytest.raises(UsageError, match=r"cannot download .*resnet18.*no network"):
         tinyimage_train.main(["--root", str(tiny[0]), *FLAGS])
 
 

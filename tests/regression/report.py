@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common.logs import write_text
-from common.report import picture
+from common.training.logs import write_text
+from common.training.report import picture
 from tests.regression.results import RESULTS, Comparison, Figures, compare, read_results
 from tests.regression.table import PAPERS, ROOT, STAND_INS, read_table
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.logs import write_text
+from common.training.logs import write_text
 from tests.regression.table import HERE, ROOT, STAND_INS, Row
 
 RESULTS = HERE / "results"

@@ -31,7 +31,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from common.logs import write_text
+from common.training.logs import write_text
 
 TRACES = Path(__file__).resolve().parent / "traces"
 CLASSES, TRAIN, TEST, SIZE = 5, 130, 20, 16  # the smallest class keeps 6 images at factor 0.05

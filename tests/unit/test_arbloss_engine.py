@@ -23,8 +23,8 @@ from arbloss.engine import (
 from arbloss.losses import ARBFocalLoss, ARBLoss, LabelAwareSmoothing, WARBLoss
 from arbloss.models import Network
 from arbloss.opts import DEFAULTS
-from common.launch import Process
-from common.logs import AverageMeter
+from common.training.launch import Process
+from common.training.logs import AverageMeter
 from tests.unit import fill_rules
 from tests.unit.fill_rules import fill
 

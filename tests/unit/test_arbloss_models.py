@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arbloss.models import Classifier, LearnableWeightScaling, Network, build_backbone
-from common.launch import UsageError
+from common.training.errors import UsageError
 from tests.unit import fill_rules
 from tests.unit.fill_rules import fill
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from arbloss.opts import DEFAULTS, check, load_config, parse_args
-from common.launch import UsageError
+from common.training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2] / "arbloss"
 CIFAR = ROOT / "config" / "cifar100" / "cifar100_imb001_arbloss.yaml"

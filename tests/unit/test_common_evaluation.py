@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from arbloss.engine import group_means
 from common.evaluation import (
     Tally,
     accuracy,
     calibration_bins,
     expected_calibration_error,
-    group_means,
     many_medium_few,
 )
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
 
+from arbloss.data import class_aware_order
 from common.imbalance import (
     choose_subset,
-    class_aware_order,
     class_counts,
-    drw_weights,
     effective_number_weights,
     inverse_frequency_weights,
     sample_weights,
 )
+from ib_loss.engine import drw_weights
 
 SIZES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "tinyimagenet": (100_000, 200)}
 
@@ -315,5 +315,5 @@ def test_class_aware_order_properties():
     assert np.bincount(order, minlength=65)[:40].tolist() == [1] * 40  # one full deck
     cut = class_aware_order(targets, 4, random.Random(3), length=10)
     assert cut.tolist() == order[:10].tolist()
-    with pytest.raises(ValueError, match="classes without images have no weight: 1"):
+    with pytest.raises(ValueError, match="class 1 has no image to sample"):
         class_aware_order([0, 2, 2], 4, random.Random(0))

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from common.launch import UsageError
 from common.models import resnet, resnet_cifar
 from common.models.heads import NormedLinear
 from common.models.resnet_cifar import BasicBlock, ResNetCIFAR, kaiming_redraw, resnet20, resnet32
+from common.training.errors import UsageError
 from tests.unit import fill_rules
 from tests.unit.fill_rules import fill
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common.launch import UsageError
-from datasets.listfile import ListFile, find_list, largest_first, size_warning
+from arbloss.data import largest_first
+from common.training.errors import UsageError
+from datasets.listfile import ListFile, find_list, size_warning
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.launch import Process
+from common.training.launch import Process
 from datasets.loaders import (
     DeviceLoader,
     WorkersLoader,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets as tv
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 from datasets.long_tail import load_long_tailed, require_images
 from datasets.sources import open_source
 from tests.programs.tools import make_image_folder

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from common.launch import Process, UsageError
-from datasets.augment import recipes
-from datasets.augment.policies import policy_from_name
-from datasets.augment.transforms import Cutout
+from common.training.errors import UsageError
+from common.training.launch import Process
+from datasets.augment import recipes as shared_recipes
 from datasets.loaders import WorkersLoader
+from dbm_loss.augment.policies import policy_from_name
+from dbm_loss.augment.transforms import Cutout
 from dbm_loss.GML import data
 
 CPU = Process(torch.device("cpu"))
@@ -64,7 +65,7 @@ def test_cifar_views_are_the_originals(g):
         views = [view(image) for view in data.cifar_views(3, size=32)]
         for view, row in zip(views, expected, strict=True):
             np.testing.assert_allclose(summary(view, 4), row, atol=1e-5)
-    image = recipes.cifar_eval()(image)
+    image = shared_recipes.cifar_eval()(image)
     np.testing.assert_allclose(summary(image, 4), g["pipe_cifar_val"], atol=1e-5)
 
 
@@ -90,7 +91,7 @@ def test_imagenet_views_are_the_originals(g, dataset, aug):
 @pytest.mark.parametrize("dataset", ["imagenet", "inat"])
 def test_evaluation_pipeline_is_the_originals(g, dataset):
     mean, std = data.large_scale.MEAN_STD[{"imagenet": "imgnet"}.get(dataset, dataset)]
-    image = recipes.imagenet_eval(mean=mean, std=std)(gradient_image())
+    image = shared_recipes.imagenet_eval(mean=mean, std=std)(gradient_image())
     np.testing.assert_allclose(summary(image, 32), g[f"pipe_{dataset}_val"], atol=1e-5)
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally, accuracy
-from common.launch import Process, UsageError
-from common.logs import AverageMeter
 from common.models.resnet_cifar import resnet20, resnet32
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.logs import AverageMeter
 from dbm_loss.GML import engine
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo

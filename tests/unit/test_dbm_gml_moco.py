@@ -383,4 +383,5 @@ def test_two_processes_keep_the_queue_of_one(tmp_path):
         for name in ("queue_k", "queue_l", "queue_i", "queue_ptr"):
             assert torch.equal(first[name], alone[name]), name
             assert torch.equal(second[name], alone[name]), name
-        assert torch.equal(torch.cat([first["t_logits"], second["t_logits"]]), alone["t_logits"])
+        both = torch.cat([first["t_logits"], second["t_logits"]])  # sums of another order
+        torch.testing.assert_close(both, alone["t_logits"], rtol=1e-5, atol=1e-6)

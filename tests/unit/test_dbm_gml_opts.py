@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 from dbm_loss.GML import opts
 
 PROGRAMS = ("cifar_main", "cifar_ce", "main")

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from common.launch import Process, UsageError
-from datasets.augment import batch, recipes
+from common.training.errors import UsageError
+from common.training.launch import Process
+from datasets.augment import batch as shared
+from datasets.augment import recipes as shared_recipes
 from datasets.listfile import ListFile
 from datasets.loaders import drawn_by_weight
 from dbm_loss.large_scale.data import (
@@ -59,7 +61,7 @@ def summary(image: torch.Tensor) -> np.ndarray:
 
 def normalised(pixels: torch.Tensor, dataset: str) -> torch.Tensor:
     assert pixels.dtype == torch.uint8
-    return batch.normalize(pixels[None], *MEAN_STD[dataset])[0]
+    return shared.normalize(pixels[None], *MEAN_STD[dataset])[0]
 
 
 @pytest.mark.parametrize("dataset", ["imgnet", "inat"])
@@ -83,14 +85,14 @@ def test_recipes_are_the_originals(g, dataset):
     np.testing.assert_allclose(
         summary(normalised(pixels, dataset)), g[f"pipe_{dataset}_ce"], **tolerance
     )
-    pixels = to_bytes(recipes.imagenet_eval())(picture())
+    pixels = to_bytes(shared_recipes.imagenet_eval())(picture())
     np.testing.assert_allclose(
         summary(normalised(pixels, dataset)), g[f"pipe_{dataset}_val"], **tolerance
     )
 
 
 def test_bytes_normalised_on_the_device_are_the_recipe_bit_for_bit():
-    recipe = recipes.imagenet_eval()
+    recipe = shared_recipes.imagenet_eval()
     assert isinstance(recipe.transforms[-1], T.Normalize)
     assert torch.equal(recipe(picture()), normalised(to_bytes(recipe)(picture()), "imgnet"))
 
@@ -196,7 +198,7 @@ def test_batches_come_views_below_each_other(tmp_path):
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert sorted(target.tolist()) == [0, 0, 1, 1]
     [(views, _, index)] = loader
-    assert torch.equal(x[4:8], batch.normalize(views[1], *MEAN_STD["imgnet"]))
+    assert torch.equal(x[4:8], shared.normalize(views[1], *MEAN_STD["imgnet"]))
     assert target.tolist() == (index % 2).tolist()
     [(x, target)] = on_device(test_loader, args, CPU.device)
     assert x.shape == (1, 3, 224, 224)

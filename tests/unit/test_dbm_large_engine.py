@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from common.evaluation import Tally
-from common.launch import Process
-from datasets.augment.cutmix import cutmix
+from common.training.launch import Process
+from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.large_scale.engine import Sums, bcl_step, build_criterion, hms, plain_step
 from dbm_loss.large_scale.models import BCLModel
 

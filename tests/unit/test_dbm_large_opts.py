@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from common.launch import UsageError
+from common.training.errors import UsageError
 from dbm_loss.large_scale.opts import get_parser, parse_args
 
 README = {

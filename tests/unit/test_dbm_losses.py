@@ -178,7 +178,9 @@ def test_golden_bcl_cifar(golden, classes, use_norm, use_dbm):
 
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize(
-    ("dtype", "suffix", "tol"), [(torch.float32, "f32", 2e-5), (torch.float64, "f64", 1e-9)]
+    ("dtype", "suffix", "tol"),
+    # float64: log π is a float32 constant, whose last bit differs between processors
+    [(torch.float32, "f32", 2e-5), (torch.float64, "f64", 5e-7)],
 )
 def test_golden_bcl_large_scale(golden, case, dtype, suffix, tol):
     g, name = golden("dbm_loss_large_scale"), f"bcl{case}"

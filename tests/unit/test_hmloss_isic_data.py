@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from common.launch import UsageError
-from datasets import isic
+from common.training.errors import UsageError
+from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation.preprocessing.mean_std import channel_mean_std
 
 TRAINER = ("train", "test", "val")  # the order in which the authors' trainer cuts

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.launch import UsageError
-from common.report import picture
+from common.training.errors import UsageError
+from common.training.report import picture
 from hmloss.isic2019_implementation import metrics
 from hmloss.isic2019_implementation.model import build_model, freeze
 from hmloss.isic2019_implementation.schedule import cyclic_lr

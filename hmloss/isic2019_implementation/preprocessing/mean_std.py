@@ -2,7 +2,7 @@
 
     python preprocessing/mean_std.py dataset
 
-The constants in datasets/isic.py are the authors'; this shows how far other images are from them.
+The constants in data.py are the authors'; this shows how far other images are from them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
-from common.flags import Parser
-from common.launch import run
-from common.logs import Progress
-from datasets.isic import MEAN, STD, find_images
+from common.training.flags import Parser
+from common.training.launch import run
+from common.training.logs import Progress
+from hmloss.isic2019_implementation.data import MEAN, STD, find_images
 
 
 def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np.ndarray, ...]:

@@ -25,10 +25,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
-from common.flags import Parser
-from common.launch import UsageError, run
-from common.logs import Progress, prepare_folders, write_json, write_text
-from datasets.isic import CLASSES, images_below, read_ground_truth
+from common.training.errors import UsageError
+from common.training.flags import Parser
+from common.training.launch import run
+from common.training.logs import Progress, prepare_folders, write_json, write_text
+from hmloss.isic2019_implementation.data import CLASSES, images_below, read_ground_truth
 from hmloss.isic2019_implementation.preprocessing.color_constancy import (
     ALGORITHMS,
     center_crop,

@@ -21,11 +21,12 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
-from common.flags import Parser
-from common.launch import UsageError, run
-from common.logs import prepare_folders
-from common.seeds import choose_seed
-from datasets.isic import (
+from common.training.errors import UsageError
+from common.training.flags import Parser
+from common.training.launch import run
+from common.training.logs import prepare_folders
+from common.training.seeds import choose_seed
+from hmloss.isic2019_implementation.data import (
     CLASSES,
     PARTS,
     TREE,

@@ -1,0 +1,335 @@
+"""What the programs share around the training: processes, run folder, checkpoints, records."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pprint import pformat
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from arbloss import opts
+from arbloss.data import ListData, Loader, load_data, make_loaders
+from arbloss.engine import Say, evaluate, log_line, result_lines, results, train_one_epoch
+from arbloss.models import Network
+from arbloss.reliability import draw_reliability_diagram
+from common.evaluation import Tally
+from common.training import checkpoint, launch, precision, seeds
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.logs import write_text
+from common.training.record import Record
+from datasets.long_tail import LongTailed
+
+LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
+PARTS = ("model", "classifier", "block", "lws_model")  # checkpoint keys state_dict_<part>
+
+
+def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, list[str]]:
+    """Join the run's other processes, if any.
+
+    The launcher's WORLD_SIZE counts. Without launcher, ``world_size``, ``rank`` and a ``dist_url``
+    of the form tcp://HOST:PORT start the processes by hand, one on each machine.
+
+    Returns: the process, and notes for the user.
+    """
+    notes = []
+    env = os.environ
+    if local_rank is not None:
+        env.setdefault("LOCAL_RANK", str(local_rank))
+    if "WORLD_SIZE" in env:
+        if config.world_size not in (-1, int(env["WORLD_SIZE"])):
+            notes.append(
+                f"note: world_size {config.world_size} of the configuration gives way to the "
+                f"launcher's {env['WORLD_SIZE']} processes; batch_size stays the total of a machine"
+            )
+    elif config.world_size > 1:
+        address = urlsplit(config.dist_url)
+        if config.rank >= 0 and address.scheme == "tcp" and address.port:
+            env["MASTER_ADDR"], env["MASTER_PORT"] = address.hostname, str(address.port)
+            env["WORLD_SIZE"], env["RANK"] = str(config.world_size), str(config.rank)
+        else:
+            notes.append(
+                f"note: world_size {config.world_size}, but no launcher started this program: "
+                "running as a single process"
+            )
+    backend = None if config.dist_backend == "nccl" else config.dist_backend
+    process = launch.start(config.gpu, backend)
+    if not process.distributed and process.device.type == "cuda" and config.gpu is None:
+        others = torch.cuda.device_count() - 1
+        if others:
+            notes.append(
+                f"note: {others} more GPUs are idle; use them with "
+                "python -m torch.distributed.launch --nproc_per_node N"
+            )
+    return process, notes
+
+
+def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool]:
+    """The folder of this run, the checkpoint to start from, and whether it continues a run.
+
+    A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory. The
+    ``current.pth.tar`` of an earlier run of this stage continues in that run's folder. ``resume
+    auto`` is the newest of this configuration, if there is one. The same in every process.
+    """
+    stem = opts.stem(cfg)
+    resume = config.resume
+    if resume == "auto":
+        found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
+        resume = str(max(found, key=lambda path: path.stat().st_mtime, default=""))
+        if stage == 2 and not resume:
+            raise UsageError("resume auto: no stage-2 run to continue; give the stage-1 checkpoint")
+    folder, continues = None, False
+    if resume:
+        path = checkpoint.find(resume, "").resolve()
+        state = checkpoint.load(path)
+        if stage == 1 and "state_dict_lws_model" in state:
+            raise UsageError(f"{path}: a checkpoint of stage 2; go on with train_stage2.py")
+        continues = "optimizer" in state and ("state_dict_lws_model" in state) == (stage == 2)
+        its_folder = path.parents[len(Path(config.model_dir).parts)]
+        if continues and path == its_folder / config.model_dir / LATEST:
+            folder = its_folder
+    return launch.broadcast_object((folder or new_folder(stem), resume, continues))
+
+
+def new_folder(stem: str) -> Path:
+    """``saved/<stem>_<YYYYmmddHHMM>``, numbered if another run has begun in this minute."""
+    first = Path("saved", f"{stem}_{time.strftime('%Y%m%d%H%M')}")
+    others = (first.with_name(f"{first.name}-{again}") for again in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
+
+
+@dataclass
+class Run:
+    """A run that is ready to train: what both stages set up in the same way.
+
+    Attributes:
+        resume: the checkpoint to start from, or an empty string; state: its contents, or None.
+        continues: whether it is one of this stage, with optimiser.
+        say: shows a line and appends it to the log.
+        start_epoch: first epoch, from 0.
+        best_acc1: best top-1 on the test set so far (stage 2 starts with that of stage 1) and
+            its_ece: the calibration error of its epoch, in percent.
+        tally: the last evaluation.
+    """
+
+    config: CfgNode
+    process: Process
+    data: LongTailed | ListData
+    train_loader: Loader
+    test_loader: Loader
+    record: Record
+    resume: str
+    state: dict | None
+    continues: bool
+    seed: int
+    say: Say
+    start_epoch: int = 0
+    best_acc1: float = 0.0
+    its_ece: float = 100.0
+    tally: Tally | None = None
+
+
+def start(args: Namespace, config: CfgNode, stage: int) -> Run:
+    """Join the other processes, read the data, open the run folder, and write down what runs."""
+    notes = opts.check(config, stage)
+    process, more_notes = start_process(config, args.local_rank)
+    data = load_data(config)
+
+    folder, resume, continues = run_folder(args.cfg, config, stage)
+    log_name = f"{opts.stem(args.cfg)}.txt"
+    record = Record(
+        folder / config.log_dir,
+        folder / config.model_dir,
+        process,
+        config,
+        latest=LATEST,
+        best=BEST,
+        text_logs=(log_name,),
+    )
+    if stage == 2 and not continues:  # the history and the epochs of stage 1 are not this run's
+        state = checkpoint.load(resume)
+    else:
+        state = record.resume(resume, weights="state_dict_model")
+
+    wanted = 0 if config.seed is None and config.deterministic else config.seed
+    seed = seeds.choose_seed(record.seed if wanted is None else wanted)
+    seeds.set_kernels(process.device, deterministic=wanted is not None)
+    machines = process.world_size // process.local_world_size
+    batch_size = config.batch_size * machines  # the key is the total of a machine
+    train_loader, test_loader = make_loaders(
+        data,
+        config,
+        batch_size=batch_size,
+        seed=seed,
+        process=process,
+        balanced=stage == 2 and not config.train_stage2_instance,
+    )
+    record.open(seed)
+    say = partial(log_line, record.log[log_name], process)
+    if process.is_main:
+        write_text(record.log_dir / "config.yaml", config.dump())
+    say("\n" + pformat(vars(args)))
+    say("\n" + str(config))
+    for note in (*notes, *more_notes, *data.facts.get("warnings", ())):
+        say(note)
+    if process.device.type == "cpu":
+        say("using CPU, this will be slow")
+    else:
+        say(f"Use GPU: {process.device.index} for training")
+    run = Run(
+        config=config,
+        process=process,
+        data=data,
+        train_loader=train_loader,
+        test_loader=test_loader,
+        record=record,
+        resume=resume,
+        state=state,
+        continues=continues,
+        seed=seed,
+        say=say,
+    )
+    if state is not None:
+        run.best_acc1 = float(state["best_acc1"])
+        run.its_ece = float(state.get("its_ece", run.its_ece))
+        if stage == 1 or continues:
+            run.start_epoch = state["epoch"]
+    return run
+
+
+def parts(network: Network) -> dict[str, nn.Module]:
+    """The modules of a network under the names that checkpoints give them."""
+    return {
+        f"state_dict_{name}": module
+        for name in PARTS
+        if (module := getattr(network, name)) is not None
+    }
+
+
+def load_parts(network: Network, state: Mapping[str, object], source: str) -> None:
+    """Load every part's weights; a weight scaling that the file lacks keeps its ones.
+
+    Raises:
+        UsageError: another part is missing, or it belongs to another architecture.
+    """
+    for key, module in parts(network).items():
+        if key in state:
+            checkpoint.load_weights(module, state[key], source)
+        elif key != "state_dict_lws_model":
+            raise UsageError(f"{source}: has no {key!r}, not a checkpoint of this configuration")
+
+
+def place(run: Run, network: Network) -> nn.Module:
+    """Load the checkpoint that the run starts from, move the network to its device, wrap it."""
+    if run.state is not None:
+        load_parts(network, run.state, run.resume)
+    if run.config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return launch.distribute(network, run.process)
+
+
+def build_optimizer(run: Run, *modules: nn.Module) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
+    """SGD with a parameter group per module, weight decay on everything as in the original."""
+    config = run.config
+    optimizer = torch.optim.SGD(
+        [{"params": module.parameters()} for module in modules],
+        config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    scaler = precision.grad_scaler(run.process.device, config.amp)
+    if run.continues:
+        optimizer.load_state_dict(run.state["optimizer"])
+        scaler.load_state_dict(run.state["scaler"])
+    return optimizer, scaler
+
+
+def run_epoch(
+    run: Run,
+    network: nn.Module,
+    criterion: nn.Module,
+    count: Callable[[Tensor], Tensor] | None,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+) -> None:
+    """Train an epoch, evaluate, log, and write the checkpoint."""
+    config, process, record = run.config, run.process, run.record
+    start = time.perf_counter()
+    seeds.seed_everything(run.seed, epoch)
+    run.train_loader.set_epoch(epoch)
+    row = {"epoch": epoch, "lr": optimizer.param_groups[-1]["lr"]}
+    means, norms = train_one_epoch(
+        network, run.train_loader, criterion, count, optimizer, scaler, epoch, config, process,
+        run.say,
+    )  # fmt: skip
+    row |= means
+    row["images_per_s"] = len(run.data.train.targets) / (time.perf_counter() - start)
+    run.tally = evaluate(network, run.test_loader, config, process, run.say)
+    row |= results(run.tally, run.data.cls_num_list, config)
+    row["epoch_s"] = time.perf_counter() - start
+
+    if norms is not None:
+        row |= _gradient_norms(run, norms, epoch)
+    for line in result_lines(row, run.tally, config):
+        run.say(line)
+    is_best = row["top1"] > run.best_acc1
+    if is_best:
+        run.best_acc1, run.its_ece = row["top1"], row["ece"]
+    run.say(f"Best Prec@1: {run.best_acc1:.3f}% ECE: {run.its_ece:.3f}%\n")
+    record.end_epoch(row, is_best=is_best)
+    if record.writer is not None:
+        for tag in ("lr", "train_loss", "train_top1", "loss", "top1", "ece"):
+            record.writer.add_scalar(tag, row[tag], epoch)
+    record.save(
+        {
+            "epoch": epoch + 1,
+            **{key: part.state_dict() for key, part in parts(launch.unwrap(network)).items()},
+            "best_acc1": torch.tensor(run.best_acc1, dtype=torch.float64),
+            "its_ece": run.its_ece,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        },
+        is_best=is_best,
+    )
+
+
+def _gradient_norms(run: Run, norms: Tensor, epoch: int) -> dict[str, float]:
+    """Write the matrix of the diagnostic; its mean attraction and repulsion for the log."""
+    diagonal = norms.diagonal()
+    others = norms.numel() - len(diagonal)
+    if run.process.is_main:
+        np.save(run.record.log_dir / f"gradient_norms_{epoch:03d}.npy", norms.cpu().numpy())
+    attraction = float(diagonal.mean())
+    repulsion = float((norms.sum() - diagonal.sum()) / max(others, 1))
+    run.say(f"mean gradient norm: attraction {attraction:.6f} repulsion {repulsion:.6f}")
+    return {"attraction": attraction, "repulsion": repulsion}
+
+
+def finish(run: Run) -> dict | None:
+    """Write the report and the reliability diagram; returns the last epoch's figures."""
+    record, data, tally = run.record, run.data, run.tally
+    run.train_loader.close()
+    run.test_loader.close()
+    if tally is not None and run.process.is_main:
+        draw_reliability_diagram(
+            tally.bins, record.log_dir / "reliability.png", "Reliability, last epoch"
+        )
+    record.finish(
+        data.cls_num_list,
+        confusion=tally and tally.confusion,
+        class_names=data.classes,
+        **data.facts,
+    )
+    return record.history[-1] if record.history else None

@@ -1,0 +1,216 @@
+"""Where a run happens: devices and processes. One process a GPU, on one machine or many."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from common.training.errors import NonFiniteLoss, UsageError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all processes of the run."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        return self.world_size > 1
+
+
+def run(main: Callable[[Sequence[str] | None], object]) -> None:
+    """Run a program's ``main``. Exit code: 2 bad usage, 1 diverged loss, 130 Ctrl-C."""
+    try:
+        main(None)
+    except UsageError as error:
+        _say(error)
+        code = 2
+    except NonFiniteLoss as error:
+        _say(error)
+        code = 1
+    except KeyboardInterrupt:
+        _say("interrupted; finished epochs are in the checkpoint, go on with --resume")
+        code = 130
+    else:
+        code = 0
+    finally:
+        with_gloo = dist.is_initialized() and dist.get_backend() == "gloo"
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if with_gloo:
+        _leave(code)
+    if code:
+        sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without the interpreter's last clean-up.
+
+    Gloo's threads outlive their group, and one that lets go of a tensor while the interpreter
+    shuts down aborts the process ("terminate called without an active exception").
+    """
+    if multiprocessing.parent_process() is None:  # a forked child inherits its parent's handlers
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _say(message: object) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        name = os.path.basename(sys.argv[0]) or "python"
+        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+
+
+def start(gpu: int | None = None, backend: str | None = None, *, use_cuda: bool = True) -> Process:
+    """Choose the device and, where a launcher started us, join the other processes.
+
+    Under ``torchrun`` or ``torch.distributed.launch`` (``WORLD_SIZE`` is set) each process takes
+    the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
+    GPU to use; None means the first GPU, or the CPU where there is none. ``backend`` replaces NCCL
+    on GPUs; without ``use_cuda`` everything runs on the CPU.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        on_gpu = use_cuda and torch.cuda.device_count() >= local_world_size
+        device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(device)
+        if world_size > 1 and not dist.is_initialized():
+            dist.init_process_group((backend or "nccl") if on_gpu else "gloo")
+        rank = int(os.environ["RANK"])
+        return Process(device, rank, world_size, local_rank, local_world_size)
+    return Process(_pick_device(gpu) if use_cuda else torch.device("cpu"))
+
+
+def _pick_device(gpu: int | None) -> torch.device:
+    if not torch.cuda.is_available():
+        if gpu is not None:
+            warnings.warn(f"--gpu {gpu}: no CUDA device here, running on the CPU", stacklevel=3)
+        return torch.device("cpu")
+    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
+        raise UsageError(f"--gpu {gpu}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+    device = torch.device("cuda", gpu or 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def fan_out(
+    main: Callable[[Sequence[str] | None], object],
+    argv: Sequence[str] | None,
+    gpu: int | None = None,
+    processes: int | None = None,
+    per_machine: bool = False,
+) -> bool:
+    """Run ``main(argv)`` once per visible GPU, as DataParallel users expect of one command.
+
+    Does nothing and returns False inside a launched process, with ``gpu`` given, or with fewer
+    than two GPUs; otherwise returns True when all processes are done, so the caller returns too.
+    ``processes`` overrides the number of GPUs (two processes on a CPU, say). ``per_machine``: a
+    launcher that started one process on this machine counts machines in ``WORLD_SIZE`` and
+    ``RANK``, and the GPUs of each are fanned out to.
+    """
+    launched = "WORLD_SIZE" in os.environ
+    alone = launched and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
+    if gpu is not None or (launched and not (per_machine and alone)):
+        return False
+    processes = processes or torch.cuda.device_count()
+    if processes < 2:
+        return False
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if launched:
+        machines, machine = int(os.environ["WORLD_SIZE"]), int(os.environ.get("RANK", "0"))
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    else:
+        machines, machine, address = 1, 0, "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+    place = (machines, machine, processes, address, port)
+    try:
+        torch.multiprocessing.spawn(_child, (main, argv, place), nprocs=processes)
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)
+    return True
+
+
+def _child(
+    local_rank: int, main: Callable, argv: list[str], place: tuple[int, int, int, str, int]
+) -> None:
+    machines, machine, processes, address, port = place
+    os.environ.update(
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(machines * processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        RANK=str(machine * processes + local_rank),
+        LOCAL_RANK=str(local_rank),
+    )
+    run(lambda _: main(argv))
+
+
+def distribute(model: nn.Module, process: Process, **ddp_options: object) -> nn.Module:
+    """Move a model to the process's device and, with several processes, wrap it for DDP."""
+    model = model.to(process.device)
+    if not process.distributed:
+        return model
+    device_ids = [process.device.index] if process.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **ddp_options)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, without its DDP wrapper."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def sync_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's buffers (batch-norm statistics): all evaluate one model."""
+    if dist.is_initialized():
+        for buffer in unwrap(model).buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def all_reduce_sum(*tensors: torch.Tensor) -> None:
+    """Add tensors over all processes, in place; nothing to do in a single process."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def broadcast_object(value: object) -> object:
+    """Rank 0's value, in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,166 @@
+"""What a run says: folders, text logs that survive a kill, meters, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from progress.bar import Bar
+from tensorboardX import SummaryWriter
+
+from common.training.checkpoint import atomic_file
+from common.training.errors import UsageError
+from common.training.launch import all_reduce_sum
+
+
+def prepare_folders(*folders: str | Path) -> None:
+    """Create folders with their parents, saying so, and make sure that they can be written."""
+    for folder in map(Path, folders):
+        try:
+            if not folder.is_dir():
+                print(f"creating folder {folder}", flush=True)
+                folder.mkdir(parents=True)
+            probe = folder / f".write-test-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: cannot write there ({error.strerror}); choose another folder"
+            ) from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON file atomically; NaN becomes null, as JSON has no NaN."""
+    write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+class TextLog:
+    """A text file that grows line by line and can be cut back to where a checkpoint was taken.
+
+    Args:
+        path: the file; None writes nothing (all processes but the first).
+        offset: go on after this many bytes, dropping what a killed run wrote later; None: anew.
+    """
+
+    def __init__(self, path: str | Path | None, offset: int | None = None) -> None:
+        self._file = None
+        if path is None:
+            return
+        resumed = offset is not None and Path(path).is_file()
+        self._file = open(path, "r+b" if resumed else "wb")  # noqa: SIM115 (closed by close)
+        if resumed:
+            self._file.truncate(offset)
+            self._file.seek(0, os.SEEK_END)
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far; goes into the checkpoint."""
+        return self._file.tell() if self._file else 0
+
+    def write(self, text: str) -> None:
+        """Append text as it is and flush it."""
+        if self._file:
+            self._file.write(text.encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def tensorboard(folder: str | Path, start_epoch: int = 0) -> SummaryWriter:
+    """Event writer; on resume, events from ``start_epoch`` on are replaced."""
+    return SummaryWriter(str(folder), purge_step=start_epoch or None)
+
+
+class AverageMeter:
+    """Last value and running mean of a quantity; tensors stay on their device until read."""
+
+    def __init__(self) -> None:
+        self._last: float | torch.Tensor = 0.0
+        self._sum: float | torch.Tensor = 0.0
+        self._count = 0
+
+    def update(self, value: float | torch.Tensor, n: int = 1) -> None:
+        """Count a value that stands for ``n`` samples."""
+        if isinstance(value, torch.Tensor):
+            value = value.detach().double()
+        self._last = value
+        self._sum = self._sum + value * n
+        self._count += n
+
+    def reduce(self, device: torch.device | str = "cpu") -> None:
+        """Make the mean that of all processes (once, after the last update)."""
+        both = torch.tensor([float(self._sum), self._count], dtype=torch.float64, device=device)
+        all_reduce_sum(both)
+        self._sum, self._count = float(both[0]), int(both[1])
+
+    @property
+    def val(self) -> float:
+        return float(self._last)
+
+    @property
+    def avg(self) -> float:
+        return float(self._sum) / max(self._count, 1)
+
+
+class Progress:
+    """A bar with rate and ETA on a terminal; nothing elsewhere (log files get plain lines).
+
+    ``line`` prints a log line without tearing the bar.
+    """
+
+    def __init__(self, title: str, total: int, enabled: bool = True) -> None:
+        self._start = time.monotonic()
+        self._bar = None
+        if enabled and sys.stderr.isatty() and total:
+            suffix = "%(index)d/%(max)d  %(rate).1f/s  ETA %(eta_td)s"
+            self._bar = _RateBar(title, max=total, suffix=suffix, file=sys.stderr)
+
+    def step(self, n: int = 1) -> None:
+        if self._bar:
+            self._bar.next(n)
+
+    def line(self, text: str) -> None:
+        if self._bar:
+            self._bar.clearln()
+        print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.clearln()
+            self._bar.file.write("\r")
+            self._bar.finish()
+
+
+class _RateBar(Bar):
+    @property
+    def rate(self) -> float:
+        return 1 / self.avg if self.avg else 0.0

@@ -1,0 +1,190 @@
+"""What a finished run leaves: metrics.csv, report.json and three pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+
+from common.training.checkpoint import atomic_file
+from common.training.logs import write_json, write_text
+
+
+def fingerprint(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes in C order (indices as little-endian int64, pixels as uint8)."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def write_metrics(folder: str | Path, history: Sequence[dict]) -> None:
+    """``metrics.csv``: one row an epoch, one column a scalar; rewritten atomically."""
+    scalars = [
+        {key: value for key, value in row.items() if not isinstance(value, (list, dict))}
+        for row in history
+    ]
+    write_text(Path(folder) / "metrics.csv", pd.DataFrame(scalars).to_csv(index=False))
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    history: Sequence[dict],
+    best: dict,
+    cls_num_list: Sequence[int],
+    confusion: torch.Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+    settings: dict | None = None,
+    split: str = "test",
+    **facts: object,
+) -> None:
+    """Write ``report.json``, ``metrics.csv``, ``per_class.png``, ``confusion.png``, ``curves.png``.
+
+    Args:
+        history: a dictionary per epoch ("epoch", "lr", "train_loss", "train_top1", and the keys of
+            ``Tally.result``); the last one is the final result.
+        best: the history entry of the best epoch on the test set.
+        cls_num_list: training images per class.
+        confusion: (C, C) counts of the last epoch, rows true.
+        settings: the parsed flags. ``facts``: anything else worth keeping, as JSON-able values.
+        split: what the history was evaluated on.
+    """
+    folder = Path(folder)
+    final = history[-1]
+    write_metrics(folder, history)
+    write_json(
+        folder / "report.json",
+        {
+            "final": final,
+            "best": best,
+            "note": f"best is chosen on the {split} set, as in the papers; final is the last epoch",
+            "epochs": len(history),
+            "wall_time_s": sum(row.get("epoch_s", 0.0) for row in history),
+            "cls_num_list": list(cls_num_list),
+            "command": shlex.join(["python", *sys.argv]),
+            "settings": settings or {},
+            "versions": versions(),
+            **facts,
+        },
+    )
+    picture(folder / "curves.png", _draw_curves, history, split)
+    picture(
+        folder / "per_class.png",
+        _draw_per_class,
+        final["cls_acc"],
+        cls_num_list,
+        class_names,
+        split,
+    )
+    if confusion is not None:
+        picture(folder / "confusion.png", _draw_confusion, confusion.cpu().numpy(), class_names)
+
+
+def versions() -> dict[str, str]:
+    """Versions and hardware that a number depends on, and the commit if the code is a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "commit": commit,
+    }
+
+
+def picture(path: Path, draw: Callable, *args: object) -> None:
+    """Save what ``draw(figure, *args)`` draws as PNG; needs no display and no pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure, *args)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=110, format="png")
+    with atomic_file(path) as file:
+        file.write(image.getvalue())
+
+
+def _draw_curves(figure, history: Sequence[dict], split: str) -> None:
+    frame = pd.DataFrame(history)
+    left, right = figure.subplots(1, 2)
+    for column, label in (("train_loss", "train"), ("loss", split)):
+        if column in frame:
+            left.plot(frame["epoch"], frame[column], label=label)
+    left.set(xlabel="epoch", ylabel="loss", yscale="log" if _spread(frame) else "linear")
+    left.legend()
+    for column, label in (
+        ("train_top1", "train"), ("top1", split), ("many", f"{split}, many"),
+        ("medium", f"{split}, medium"), ("few", f"{split}, few"),
+    ):  # fmt: skip
+        if column in frame and frame[column].notna().any():
+            right.plot(frame["epoch"], frame[column], label=label)
+    right.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(0, 100))
+    right.legend()
+
+
+def _spread(frame: pd.DataFrame) -> bool:
+    """Whether losses are positive and so far apart that only a log scale shows both phases."""
+    columns = [c for c in ("train_loss", "loss") if c in frame]
+    values = frame[columns].to_numpy(dtype=float)
+    return bool(np.nanmin(values) > 0 and np.nanmax(values) > 50 * np.nanmin(values))
+
+
+def _draw_per_class(
+    figure,
+    cls_acc: Sequence[float],
+    cls_num_list: Sequence[int],
+    names: Sequence[str] | None,
+    split: str,
+) -> None:
+    order = np.argsort(-np.asarray(cls_num_list), kind="stable")
+    accuracy = np.asarray(cls_acc, dtype=float)[order] * 100
+    counts = np.asarray(cls_num_list)[order]
+    axes = figure.subplots()
+    if len(order) <= 30:
+        axes.bar(np.arange(len(order)), accuracy)
+    else:  # one shape: thousands of bars take longer than an evaluation
+        axes.fill_between(np.arange(len(order)), accuracy, step="mid")
+    axes.set(ylabel=f"{split} accuracy of the class (%)", ylim=(0, 100))
+    axes.set_xlabel("class, most training images first")
+    if len(order) <= 30 and names is not None:
+        axes.set_xticks(np.arange(len(order)), [names[i] for i in order], rotation=45, ha="right")
+    size = axes.twinx()
+    size.plot(np.arange(len(order)), counts, color="black", marker="." if len(order) <= 30 else "")
+    size.set(ylabel="training images (line)", yscale="log" if counts.min() > 0 else "linear")
+
+
+def _draw_confusion(figure, confusion: np.ndarray, names: Sequence[str] | None) -> None:
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if len(share) <= 20:
+        labels = names if names is not None else list(range(len(share)))
+        axes.set_xticks(np.arange(len(share)), labels, rotation=45, ha="right")
+        axes.set_yticks(np.arange(len(share)), labels)
+        for row, column in np.ndindex(*share.shape):
+            if share[row, column] >= 0.005:
+                color = "white" if share[row, column] > 0.5 else "black"
+                text = f"{share[row, column] * 100:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)

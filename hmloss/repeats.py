@@ -1,0 +1,72 @@
+"""Several runs of one setting: which checkpoint belongs to which, their seeds, their summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from common.training.checkpoint import find
+from common.training.errors import UsageError
+from common.training.logs import write_text
+from common.training.seeds import choose_seed
+
+COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries
+
+
+def resume_flags(resume: str, latest: Sequence[Path]) -> list[str]:
+    """What ``--resume`` means to each run, given the checkpoint that each would write.
+
+    ``auto`` goes for all of them. A path belongs to the run whose folder it lies in; the others
+    then go on from their own checkpoints, so that finished runs stay and later ones follow.
+
+    Raises:
+        UsageError: the path does not exist, or belongs to none of several runs.
+    """
+    if resume in ("", "auto"):
+        return [resume] * len(latest)
+    folder = find(resume, latest[0]).resolve().parent
+    own = [path.parent.resolve() == folder for path in latest]
+    if len(latest) == 1:
+        own = [True]
+    if not any(own):
+        raise UsageError(
+            f"--resume {resume}: belongs to none of these {len(latest)} runs; "
+            "give --num_runs 1, or 'auto' to go on with all of them"
+        )
+    return [resume if mine else "auto" for mine in own]
+
+
+def run_seed(run: int, *, user: int | None, recorded: int | None, first: int | None) -> int:
+    """Seed of a run: those of successive runs count up.
+
+    Args:
+        user: ``--seed``, the seed of run 0; None: not given.
+        recorded: the seed in the checkpoint that this run goes on from, if any.
+        first: the seed of run 0 as an earlier run tells it; None: unknown, draw one.
+    """
+    if user is None and recorded is not None:
+        return recorded
+    first = first if user is None else user
+    return choose_seed(None if first is None else first + run)
+
+
+def write_summary(path: Path, rows: Sequence[dict]) -> None:
+    """Write a csv of the runs, below them mean and population standard deviation (authors')."""
+    frame = pd.DataFrame(rows)
+    figures = frame.drop(columns=["run", "seed"])
+    for name, values in (("mean", figures.mean()), ("std", figures.std(ddof=0))):
+        frame = pd.concat([frame, pd.DataFrame([{"run": name, **values}])], ignore_index=True)
+    frame["seed"] = frame["seed"].astype("Int64")
+    write_text(path, frame.to_csv(index=False, float_format="%.6g"))
+
+
+def summary_line(rows: Sequence[dict], names: Sequence[str], digits: int = 2) -> str:
+    """Mean ± standard deviation of some columns, for the screen; empty ones are left out."""
+    figures = pd.DataFrame(rows)[list(names)].dropna(axis=1, how="all")
+    parts = [
+        f"{name} {values.mean():.{digits}f} ± {values.std(ddof=0):.{digits}f}"
+        for name, values in figures.items()
+    ]
+    return f"{len(rows)} run{'s' if len(rows) > 1 else ''}: {', '.join(parts)}"

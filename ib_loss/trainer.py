@@ -1,0 +1,173 @@
+"""A whole influence-balanced run, from the data to the report; the two entry points share it."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.imbalance import sample_weights
+from common.training import checkpoint, launch, precision, seeds
+from common.training.errors import UsageError
+from common.training.logs import write_text
+from common.training.record import Record
+from datasets.loaders import drawn_by_weight
+from datasets.long_tail import load_long_tailed, make_loaders, require_images
+from ib_loss import opts
+from ib_loss.engine import (
+    build_criterion,
+    evaluate,
+    group_line,
+    log_epoch,
+    result_lines,
+    train_one_epoch,
+)
+from ib_loss.schedule import Schedule, in_ib_phase, learning_rate
+
+
+def train(
+    args: Namespace,
+    schedule: Schedule,
+    build_model: Callable[..., nn.Module],
+    transforms: dict[str, Callable],
+) -> dict | None:
+    """Train and evaluate as the flags say; returns the last epoch's figures.
+
+    Args:
+        build_model: ``build_model(args, weights=bool)``; ``weights``: a fresh run may start from
+            pretrained ones.
+        transforms: the augmentation, as ``make_loaders`` takes it (empty: CIFAR's).
+    """
+    process = launch.start(args.gpu)
+    say = print if process.is_main else lambda *_, **__: None
+    for note in opts.notes(args, schedule):
+        say(note, flush=True)
+
+    # Data: a long-tailed training set, the whole test set.
+    data = load_long_tailed(
+        args.dataset,
+        args.root,
+        imb_type=args.imb_type,
+        imb_factor=args.imb_factor,
+        rand_number=args.rand_number,
+        image_size=args.image_size,
+        num_classes=args.num_classes,
+    )
+    args.num_classes = len(data.classes)
+    args.cls_num_list = data.cls_num_list
+    if args.train_rule != "None":
+        require_images(data.cls_num_list, f"--train_rule {args.train_rule}")
+    if args.loss_type == "LDAM":
+        require_images(data.cls_num_list, "--loss_type LDAM")
+
+    record = Record(
+        Path(args.root_log) / args.store_name,
+        Path(args.root_model) / args.store_name,
+        process,
+        vars(args),
+        text_logs=("log_train.csv", "log_test.csv"),
+    )
+    state = record.resume(args.resume)
+    seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
+    seeds.set_kernels(process.device, deterministic=args.seed is not None)
+
+    order = None
+    if args.train_rule == "Resample":
+        order = drawn_by_weight(sample_weights(data.train.targets), len(data.train.targets))
+    train_loader, test_loader = make_loaders(
+        data,
+        loader=args.loader,
+        batch_size=args.batch_size,
+        test_batch_size=100,
+        workers=args.workers,
+        seed=seed,
+        process=process,
+        order=order,
+        **transforms,
+    )
+
+    say(f"=> creating model '{args.arch}'", flush=True)
+    seeds.seed_everything(seed)
+    model = build_model(args, weights=state is None)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model = launch.distribute(model, process)
+
+    # Optimiser: weight decay on everything, as in the original.
+    optimizer = torch.optim.SGD(
+        model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+    )
+    scaler = precision.grad_scaler(process.device, args.amp)
+    best_acc1 = 0.0
+    if args.evaluate and state is None:
+        raise UsageError(f"--evaluate --resume {args.resume}: there is no {record.latest} yet")
+    if state is not None:
+        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
+        if not args.evaluate:
+            if "optimizer" not in state:
+                raise UsageError(f"--resume {args.resume}: has no optimiser state, only weights")
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state.get("scaler", {}))
+        args.start_epoch = state["epoch"]
+        # The checkpoint's own figure is float32, as in the original: a tie would look like a best.
+        best_acc1 = record.best_score or float(state["best_acc1"])
+    say("cls num list:", flush=True)
+    say(data.cls_num_list, flush=True)
+
+    if args.evaluate:
+        epoch = max(args.start_epoch - 1, 0)  # the phase in which the checkpoint was made
+        criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
+        criterion = criterion.to(process.device)
+        tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
+        result = tally.result(data.cls_num_list)
+        say(result_lines(result) + group_line(result), flush=True)
+        return result
+
+    record.open(seed)
+    if process.is_main:
+        write_text(record.log_dir / "args.txt", str(args))
+    tally = None
+    for epoch in range(args.start_epoch, args.epochs):
+        start = time.perf_counter()
+        seeds.seed_everything(seed, epoch)
+        train_loader.set_epoch(epoch)
+        ib_phase = in_ib_phase(epoch, args.loss_type, args.start_ib_epoch)
+        lr = learning_rate(epoch, args.lr, ib_phase, schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
+        criterion = criterion.to(process.device)
+        row = {"epoch": epoch, "lr": lr}
+        row |= train_one_epoch(
+            model, train_loader, criterion, optimizer, scaler, epoch, args, process, record
+        )
+        seconds = time.perf_counter() - start
+        row["images_per_s"] = len(data.train.targets) / seconds
+        tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
+        row |= tally.result(data.cls_num_list)
+        row["epoch_s"] = time.perf_counter() - start
+
+        is_best = row["top1"] > best_acc1
+        best_acc1 = max(row["top1"], best_acc1)
+        record.end_epoch(row, is_best=is_best)
+        log_epoch(record, row, best_acc1)
+        record.save(
+            {
+                "epoch": epoch + 1,
+                "arch": args.arch,
+                "state_dict": launch.unwrap(model).state_dict(),
+                "best_acc1": torch.tensor(best_acc1),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            },
+            is_best=is_best,
+        )
+    record.finish(data.cls_num_list, confusion=tally and tally.confusion, **data.facts)
+    train_loader.close()
+    test_loader.close()
+    return record.history[-1] if record.history else None

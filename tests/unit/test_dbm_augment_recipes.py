@@ -1,0 +1,166 @@
+"""Whole per-image pipelines against the outputs of the original programs."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.augment import recipes as shared_recipes
+from dbm_loss.augment import recipes
+
+COLOURS = {
+    "imgnet": {"mean": shared_recipes.IMAGENET_MEAN, "std": shared_recipes.IMAGENET_STD},
+    "imagenet": {"mean": shared_recipes.IMAGENET_MEAN, "std": shared_recipes.IMAGENET_STD},
+    "inat": {"mean": shared_recipes.INAT_MEAN, "std": shared_recipes.INAT_STD},
+}
+RESAMPLED = 2e-2  # one grey level: what another Pillow may round differently
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def assert_near(actual, expected, tolerance=RESAMPLED):
+    np.testing.assert_allclose(np.asarray(actual), expected, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """The synthetic 300 x 260 image of the 224-pixel pipelines."""
+    y, x = np.mgrid[:260, :300]
+    pixels = np.stack((x * 255 // 299, y * 255 // 259, (3 * x + 5 * y) % 256), axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def statistics(view, step=32):
+    return torch.cat((view[:, ::step, ::step].flatten(), view.mean()[None], view.std()[None]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "aug_type", "views"),
+    [
+        ("ce", "none", "a"),
+        ("ce", "autoaug_cifar", "a"),
+        ("ncl", "autoaug_cifar", "as"),
+        ("bcl", "autoaug_cifar", "ass"),
+    ],
+)
+def test_dbm_cifar_views(loss, aug_type, views, golden):
+    g = golden("dbm_loss_cifar")
+    image = Image.fromarray(g["aug.image"])
+    pipelines = {
+        "a": recipes.view_a(aug_type=aug_type, cutout=True),
+        "s": recipes.view_s(),
+    }
+    for row, seed in enumerate(g["pipeline.seeds"]):
+        seed_everything(int(seed))
+        for column, view in enumerate(views):
+            assert_near(pipelines[view](image), g[f"pipeline.{loss}.{aug_type}"][row, column])
+
+
+@pytest.mark.parametrize("dataset", ["imgnet", "inat"])
+def test_large_scale_views(dataset, golden, picture):
+    g, colours = golden("dbm_loss_large_scale"), COLOURS[dataset]
+    assert_near(
+        statistics(shared_recipes.imagenet_eval(**colours)(picture)), g[f"pipe_{dataset}_val"]
+    )
+    seed_everything(g.facts["seed"])
+    assert_near(statistics(recipes.randcls(**colours)(picture)), g[f"pipe_{dataset}_ce"])
+    views = (recipes.randcls(**colours), recipes.sim(**colours), recipes.sim(**colours))
+    for step, expected in enumerate(g[f"pipe_{dataset}_bcl_views"]):
+        seed_everything(g.facts["seed"] + step)
+        for view, of_view in zip(views, expected, strict=True):
+            assert_near(statistics(view(picture)), of_view)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "imagenet_randcls_randclsstack",
+        "imagenet_randclsstack_randclsstack",
+        "imagenet_randcls_sim",
+        "inat_randcls_sim",
+    ],
+)
+def test_gml_views(name, golden, picture):
+    g = golden("dbm_loss_gml")
+    dataset, first, rest = name.split("_")
+    build = {
+        "randcls": recipes.randcls,
+        "randclsstack": recipes.randcls_stack,
+        "sim": recipes.sim_blur,
+    }
+    views = [build[kind](**COLOURS[dataset]) for kind in (first, rest, rest)]
+    for step, expected in enumerate(g[f"pipe_{name}_views"]):
+        seed_everything(g.facts["seed"] + step)
+        for view, of_view in zip(views, expected, strict=True):
+            assert_near(statistics(view(picture)), of_view)
+    val = shared_recipes.imagenet_eval(**COLOURS[dataset])(picture)
+    assert_near(statistics(val), g[f"pipe_{dataset}_val"])
+
+
+def test_gml_cifar_views(golden):
+    g = golden("dbm_loss_gml")
+    image = Image.fromarray(g["aa_image"])
+    view = recipes.view_a(aug_type="autoaug_cifar", cutout=True)
+    for step, expected in enumerate(g["pipe_cifar_views"]):
+        seed_everything(g.facts["seed"] + step)
+        for of_view in expected:
+            assert_near(statistics(view(image), 4), of_view)
+    assert_near(statistics(shared_recipes.cifar_eval()(image), 4), g["pipe_cifar_val"], 1e-5)
+
+
+def test_ib_loss_cifar(golden):
+    g = golden("ib_loss")
+    aug = g.facts["aug"]
+    pixels = np.random.RandomState(aug["image_seed"]).randint(0, 256, (4, 32, 32, 3))
+    images = [Image.fromarray(image) for image in pixels.astype(np.uint8)]
+    torch.manual_seed(aug["torch_seed"])
+    views = torch.stack([shared_recipes.cifar_train()(image) for image in images])
+    assert_near(views[..., ::4, ::4], g["aug_cifar_train"], 1e-5)
+    assert_near(views.double().sum(dim=(1, 2, 3)), g["aug_cifar_train_sum"], 1e-2)
+    views = torch.stack([shared_recipes.cifar_eval()(image) for image in images])
+    assert_near(views[..., ::4, ::4], g["aug_cifar_val"], 1e-5)
+
+
+def test_ib_loss_tiny_imagenet(golden):
+    g = golden("ib_loss")
+    aug = g.facts["aug"]
+    pixels = np.random.RandomState(aug["tiny_image_seed"]).randint(0, 256, (2, 64, 64, 3))
+    images = [Image.fromarray(image) for image in pixels.astype(np.uint8)]
+    torch.manual_seed(aug["tiny_torch_seed"])
+    views = torch.stack([shared_recipes.imagenet_train()(image) for image in images])
+    assert_near(views[..., ::16, ::16], g["aug_tiny_train"])
+    views = torch.stack([shared_recipes.imagenet_eval()(image) for image in images])
+    assert_near(views[..., ::16, ::16], g["aug_tiny_val"])
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "ina2018", "places"])
+def test_arbloss_large(dataset, golden):
+    g = golden("arbloss")
+    height, width = g.facts["transforms"]["large_size_hw"]
+    source = Image.fromarray(g["tf_src_8x8"]).resize((width, height), Image.Resampling.BICUBIC)
+    colours = COLOURS["inat" if dataset == "ina2018" else "imagenet"]
+    view = shared_recipes.imagenet_eval(**colours)(source)
+    assert_near(view[:, ::32, ::32], g[f"tf_eval_{dataset}_sub"])
+    np.testing.assert_allclose(
+        view.double().sum(dim=(1, 2)), g[f"tf_eval_{dataset}_sum"], atol=RESAMPLED * 224**2 / 10
+    )
+    torch.manual_seed(g.facts["transforms"]["torch_seed"])
+    view = shared_recipes.imagenet_train(jitter=0.4, **colours)(source)
+    assert_near(view[:, ::32, ::32], g[f"tf_train_{dataset}_sub"])
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_arbloss_cifar(dataset, golden):
+    g = golden("arbloss")
+    source = Image.fromarray(g["tf_cifar_src"])
+    assert_near(shared_recipes.cifar_eval()(source), g[f"tf_eval_{dataset}"], 1e-5)
+    torch.manual_seed(g.facts["transforms"]["torch_seed"])
+    draws = g.facts["transforms"]["n_train_draws"]
+    views = torch.stack([shared_recipes.cifar_train()(source) for _ in range(draws)])
+    assert_near(views[..., ::4, ::4], g[f"tf_train_{dataset}"], 1e-5)

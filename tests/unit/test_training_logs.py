@@ -1,0 +1,125 @@
+"""Logs that can be cut back, meters, the record of a run, its report."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from common.training import logs
+from common.training.errors import UsageError
+from common.training.launch import Process
+from common.training.record import Record
+from common.training.report import write_report
+from common.training.schedules import stretch, unreached
+
+CPU = Process(torch.device("cpu"))
+
+
+def test_a_log_is_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "log"
+    log = logs.TextLog(path)
+    log.write("one\n")
+    offset = log.offset
+    log.write("two, lost by a kill\n")
+    log.close()
+    again = logs.TextLog(path, offset)
+    again.write("zwei\n")
+    again.close()
+    assert path.read_text() == "one\nzwei\n"
+    logs.TextLog(path).close()
+    assert path.read_text() == ""
+
+
+def test_meter_weighs_by_batch_size_and_reads_tensors_late():
+    meter = logs.AverageMeter()
+    meter.update(torch.tensor(2.0), 3)
+    meter.update(torch.tensor(6.0), 1)
+    assert meter.val == 6.0 and meter.avg == 3.0
+    meter.reduce()
+    assert meter.avg == 3.0
+
+
+def test_folders_are_created_with_parents_and_said_once(tmp_path, capsys):
+    folder = tmp_path / "a" / "b"
+    logs.prepare_folders(folder)
+    logs.prepare_folders(folder)
+    assert capsys.readouterr().out == f"creating folder {folder}\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write there"):
+        logs.prepare_folders(tmp_path / "file" / "log")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser writes everywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="Permission denied"):
+        logs.prepare_folders(tmp_path)
+
+
+def test_json_has_no_nan(tmp_path):
+    logs.write_json(tmp_path / "x.json", {"a": float("nan"), "b": np.float32(1.5), 3: [np.inf]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 1.5, "3": [None]}
+
+
+def row(epoch, top1):
+    return {
+        "epoch": epoch, "lr": 0.1, "train_loss": 2.0 / (epoch + 1), "train_top1": top1 + 5,
+        "top1": top1, "top5": 90.0, "loss": 1.5, "ece": 3.0, "cls_acc": [0.5, 0.25, float("nan")],
+        "many": top1, "medium": float("nan"), "few": 1.0, "epoch_s": 0.5,
+    }  # fmt: skip
+
+
+def test_a_resumed_record_equals_an_unbroken_one(tmp_path):
+    def run(folder, epochs, resume):
+        record = Record(folder, folder, CPU, {"lr": 0.1}, text_logs=("log",))
+        state = record.resume(resume)
+        record.open(seed=4 if state is None else record.seed)
+        for epoch in range(state["epoch"] if state else 0, epochs):
+            record.log["log"].write(f"epoch {epoch}\n")
+            is_best = (score := [3.0, 9.0, 5.0][epoch]) > record.best_score
+            record.end_epoch(row(epoch, score), is_best=is_best)
+            record.save({"epoch": epoch + 1, "state_dict": {}}, is_best=is_best)
+        return record
+
+    run(tmp_path / "a", 3, "").finish([5, 2, 1])
+    broken = run(tmp_path / "b", 2, "")
+    broken.log["log"].write("half an epo")  # a kill in the middle of epoch 2
+    broken.close()
+    run(tmp_path / "b", 3, "auto").finish([5, 2, 1])
+    for name in ("log", "metrics.csv"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    reports = [json.loads((tmp_path / x / "report.json").read_text()) for x in "ab"]
+    assert reports[0]["best"]["epoch"] == reports[1]["best"]["epoch"] == 1
+    assert reports[0]["final"]["top1"] == 5.0 and reports[0]["seed"] == reports[1]["seed"] == 4
+
+
+def test_other_processes_write_nothing(tmp_path):
+    record = Record(tmp_path / "x", tmp_path / "y", Process(torch.device("cpu"), 1, 1), {})
+    record.open(0)
+    record.end_epoch(row(0, 1.0), is_best=True)
+    record.save({"epoch": 1, "state_dict": {}})
+    record.finish([1])
+    assert os.listdir(tmp_path) == []
+
+
+def test_report_pictures_show_something(tmp_path):
+    history = [row(0, 10.0), row(1, 30.0)]
+    write_report(
+        tmp_path, history=history, best=history[1], cls_num_list=[9, 3, 0],
+        confusion=torch.tensor([[3, 1, 0], [0, 2, 2], [0, 0, 0]]), class_names=["a", "b", "c"],
+    )  # fmt: skip
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert metrics["top1"].tolist() == [10.0, 30.0] and "cls_acc" not in metrics
+    for picture in ("per_class.png", "confusion.png", "curves.png"):
+        pixels = np.asarray(Image.open(tmp_path / picture).convert("L"))
+        assert 0.005 < (pixels < 200).mean() < 0.9, picture
+
+
+def test_stretch_keeps_the_fraction():
+    assert stretch(160, 30, 200) == 24 and stretch(1, 10, 200) == 1
+    assert unreached([10], 11) is None
+    assert "epoch 160, 180 is never reached with --epochs 30" in unreached([160, 180, 5], 30)
