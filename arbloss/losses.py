@@ -6,8 +6,9 @@ Label-aware smoothing: Zhong, Cui, Liu and Jia, "Improving Calibration for Long-
 (MiSLAS), CVPR 2021, https://arxiv.org/abs/2104.00466.
 
 Every loss is called with logits (B, C) of any floating dtype, integer labels (B,) and, where it
-takes them, class counts (C,). It computes in float32 at least (float64 stays float64), also inside
-autocast, on the device of the logits, and returns a scalar.
+takes them, class counts (C,), a list, an array or a tensor. It computes in float32 at least
+(float64 stays float64), also inside autocast, on the device of the logits, and returns a scalar.
+Other shapes, labels that are no integers and (on the CPU) labels outside 0..C-1 raise ValueError.
 """
 
 import math
@@ -27,7 +28,7 @@ def batch_class_counts(target: Tensor, num_classes: int) -> Tensor:
     outside 0..C-1 (on CPU; a device assertion on GPU).
     """
     ones = torch.ones(target.shape, device=target.device)
-    return torch.zeros(num_classes, device=target.device).index_add_(0, target, ones)
+    return torch.zeros(num_classes, device=target.device).index_add_(0, target.long(), ones)
 
 
 def full_precision(logits: Tensor) -> Tensor:
@@ -35,9 +36,25 @@ def full_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _checked_counts(class_cnt: Tensor, target: Tensor, like: Tensor, validate: bool) -> Tensor:
+def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
+    """The labels in int64; ValueError says what does not fit."""
+    if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
+        raise ValueError(
+            "expected logits (B, C) and integer labels (B,), got logits "
+            f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
+        )
+    if target.device.type == "cpu" and len(target):  # elsewhere looking would wait for the device
+        for label in (int(target.min()), int(target.max())):
+            if not 0 <= label < logits.shape[1]:
+                raise ValueError(f"label {label} with logits of {logits.shape[1]} classes")
+    return target.long()
+
+
+def _checked_counts(
+    class_cnt: Tensor | Sequence[float], target: Tensor, like: Tensor, validate: bool
+) -> Tensor:
     """The counts in dtype and device of ``like``; refuses a label whose count is not positive."""
-    counts = class_cnt.to(like)
+    counts = torch.as_tensor(class_cnt, dtype=like.dtype, device=like.device)
     if counts.shape != like.shape[1:]:
         raise ValueError(
             f"class_cnt has shape {tuple(counts.shape)}, expected ({like.shape[1]},) "
@@ -58,8 +75,11 @@ class ARBLoss(nn.Module):
     exactly Balanced Softmax, and with those of the mini-batch it is the same with local counts: a
     class that is absent from the batch has n_k = 0, repels nothing, and its logit gets gradient
     exactly 0. Equal counts give plain cross-entropy on the clamped logits. The counts carry no
-    gradient, and neither does a logit outside the clamp. The authors' code is followed; it adds no
-    normalisation and no scale to an ordinary linear classifier.
+    gradient, and neither does a logit outside the clamp.
+
+    The authors' code is followed. The clamp is its own. Although the paper argues with neural
+    collapse, the classifier in front is an ordinary linear one with a bias: no fixed (simplex)
+    weights, no normalisation, no scale.
 
     Args:
         reduction: ``"mean"`` over the batch or ``"sum"``.
@@ -74,12 +94,17 @@ class ARBLoss(nn.Module):
         self.reduction = reduction
         self.validate = validate
 
-    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, class_cnt: Tensor | Sequence[float]
+    ) -> Tensor:
         """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
+        target = _checked_labels(logits, target)
         with torch.autocast(device_type=logits.device.type, enabled=False):
             return self._reduced(*self._nll(logits, target, class_cnt))
 
-    def _nll(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> tuple[Tensor, Tensor]:
+    def _nll(
+        self, logits: Tensor, target: Tensor, class_cnt: Tensor | Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
         """l_i of every sample (B,), and the counts (C,) in the dtype of the computation."""
         z = full_precision(logits)
         counts = _checked_counts(class_cnt, target, z, self.validate)
@@ -104,8 +129,11 @@ class ARBFocalLoss(ARBLoss):
         self.alpha = alpha
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, class_cnt: Tensor | Sequence[float]
+    ) -> Tensor:
         """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
+        target = _checked_labels(logits, target)
         with torch.autocast(device_type=logits.device.type, enabled=False):
             nll, counts = self._nll(logits, target, class_cnt)
             one_minus_p = -torch.expm1(-nll)
@@ -124,8 +152,11 @@ class WARBLoss(ARBLoss):
         super().__init__(reduction, validate)
         self.ugcc = ugcc
 
-    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, class_cnt: Tensor | Sequence[float]
+    ) -> Tensor:
         """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
+        target = _checked_labels(logits, target)
         with torch.autocast(device_type=logits.device.type, enabled=False):
             nll, counts = self._nll(logits, target, class_cnt)
             mean_count = counts.mean() if self.ugcc else len(target) / (counts > 0).sum()
@@ -143,12 +174,13 @@ class LabelAwareSmoothing(nn.Module):
 
     and the loss is the mean of (1 - s_y)(-log p_y) + s_y mean_k(-log p_k). Called with class counts
     it uses the balanced probabilities of ARB-Loss, p_k = e^{z_k} / sum_j (n_j / n_y) e^{z_j} with
-    clamped z, in both terms (ARB-Loss where s = 0). Classes of equal size all get ``smooth_head``.
+    clamped z, in both terms (ARB-Loss where s = 0): our reading, as the authors' file with this
+    combination was never published. Classes of equal size all get ``smooth_head``.
     """
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: Tensor | Sequence[int],
         smooth_head: float,
         smooth_tail: float,
         shape: str = "concave",
@@ -177,8 +209,14 @@ class LabelAwareSmoothing(nn.Module):
         self.validate = validate
         self.register_buffer("smooth", smooth.float(), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor, class_cnt: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        class_cnt: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
         """Mean loss of logits (B, C) and labels (B,); balanced as ARB-Loss by class counts (C,)."""
+        target = _checked_labels(logits, target)
         with torch.autocast(device_type=logits.device.type, enabled=False):
             z = full_precision(logits)
             if class_cnt is None:

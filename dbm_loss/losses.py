@@ -1,8 +1,9 @@
 """The losses that the paper puts its margin in front of.
 
-Each takes logits (B, C) and targets (B,) int64, computes in float32 under autocast (float64 stays
+Each takes logits (B, C) and integer labels (B,), computes in float32 under autocast (float64 stays
 float64) and keeps its constants as float32 buffers, which follow the module's device but are not in
-its ``state_dict``.
+its ``state_dict``. Class counts are a list, an array or a tensor (C,). Other shapes, labels that
+are no integers and (on the CPU) labels outside 0..C-1 raise ValueError.
 
 ``margin`` is a :class:`dbm_loss.margin.DBMargin` that turns the cosines of a normalised classifier
 into logits first; without one the input is taken for logits as it is. ``epoch`` is 0-based and
@@ -11,13 +12,25 @@ matters to the deferred re-weighting (DRW) alone; without it the first stage is 
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.imbalance import effective_number_weights
-from dbm_loss.margin import class_prior, full_precision
+from dbm_loss.margin import checked_labels, class_prior, full_precision
+
+
+def effective_number_weights(
+    cls_num_list: torch.Tensor | Sequence[int], beta: float = 0.9999
+) -> torch.Tensor:
+    """Class-balanced weights (Cui et al., CVPR 2019): float32 (C,), scaled to the sum C.
+
+    Before scaling (1 − β) / (1 − β^n_c), one over the effective number of images of the class.
+    ``common.imbalance`` has the same for the programs; a loss needs torch alone.
+    """
+    class_prior(cls_num_list)  # speaks up about empty classes
+    counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
+    weights = (1 - beta) / (1 - beta**counts)
+    return (weights / weights.sum() * len(counts)).float()
 
 
 def _logits(margin: nn.Module | None, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -41,7 +54,7 @@ class CrossEntropy(nn.Module):
 
     def __init__(
         self,
-        cls_num_list: Sequence[int] | None = None,
+        cls_num_list: torch.Tensor | Sequence[int] | None = None,
         drw_epoch: int | None = None,
         margin: nn.Module | None = None,
     ):
@@ -50,7 +63,7 @@ class CrossEntropy(nn.Module):
         if drw_epoch is not None:
             if cls_num_list is None:
                 raise ValueError("drw_epoch needs cls_num_list, from which the class weights come")
-            weight = torch.as_tensor(effective_number_weights(cls_num_list), dtype=torch.float32)
+            weight = effective_number_weights(cls_num_list)
         self.drw_epoch = drw_epoch
         self.margin = margin
         self.register_buffer("class_weight", weight, persistent=False)
@@ -62,6 +75,8 @@ class CrossEntropy(nn.Module):
         epoch: int | None = None,
         reduction: str = "mean",
     ) -> torch.Tensor:
+        """Loss of logits (B, C) and labels (B,) in ``epoch``: a scalar, or (B,) unreduced."""
+        target = checked_labels(logits.shape, target)
         logits = _logits(self.margin, logits, target)
         weight = None
         if self.class_weight is not None and epoch is not None and epoch >= self.drw_epoch:
@@ -84,7 +99,10 @@ class BalancedSoftmax(nn.Module):
     log_prior: torch.Tensor
 
     def __init__(
-        self, cls_num_list: Sequence[int], tau: float = 1.0, margin: nn.Module | None = None
+        self,
+        cls_num_list: torch.Tensor | Sequence[int],
+        tau: float = 1.0,
+        margin: nn.Module | None = None,
     ):
         super().__init__()
         self.margin = margin
@@ -97,6 +115,8 @@ class BalancedSoftmax(nn.Module):
         epoch: int | None = None,
         reduction: str = "mean",
     ) -> torch.Tensor:
+        """Loss of logits (B, C) and labels (B,): a scalar, or (B,) unreduced; any ``epoch``."""
+        target = checked_labels(logits.shape, target)
         logits = _logits(self.margin, logits, target) + self.log_prior
         return F.cross_entropy(logits, target, reduction=reduction)
 
@@ -104,9 +124,10 @@ class BalancedSoftmax(nn.Module):
 class LDAM(nn.Module):
     """Label-distribution-aware margin loss (arXiv 1906.07413), with ``drw_epoch`` LDAM-DRW.
 
-    CE(s · (x − Δ), y), Δ = δ_y at the target and 0 elsewhere, δ_c = K · n_c^(−1/4) / max n^(−1/4).
-    Meant for the cosines of a normalised classifier; logits of a linear one
-    are multiplied by s as well. This loss has a margin of its own and takes no other.
+    CE(s · (x − Δ), y), Δ = δ_y at the target and 0 elsewhere, δ_c = K · n_c^(−1/4) / max n^(−1/4);
+    equation 13 of the paper leaves the constant of δ open and has no s. Meant for the cosines of a
+    normalised classifier; logits of a linear one are multiplied by s as well. This loss has a
+    margin of its own and takes no other.
 
     Args:
         cls_num_list: training images of each class (C,).
@@ -119,18 +140,18 @@ class LDAM(nn.Module):
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: torch.Tensor | Sequence[int],
         max_margin: float = 0.5,
         scale: float = 30.0,
         drw_epoch: int | None = None,
     ):
         super().__init__()
         class_prior(cls_num_list)  # speaks up about empty classes
-        margin = np.asarray(cls_num_list, dtype=np.float64) ** -0.25
-        margin = torch.as_tensor(margin * (max_margin / margin.max()), dtype=torch.float32)
+        margin = torch.as_tensor(cls_num_list, dtype=torch.float64) ** -0.25
+        margin = margin * (max_margin / margin.max())
         self.scale = scale
         self.cross_entropy = CrossEntropy(cls_num_list, drw_epoch)
-        self.register_buffer("class_margin", margin, persistent=False)
+        self.register_buffer("class_margin", margin.float(), persistent=False)
 
     def forward(
         self,
@@ -139,7 +160,8 @@ class LDAM(nn.Module):
         epoch: int | None = None,
         reduction: str = "mean",
     ) -> torch.Tensor:
-        logits = full_precision(logits)
+        """Loss of cosines (B, C) and labels (B,) in ``epoch``: a scalar, or (B,) unreduced."""
+        target, logits = checked_labels(logits.shape, target), full_precision(logits)
         column = target.unsqueeze(1)  # B x 1
         logits = logits.scatter_add(1, column, -self.class_margin.to(logits.dtype)[column])
         return self.cross_entropy(self.scale * logits, target, epoch, reduction)
@@ -151,16 +173,11 @@ class BalSCL(nn.Module):
 
     The images of both views are anchors and are contrasted with each other and with one centre for
     each class, so that every class is in every batch. In the denominator each class counts with the
-    mean over its entries instead of their sum. Memory is that of the (2B, 2B + C) similarities.
+    mean over its entries, without the anchor itself, instead of their sum. Memory is that of the
+    (2B, 2B + C) similarities.
 
     Args:
         temperature: of the similarities.
-
-    Forward:
-        features: (B, 2, D), unit vectors of the two views.
-        centers: (C, D), unit vectors.
-        target: (B,) int64.
-        Gradients flow into features and centres.
     """
 
     def __init__(self, temperature: float = 0.1):
@@ -170,7 +187,22 @@ class BalSCL(nn.Module):
     def forward(
         self, features: torch.Tensor, centers: torch.Tensor, target: torch.Tensor
     ) -> torch.Tensor:
+        """Mean over the 2B anchors, a scalar; gradients flow into features and centres.
+
+        Args:
+            features: (B, 2, D), unit vectors of the two views.
+            centers: (C, D), unit vectors.
+            target: (B,) labels.
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        if features.ndim != 3 or features.shape[1] != 2 or centers.shape[1:] != features.shape[2:]:
+            raise ValueError(
+                "expected features (B, 2, D) of two views and centers (C, D), got features "
+                f"{tuple(features.shape)} and centers {tuple(centers.shape)}"
+            )
         num_classes, device = len(centers), centers.device
+        target = checked_labels((len(features), num_classes), target)
         with torch.autocast(device.type, enabled=False):
             anchors = full_precision(features).transpose(0, 1).flatten(0, 1)  # 2B x D, view by view
             contrast = torch.cat([anchors, full_precision(centers)])  # (2B + C) x D
@@ -203,16 +235,11 @@ class BCLLoss(nn.Module):
         alpha: weight of the classification term.
         beta: weight of the contrastive term.
         temperature: of the contrastive term.
-
-    Forward:
-        logits: (B, C) of the classification view.
-        features: (B, 2, D), unit vectors of the two contrastive views.
-        centers: (C, D), unit vectors.
     """
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: torch.Tensor | Sequence[int],
         margin: nn.Module | None = None,
         alpha: float = 2.0,
         beta: float = 0.6,
@@ -231,6 +258,14 @@ class BCLLoss(nn.Module):
         centers: torch.Tensor,
         target: torch.Tensor,
     ) -> torch.Tensor:
+        """Weighted sum of both terms, a scalar.
+
+        Args:
+            logits: (B, C) of the classification view.
+            features: (B, 2, D), unit vectors of the two contrastive views.
+            centers: (C, D), unit vectors.
+            target: (B,) labels.
+        """
         classification = self.logit_adjustment(logits, target)
         return self.alpha * classification + self.beta * self.contrastive(features, centers, target)
 
@@ -266,17 +301,13 @@ class NCLLoss(nn.Module):
             three tenths of the classes, rounded down.
         margin: applied to the logits of each network first.
         factor: weight of both distillation terms.
-
-    Forward:
-        logits: (n, B, C) of the n networks.
-        target: (B,) int64.
     """
 
     log_count: torch.Tensor
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: torch.Tensor | Sequence[int],
         num_hard: int | None = None,
         margin: nn.Module | None = None,
         factor: float = 0.6,
@@ -299,7 +330,11 @@ class NCLLoss(nn.Module):
         return torch.zeros_like(score, dtype=torch.bool).scatter(1, hard, True)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of the logits (n, B, C) of n networks and labels (B,): a scalar."""
+        if logits.ndim != 3:
+            raise ValueError(f"expected logits (n, B, C) of n networks, got {tuple(logits.shape)}")
         n, batch, num_classes = logits.shape
+        target = checked_labels(logits.shape[1:], target)
         hard = self.hard_categories(logits[0], target)
         targets = target.repeat(n)
         full = _logits(self.margin, logits.flatten(0, 1), targets) + self.log_count

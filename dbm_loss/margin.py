@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def class_prior(cls_num_list: Sequence[int]) -> torch.Tensor:
+def class_prior(cls_num_list: torch.Tensor | Sequence[int]) -> torch.Tensor:
     """Class frequencies ``n_c / sum(n)`` (C,), float32.
 
     Raises ``ValueError`` for an empty list or a class without training images: every constant of
@@ -29,6 +29,24 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def checked_labels(shape: Sequence[int], target: torch.Tensor) -> torch.Tensor:
+    """The labels (B,) in int64, for logits of ``shape`` (B, C).
+
+    Raises ``ValueError`` for another shape, labels that are no integers and, on the CPU, labels
+    outside 0..C-1.
+    """
+    if len(shape) != 2 or target.shape != shape[:1] or target.is_floating_point():
+        raise ValueError(
+            "expected logits (B, C) and integer labels (B,), got logits "
+            f"{tuple(shape)} and labels {tuple(target.shape)} of {target.dtype}"
+        )
+    if target.device.type == "cpu" and len(target):  # elsewhere looking would wait for the device
+        for label in (int(target.min()), int(target.max())):
+            if not 0 <= label < shape[1]:
+                raise ValueError(f"label {label} with logits of {shape[1]} classes")
+    return target.long()
+
+
 class DBMargin(nn.Module):
     """Difficulty-aware balancing margin (arXiv 2412.15477): scaled cosines with an angular margin.
 
@@ -38,9 +56,11 @@ class DBMargin(nn.Module):
 
     m_c = K · (n_last / n_c)^τ is the class-wise margin. The instance-wise part is there for hard
     positives only: h = 1 where the plain cosine classifier is wrong about the sample, else 0.
-    As in the authors' code the reference is the class of the highest index, which is the rarest
-    one on CIFAR-LT but not on ImageNet-LT and iNaturalist, and the gradient flows through the
-    difficulty. There is no fallback for θ + M > π.
+
+    Where the authors' code, which is followed, and their formula differ: the reference is the class
+    of the highest index, in the paper the rarest one, which is the same on CIFAR-LT but not on
+    ImageNet-LT and iNaturalist; λ is the code's, 1 in the paper; and the gradient flows through
+    the difficulty, of which the formula says nothing. There is no fallback for θ + M > π.
 
     The cosine of the sum is expanded, cos θ cos M − sin θ sin M, so that the value is exact for
     every x in [−1, 1], a cosine that rounding puts just outside is no trouble, and the gradient is
@@ -54,17 +74,13 @@ class DBMargin(nn.Module):
         lambda_inst: λ, the weight of the instance-wise margin; 0 leaves the class-wise one.
         use_dbm: False leaves the cosine classifier alone, ``s · x``.
 
-    Forward:
-        cosine: (B, C) cosines in [−1, 1]; float16 and bfloat16 are computed in float32.
-        target: (B,) int64 class indices.
-        Returns (B, C) logits for a softmax cross-entropy.
     """
 
     class_margin: torch.Tensor
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: torch.Tensor | Sequence[int],
         max_margin: float = 0.1,
         tau: float = 1.0,
         scale: float = 32.0,
@@ -82,7 +98,15 @@ class DBMargin(nn.Module):
         self.register_buffer("class_margin", max_margin * (inverse / inverse[-1]), persistent=False)
 
     def forward(self, cosine: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        cosine = full_precision(cosine)
+        """Logits (B, C) for a softmax cross-entropy.
+
+        Args:
+            cosine: (B, C) cosines in [−1, 1]; float16 and bfloat16 are computed in float32.
+            target: (B,) class indices.
+        Raises:
+            ValueError: ``target`` does not fit, see ``checked_labels``.
+        """
+        target, cosine = checked_labels(cosine.shape, target), full_precision(cosine)
         logits = self.scale * cosine
         if not self.use_dbm:
             return logits

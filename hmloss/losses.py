@@ -1,16 +1,17 @@
 """Losses of HMLoss (GRETSI 2022, https://hal.science/hal-03725510) and those it is compared with.
 
 In every loss ``l_i = w_{y_i} · (logsumexp(z_i) − z_{i,y_i})`` is the per-sample cross-entropy with
-the class weight inside. Logits are (N, C) of any floating type on any device, labels (N,) int64;
-the result is a scalar in float32 (float64 for float64 logits), also inside autocast.
+the class weight inside. Logits are (N, C) of any floating type on any device, labels (N,) integers;
+the result is a scalar in float32 (float64 for float64 logits), also inside autocast. Class weights
+and class counts are lists, arrays or tensors (C,). Other shapes, labels that are no integers and
+(on the CPU) labels outside 0..C-1 raise ValueError.
 """
 
-import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 LOWEST, HIGHEST = 1e-10, 1 - 1e-10  # bounds of the probability inside HML
 
@@ -21,32 +22,6 @@ def focal_loss(input_values: Tensor, gamma: float) -> Tensor:
     return ((1 - q) ** gamma * input_values).mean()
 
 
-class _HardMining(torch.autograd.Function):
-    """Hard mining loss of the l_i; closed-form gradient: half the overhead of autograd's."""
-
-    @staticmethod
-    def forward(ctx, ce: Tensor, delta: float) -> Tensor:
-        unclipped = torch.exp(-ce)
-        p = unclipped.clamp(LOWEST, HIGHEST)
-        outlier = p * delta
-        fade = torch.exp(-outlier)
-        sinc_easy, sinc_outlier = torch.sinc(p), torch.sinc(outlier)
-        modulation = sinc_easy - fade * sinc_outlier
-        # p·m'(p); d(sinc x)/dx = (cos πx − sinc x)/x, so that no term divides by p.
-        slope = (p * math.pi).cos() - sinc_easy
-        slope -= fade * ((outlier * math.pi).cos() - sinc_outlier - outlier * sinc_outlier)
-        # dp/dl = −p strictly inside the bounds, else 0: so torch differentiates a clamp.
-        inside = (unclipped > LOWEST) & (unclipped < HIGHEST)
-        ctx.save_for_backward(modulation - torch.where(inside, ce * slope, 0.0))
-        return (modulation * ce * 10).mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (derivative,) = ctx.saved_tensors
-        return derivative * (grad * 10 / derivative.numel()), None
-
-
 def softmax_hard_mining_loss(input_values: Tensor, delta: float) -> Tensor:
     """Mean of ``10 · m(p) · l`` with ``p = exp(−l)``; `input_values` are the l_i, shape (N,).
 
@@ -54,17 +29,34 @@ def softmax_hard_mining_loss(input_values: Tensor, delta: float) -> Tensor:
     second one outliers. p is kept in [1e-10, 1 − 1e-10]; beyond that only the factor l carries
     gradient.
     """
-    return _HardMining.apply(input_values, delta)
+    p = torch.exp(-input_values).clamp(LOWEST, HIGHEST)
+    outlier = p * delta
+    modulation = torch.sinc(p) - torch.exp(-outlier) * torch.sinc(outlier)  # sinc x = sin(πx)/(πx)
+    return (modulation * input_values * 10).mean()
 
 
 def _full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
+    """The labels in int64; ValueError says what does not fit."""
+    if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
+        raise ValueError(
+            "expected logits (N, C) and integer labels (N,), got logits "
+            f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
+        )
+    if target.device.type == "cpu" and len(target):  # elsewhere looking would wait for the device
+        for label in (int(target.min()), int(target.max())):
+            if not 0 <= label < logits.shape[1]:
+                raise ValueError(f"label {label} with logits of {logits.shape[1]} classes")
+    return target.long()
+
+
 class _ClassWeighted(nn.Module):
     """Class weights as a buffer outside the state dict; the l_i in full precision."""
 
-    def __init__(self, weight: Tensor | None = None):
+    def __init__(self, weight: Tensor | Sequence[float] | None = None):
         super().__init__()
         if weight is not None:
             weight = torch.as_tensor(weight)
@@ -72,8 +64,8 @@ class _ClassWeighted(nn.Module):
 
     def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
         """Weighted cross-entropy in float32, or float64 for float64 logits."""
-        logits = _full_precision(logits)
-        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        target, logits = _checked_labels(logits, target), _full_precision(logits)
+        weight = None if self.weight is None else self.weight.to(logits)
         return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
 
 
@@ -81,6 +73,7 @@ class CELoss(_ClassWeighted):
     """Cross-entropy; with weights the weighted mean ``Σ l_i / Σ w_{y_i}``, as torch defines it."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Logits (N, C) and labels (N,) -> scalar."""
         return self.cross_entropy(input, target, reduction="mean")
 
 
@@ -95,13 +88,14 @@ class FocalLoss(_ClassWeighted):
         gamma: exponent, at least 0; below 1 the gradient of a perfect sample is not finite.
     """
 
-    def __init__(self, weight: Tensor | None = None, gamma: float = 0.0):
+    def __init__(self, weight: Tensor | Sequence[float] | None = None, gamma: float = 0.0):
         super().__init__(weight)
         if gamma < 0:
             raise ValueError(f"gamma must be at least 0, got {gamma}")
         self.gamma = gamma
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Logits (N, C) and labels (N,) -> scalar."""
         return focal_loss(self.cross_entropy(input, target), self.gamma)
 
 
@@ -154,13 +148,16 @@ class HMLoss(_ClassWeighted):
         ValueError: delta is not above 0 (the second term would be 0/0).
     """
 
-    def __init__(self, weight: Tensor | None = None, delta: float = 10_000_000_000):
+    def __init__(
+        self, weight: Tensor | Sequence[float] | None = None, delta: float = 10_000_000_000
+    ):
         super().__init__(weight)
         if not delta > 0:
             raise ValueError(f"delta must be above 0, got {delta}")
         self.delta = delta
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Logits (N, C) and labels (N,) -> scalar."""
         return softmax_hard_mining_loss(self.cross_entropy(input, target), self.delta)
 
 
@@ -171,7 +168,9 @@ class LDAMLoss(_ClassWeighted):
     """Label-distribution-aware margin loss (Cao et al., NeurIPS 2019).
 
     ``m_j ∝ n_j^(−1/4)``, the largest being `max_m`; the true class's logit becomes ``z_y − m_y``,
-    then weighted cross-entropy (weighted mean) of `s` times the logits.
+    then weighted cross-entropy (weighted mean) of `s` times the logits. The paper's equation 13
+    has no `s`. It is meant for the cosines of a normalised classifier, which the CIFAR program has;
+    the ISIC program keeps its linear one, as the authors' does.
 
     Args:
         cls_num_list: training images of each class, all above 0.
@@ -182,26 +181,28 @@ class LDAMLoss(_ClassWeighted):
 
     def __init__(
         self,
-        cls_num_list: list[int],
+        cls_num_list: Tensor | Sequence[int],
         max_m: float = 0.5,
-        weight: Tensor | None = None,
+        weight: Tensor | Sequence[float] | None = None,
         s: float = 30,
     ):
         super().__init__(weight)
         if s <= 0:
             raise ValueError(f"s must be above 0, got {s}")
-        if min(cls_num_list) <= 0:
+        counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
+        if counts.min() <= 0:
             raise ValueError(
                 "every class needs at least one image: the margin divides by its count"
             )
-        margins = torch.tensor(cls_num_list, dtype=torch.float64) ** -0.25
+        margins = counts**-0.25
         margins = margins * (max_m / margins.max())
         # float32 whatever the logits are, as in the authors' code.
         self.register_buffer("m_list", margins.float(), persistent=False)
         self.s = s
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        x = _full_precision(x)
-        margin = self.m_list.to(x.dtype)[target].unsqueeze(1)
+        """Logits or cosines (N, C) and labels (N,) -> scalar."""
+        target, x = _checked_labels(x, target), _full_precision(x)
+        margin = self.m_list.to(x)[target].unsqueeze(1)
         true_class = F.one_hot(target, x.shape[1]).bool()
         return self.cross_entropy(self.s * torch.where(true_class, x - margin, x), target, "mean")

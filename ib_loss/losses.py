@@ -1,15 +1,17 @@
 """Influence-Balanced Loss for Imbalanced Visual Classification (Park et al., ICCV 2021).
 
 https://arxiv.org/abs/2110.02444. Where the paper and the authors' code disagree, the code decides.
-Every loss is a plain module: logits (N, K) in, a scalar out; any device; float32 and float64;
-computed in float32 under autocast. Class weights and margins follow the logits' device and dtype.
+Every loss is a plain module: logits (N, K) and integer labels (N,) in, a scalar out; any device;
+float32 and float64; half precision is computed in float32, also inside autocast. Class weights and
+class counts are lists, arrays or tensors (K,); weights and margins follow the logits' device and
+dtype. Other shapes, labels that are no integers and (on the CPU) labels outside 0..K-1 raise
+ValueError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,16 +21,28 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _class_weight(weight: Tensor | Sequence[float] | None) -> Tensor | None:
+    return None if weight is None else torch.as_tensor(weight)
+
+
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """Per-sample weighted cross entropy l_i = w_y · (−log p_y), (N,)."""
     weight = None if weight is None else weight.to(logits)
     return F.cross_entropy(logits, target, weight=weight, reduction="none")
 
 
-def _check_target(target: Tensor, num_classes: int) -> None:
-    """On the CPU, where it costs nothing, name a label that the logits have no column for."""
-    if target.device.type == "cpu" and len(target) and int(target.max()) >= num_classes:
-        raise ValueError(f"label {int(target.max())} with logits of only {num_classes} classes")
+def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
+    """The labels in int64; ValueError says what does not fit."""
+    if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
+        raise ValueError(
+            "expected logits (N, K) and integer labels (N,), got logits "
+            f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
+        )
+    if target.device.type == "cpu" and len(target):  # elsewhere looking would wait for the device
+        for label in (int(target.min()), int(target.max())):
+            if not 0 <= label < logits.shape[1]:
+                raise ValueError(f"label {label} with logits of {logits.shape[1]} classes")
+    return target.long()
 
 
 def focal_loss(input_values: Tensor, gamma: float) -> Tensor:
@@ -61,12 +75,25 @@ def influence_factor(
     Nothing is detached: gradients reach the logits through u and the backbone through H.
 
     Args:
-        features: H, (N,) or (N, 1), or the features h themselves, (N, D) with D > 1.
+        logits, target: (N, K) and integer labels (N,).
+        features: H, (N,) or (N, 1), or the features h themselves, (N, D) with D > 1. A feature map
+            (N, D, …) is averaged over its positions first: that is the h which a classifier behind
+            global average pooling sees.
     Returns: (N,).
     """
+    target = _checked_labels(logits, target)
+    if features.shape[:1] != logits.shape[:1]:
+        raise ValueError(
+            f"expected features (N, D), norms (N, 1) or maps (N, D, …) for N = {len(logits)} "
+            f"samples, got features {tuple(features.shape)}"
+        )
     one_hot = F.one_hot(target, logits.shape[1]).to(logits.dtype)
     u = (logits.softmax(dim=1) - one_hot).abs().sum(dim=1)
-    norm = features.abs().sum(dim=1) if features.dim() == 2 and features.shape[1] > 1 else features
+    if features.ndim > 2:
+        norm = features.flatten(2).mean(dim=2).abs().sum(dim=1)
+    else:
+        is_norm = features.ndim == 1 or features.shape[1] == 1
+        norm = features if is_norm else features.abs().sum(dim=1)
     return alpha / (u * norm.reshape(-1) + epsilon)
 
 
@@ -74,23 +101,24 @@ class FocalLoss(nn.Module):
     """Focal loss (Lin et al., ICCV 2017) with the authors' factor 10.
 
     L = mean 10 · (1 − q)^γ · l with l the weighted cross entropy and q = exp(−l) = p_y^{w_y}:
-    the class weight also acts inside q. The mean divides by N, not by the sum of weights.
+    the class weight also acts inside q, where Lin et al. have p_y. The mean divides by N, not by
+    the sum of weights.
 
     Args:
         weight: class weights (K,), or None. gamma: γ ≥ 0.
     """
 
-    def __init__(self, weight: Tensor | None = None, gamma: float = 0.0) -> None:
+    def __init__(self, weight: Tensor | Sequence[float] | None = None, gamma: float = 0.0) -> None:
         super().__init__()
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.gamma = gamma
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", _class_weight(weight), persistent=False)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Logits (N, K) and labels (N,) -> scalar."""
         with torch.autocast(input.device.type, enabled=False):
-            _check_target(target, input.shape[1])
+            target = _checked_labels(input, target)
             input = _at_least_float32(input)
             return focal_loss(_cross_entropy(input, target, self.weight), self.gamma)
 
@@ -99,8 +127,9 @@ class LDAMLoss(nn.Module):
     """Label-distribution-aware margin loss (Cao et al., NeurIPS 2019, equation 13).
 
     The logit of the true class loses the margin m_c = max_m · n_c^{−1/4} / max_k n_k^{−1/4}, all
-    logits are multiplied by s, then weighted-mean cross entropy. Margins are float32 also for
-    float64 logits, as in the original.
+    logits are multiplied by s, then weighted-mean cross entropy. Equation 13 leaves the constant
+    above n_c^{1/4} open and has no s. Margins are float32 also for float64 logits, as in the
+    original.
 
     Args:
         cls_num_list: training images per class, none of them 0.
@@ -109,26 +138,27 @@ class LDAMLoss(nn.Module):
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: Tensor | Sequence[int],
         max_m: float = 0.5,
-        weight: Tensor | None = None,
+        weight: Tensor | Sequence[float] | None = None,
         s: float = 30,
     ) -> None:
         super().__init__()
         if s <= 0:
             raise ValueError(f"the scale s must be positive, got {s}")
-        if min(cls_num_list) <= 0:
+        counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
+        if counts.min() <= 0:
             raise ValueError("a class without training images has no margin")
-        margins = 1.0 / np.sqrt(np.sqrt(np.asarray(cls_num_list, dtype=np.float64)))
-        margins = torch.from_numpy(margins * (max_m / margins.max())).float()
+        margins = counts**-0.25
+        margins = margins * (max_m / margins.max())
         self.s = s
-        self.register_buffer("m_list", margins, persistent=False)
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("m_list", margins.float(), persistent=False)
+        self.register_buffer("weight", _class_weight(weight), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Logits or cosines (N, K) and labels (N,) -> scalar."""
         with torch.autocast(x.device.type, enabled=False):
-            _check_target(target, x.shape[1])
+            target = _checked_labels(x, target)
             x = _at_least_float32(x)
             margin = F.one_hot(target, x.shape[1]) * self.m_list.to(x)[target, None]
             weight = None if self.weight is None else self.weight.to(x)
@@ -138,28 +168,37 @@ class LDAMLoss(nn.Module):
 class IBLoss(nn.Module):
     """Influence-balanced loss: L = mean l · r, with r from ``influence_factor``.
 
+    l is the cross entropy times the class weight. The paper's class factors λ_k, as we read it, sum
+    to α; in the authors' programs, and in ours, the weights sum to K and α stands in r, so the loss
+    is K times the paper's. ε = 0.001 is the authors'.
+
     With H the feature norm, a sample that pulls the boundary hard (large u · H) counts less. The
     loss of a well-classified sample tends to w · α / (2H), not to 0: choose α so that the loss has
     about the size that it had before (1000 on CIFAR).
 
     Args:
-        weight: class weights (K,) (the paper's λ_k), or None.
+        weight: class weights (K,), or None for ones.
         alpha: α > 0. The training programs use 1000.
     """
 
     epsilon = 0.001
 
-    def __init__(self, weight: Tensor | None = None, alpha: float = 10000.0) -> None:
+    def __init__(
+        self, weight: Tensor | Sequence[float] | None = None, alpha: float = 10000.0
+    ) -> None:
         super().__init__()
         if alpha <= 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
         self.alpha = alpha
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", _class_weight(weight), persistent=False)
 
     def forward(self, input: Tensor, target: Tensor, features: Tensor) -> Tensor:
-        """Logits (N, K), labels (N,), feature norms (N, 1) or features (N, D) -> scalar."""
+        """Logits (N, K), labels (N,), features as in ``influence_factor`` -> scalar.
+
+        Raises ValueError where their shapes do not fit.
+        """
         with torch.autocast(input.device.type, enabled=False):
-            _check_target(target, input.shape[1])
+            target = _checked_labels(input, target)
             input, features = _at_least_float32(input), _at_least_float32(features)
             factor = influence_factor(input, target, features, self.alpha, self.epsilon)
             return ib_loss(_cross_entropy(input, target, self.weight), factor)
@@ -175,18 +214,24 @@ class IB_FocalLoss(nn.Module):
     epsilon = 0.001
 
     def __init__(
-        self, weight: Tensor | None = None, alpha: float = 10000.0, gamma: float = 0.0
+        self,
+        weight: Tensor | Sequence[float] | None = None,
+        alpha: float = 10000.0,
+        gamma: float = 0.0,
     ) -> None:
         super().__init__()
         if alpha <= 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
         self.alpha, self.gamma = alpha, gamma
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", _class_weight(weight), persistent=False)
 
     def forward(self, input: Tensor, target: Tensor, features: Tensor) -> Tensor:
-        """Logits (N, K), labels (N,), feature norms (N, 1) or features (N, D) -> scalar."""
+        """Logits (N, K), labels (N,), features as in ``influence_factor`` -> scalar.
+
+        Raises ValueError where their shapes do not fit.
+        """
         with torch.autocast(input.device.type, enabled=False):
-            _check_target(target, input.shape[1])
+            target = _checked_labels(input, target)
             input, features = _at_least_float32(input), _at_least_float32(features)
             factor = influence_factor(input, target, features, self.alpha, self.epsilon)
             losses = _cross_entropy(input, target, self.weight)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dbm_loss.margin import full_precision
+from dbm_loss.margin import checked_labels, full_precision
 
 CLASSIFIER_TEMPERATURE = 1 / 30  # T_s: a cosine classifier's logits are 30 cos
 
@@ -28,11 +28,12 @@ def class_scores(
 
     Args:
         similarity: u, (K, B): keys in rows.
-        labels: l, (K,) int64 classes of the keys.
+        labels: l, (K,) classes of the keys, integers.
         exclude: (K, B) bool, keys that a query must not see.
     Returns:
         (B, C); -inf for a class without any key, through which no gradient flows.
     """
+    labels = labels.long()
     zeros = similarity.new_zeros(num_classes, similarity.shape[1])
     count = zeros.index_add(0, labels, torch.ones_like(similarity))
     if exclude is not None:
@@ -63,6 +64,8 @@ def distillation(
 
 class GMLLoss(nn.Module):
     """Loss of "Long-Tailed Recognition by Mutual Information Maximization" (GML, ICML 2023).
+
+    It is the authors' code that is followed; the paper's own formulas were not compared.
 
         L = γ · L_sup + β · (L_con + L_con_T) + α · L_div
 
@@ -97,7 +100,7 @@ class GMLLoss(nn.Module):
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: torch.Tensor | Sequence[int],
         alpha: float = 0.0,
         beta: float = 1.0,
         gamma: float = 1.0,
@@ -129,14 +132,18 @@ class GMLLoss(nn.Module):
 
         Args:
             logits: s, (B, C) cosines of the classifier.
-            target: y, (B,) int64.
+            target: y, (B,) labels.
             t_logits: t, (B, C) cosines of the teacher; None: nothing to distil from.
-            query: q, (B, d) unit vectors. index: (B,) int64, which image each is.
-            key: a, (K, d) unit vectors. k_labels, k_index: (K,) int64, their classes and images.
+            query: q, (B, d) unit vectors. index: (B,) integers, which image each is.
+            key: a, (K, d) unit vectors. k_labels, k_index: (K,) integers, their classes and images.
                 Query and key sides are needed with β > 0 only.
+        Raises:
+            ValueError: ``target`` does not fit the logits, or β > 0 and one of them is missing.
         """
         total = self.gamma * self.supervised(logits, target)
         if self.beta > 0:
+            if any(x is None for x in (query, index, key, k_labels, k_index)):
+                raise ValueError("beta > 0 needs query, index, key, k_labels and k_index")
             con, con_T = self.contrastive(query, target, index, key, k_labels, k_index)
             total = total + self.beta * (con + con_T)
         if self.alpha > 0 and t_logits is not None:
@@ -145,6 +152,7 @@ class GMLLoss(nn.Module):
 
     def supervised(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """L_sup: balanced softmax on the scaled cosines, with the margin where there is one."""
+        target = checked_labels(logits.shape, target)
         if self.margin is not None:
             logits = self.margin(logits, target)
         else:
@@ -165,11 +173,12 @@ class GMLLoss(nn.Module):
         k_index: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """L_con and L_con_T."""
+        num_classes = self.cls_weight.numel()
+        target = checked_labels((len(query), num_classes), target)
         with torch.autocast(query.device.type, enabled=False):
             similarity = full_precision(key) @ full_precision(query).T  # K x B
         T_c = self.log_T_c__no_wd__.to(similarity.dtype).exp()
         own = k_index.unsqueeze(1) == index  # K x B
-        num_classes = self.cls_weight.numel()
         score = class_scores(similarity / T_c.detach(), k_labels, num_classes)
         score_T = class_scores(similarity.detach() / T_c, k_labels, num_classes, exclude=own)
         return self._adjusted_ce(score, target), self._adjusted_ce(score_T, target)

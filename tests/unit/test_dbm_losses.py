@@ -397,32 +397,6 @@ def test_constants_stay_out_of_the_state_dict(loss_fn):
     assert not NCLLoss(COUNTS).state_dict()
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses operations whose result, or its size, the host would have to wait for on a GPU."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in {"_local_scalar_dense", "item", "nonzero", "masked_select", "bincount",
-                            "_unique2", "equal", "is_nonzero"}, name  # fmt: skip
-        masks = [x for x in args[1] if x is not None] if name == "index" else []
-        assert all(mask.dtype != torch.bool for mask in masks), "index by a mask"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("loss_fn", ["ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl"])
-def test_no_step_waits_for_the_device(loss_fn):
-    logits, features, centers, target = _gradcheck_inputs()
-    logits, margin = logits.requires_grad_(), DBMargin(COUNTS)
-    if loss_fn == "bcl":
-        criterion, inputs = BCLLoss(COUNTS, margin), (logits[0], features, centers, target)
-    elif loss_fn == "ncl":
-        criterion, inputs = NCLLoss(COUNTS, margin=margin), (logits, target)
-    else:
-        criterion, inputs = build(loss_fn, COUNTS, 0.5, margin), (logits[0], target, 200)
-    with NoWaiting():
-        criterion(*inputs).backward()
-
-
 @pytest.mark.parametrize("scale", [30.0, -30.0])
 def test_extreme_logits_are_finite(scale):
     logits = scale * torch.eye(4)

@@ -1,0 +1,168 @@
+"""What the public losses of all four papers share: what they take, and what they refuse."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import arbloss.losses as arb
+import dbm_loss.losses as dbm
+import hmloss.losses as hm
+import ib_loss.losses as ib
+from dbm_loss.GML.losses import GMLLoss
+from dbm_loss.margin import DBMargin
+
+COUNTS = [60, 20, 6, 2]
+WEIGHTS = [0.1, 0.4, 1.2, 2.3]
+
+
+def views(z):
+    """Two views of the features of a contrastive loss, made from the logits."""
+    return F.normalize(torch.stack([z, z.flip(0)], dim=1), dim=-1)
+
+
+def centers(z):
+    return torch.eye(4, dtype=z.dtype, device=z.device)
+
+
+def gml(of, z, y):
+    unit, index = F.normalize(z, dim=1), torch.arange(len(z), device=z.device)
+    k_labels = torch.arange(len(z), device=z.device) % 4
+    loss = GMLLoss(of(COUNTS), alpha=1.0).to(z.device)
+    return loss(z, y, z.flip(0), unit, index, unit, k_labels.to(y.dtype), index.flip(0))
+
+
+# How a loss is built and called: `of` turns a list into what is given for counts and weights,
+# z are the logits (5, 4), y the labels (5,).
+LOSSES = {
+    "ib_loss.FocalLoss": lambda of, z, y: ib.FocalLoss(of(WEIGHTS), 1.0)(z, y),
+    "ib_loss.LDAMLoss": lambda of, z, y: ib.LDAMLoss(of(COUNTS), weight=of(WEIGHTS))(z, y),
+    "ib_loss.IBLoss": lambda of, z, y: ib.IBLoss(of(WEIGHTS))(z, y, z),
+    "ib_loss.IB_FocalLoss": lambda of, z, y: ib.IB_FocalLoss(of(WEIGHTS), gamma=1.0)(z, y, z),
+    "ib_loss.influence_factor": lambda of, z, y: ib.influence_factor(z, y, z, 9.0, 0.1).sum(),
+    "hmloss.CELoss": lambda of, z, y: hm.CELoss(of(WEIGHTS))(z, y),
+    "hmloss.FocalLoss": lambda of, z, y: hm.FocalLoss(of(WEIGHTS), 1.0)(z, y),
+    "hmloss.HMLoss": lambda of, z, y: hm.HMLoss(of(WEIGHTS), 100)(z, y),
+    "hmloss.LDAMLoss": lambda of, z, y: hm.LDAMLoss(of(COUNTS), weight=of(WEIGHTS))(z, y),
+    "arbloss.ARBLoss": lambda of, z, y: arb.ARBLoss(validate=False)(z, y, of(COUNTS)),
+    "arbloss.ARBFocalLoss": lambda of, z, y: arb.ARBFocalLoss(validate=False)(z, y, of(COUNTS)),
+    "arbloss.WARBLoss": lambda of, z, y: arb.WARBLoss(validate=False)(z, y, of(COUNTS)),
+    "arbloss.LabelAwareSmoothing": lambda of, z, y: arb.LabelAwareSmoothing(
+        of(COUNTS), 0.3, 0.1, validate=False
+    )(z, y, of(COUNTS)),
+    "dbm_loss.DBMargin": lambda of, z, y: DBMargin(of(COUNTS)).to(z.device)(z, y).sum(),
+    "dbm_loss.CrossEntropy": lambda of, z, y: dbm.CrossEntropy(of(COUNTS), 1).to(z.device)(z, y, 1),
+    "dbm_loss.BalancedSoftmax": lambda of, z, y: dbm.BalancedSoftmax(
+        of(COUNTS), margin=DBMargin(of(COUNTS))
+    ).to(z.device)(z, y),
+    "dbm_loss.LDAM": lambda of, z, y: dbm.LDAM(of(COUNTS), drw_epoch=1).to(z.device)(z, y, 1),
+    "dbm_loss.BalSCL": lambda of, z, y: dbm.BalSCL()(views(z), centers(z), y),
+    "dbm_loss.BCLLoss": lambda of, z, y: dbm.BCLLoss(of(COUNTS)).to(z.device)(
+        z, views(z), centers(z), y
+    ),
+    "dbm_loss.NCLLoss": lambda of, z, y: dbm.NCLLoss(of(COUNTS)).to(z.device)(
+        torch.stack([z, z.flip(1)]), y
+    ),
+    "dbm_loss.GMLLoss": gml,
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.rand(5, 4, generator=generator) * 1.6 - 0.8  # cosines, too
+    return logits, torch.tensor([0, 1, 2, 3, 0])
+
+
+def test_every_public_loss_is_here():
+    """A new loss of a paper has to be added to the table above."""
+    modules = {"ib_loss": ib, "hmloss": hm, "arbloss": arb, "dbm_loss": dbm}
+    for paper, module in modules.items():
+        for name, found in vars(module).items():
+            if isinstance(found, type) and found.__module__ == module.__name__ and name[0] != "_":
+                assert f"{paper}.{found.__name__}" in LOSSES
+
+
+@every_loss
+@pytest.mark.parametrize("of", [tuple, np.asarray, torch.tensor], ids=["tuple", "array", "tensor"])
+def test_counts_and_weights_are_lists_arrays_or_tensors(loss, of, batch):
+    torch.testing.assert_close(loss(of, *batch), loss(list, *batch))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
+def test_labels_are_integers_of_any_kind(loss, dtype, batch):
+    logits, target = batch
+    assert torch.equal(loss(list, logits, target.to(dtype)), loss(list, logits, target))
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 2, 3, 4]), r"label 4 with logits of 4 classes"),
+        (torch.tensor([0, 1, 2, 3, -1]), r"label -1 with logits of 4 classes"),
+        (torch.tensor([0, 1, 2, 3]), r"got logits \(5, 4\) and labels \(4,\) of torch.int64"),
+        (torch.zeros(5, 1).long(), r"got logits \(5, 4\) and labels \(5, 1\) of torch.int64"),
+        (torch.zeros(5), r"got logits \(5, 4\) and labels \(5,\) of torch.float32"),
+        (torch.ones(5, 4) / 4, r"got logits \(5, 4\) and labels \(5, 4\) of torch.float32"),
+    ],
+    ids=["beyond", "negative", "too few", "a column", "floats", "soft"],
+)
+def test_labels_that_do_not_fit_are_named(loss, labels, message, batch):
+    with pytest.raises(ValueError, match=message):
+        loss(list, batch[0], labels)
+
+
+@pytest.mark.parametrize("name", [
+    name for name in LOSSES if not name.endswith(("BalSCL", "BCLLoss", "NCLLoss", "GMLLoss"))
+])  # fmt: skip
+def test_logits_of_every_pixel_are_refused(name):
+    logits, target = torch.zeros(5, 4, 2, 2), torch.zeros(5, 2, 2).long()
+    message = r"expected logits \((\w), \w\) and integer labels \(\1,\), got logits \(5, 4, 2, 2\)"
+    with pytest.raises(ValueError, match=message):
+        LOSSES[name](list, logits, target)
+
+
+@every_loss
+def test_no_step_waits_for_the_device(loss, batch, monkeypatch):
+    """A meta tensor has no values: an operation that needs one on the host raises there."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta device
+    logits, target = (x.to("meta") for x in batch)
+    loss(list, logits.requires_grad_(), target).backward()
+
+
+def test_contrastive_inputs_that_do_not_fit_are_named(batch):
+    logits, target = batch
+    with pytest.raises(ValueError, match=r"got features \(5, 4\) and centers \(4, 4\)"):
+        dbm.BalSCL()(logits, centers(logits), target)
+    with pytest.raises(ValueError, match=r"got features \(5, 2, 4\) and centers \(4, 3\)"):
+        dbm.BalSCL()(views(logits), centers(logits)[:, :3], target)
+    with pytest.raises(
+        ValueError, match=r"expected logits \(n, B, C\) of n networks, got \(5, 4\)"
+    ):
+        dbm.NCLLoss(COUNTS)(logits, target)
+    with pytest.raises(ValueError, match="beta > 0 needs query, index, key, k_labels and k_index"):
+        GMLLoss(COUNTS)(logits, target)
+
+
+def test_spatial_features_are_averaged_over_their_positions(batch):
+    """A feature map means what a classifier behind global average pooling sees."""
+    logits, target = batch
+    maps = torch.randn(5, 7, 3, 2, generator=torch.Generator().manual_seed(1))
+    for loss in (ib.IBLoss(alpha=10.0), ib.IB_FocalLoss(alpha=10.0, gamma=1.0)):
+        expected = loss(logits, target, maps.mean(dim=(2, 3)))
+        torch.testing.assert_close(loss(logits, target, maps), expected)
+    one = ib.IBLoss(alpha=10.0)(logits, target, -maps[:, :1])  # a single channel is no norm
+    expected = ib.IBLoss(alpha=10.0)(logits, target, maps[:, 0].mean(dim=(1, 2)).abs())
+    torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 7), (7, 5)])
+def test_features_that_do_not_fit_are_named(shape, batch):
+    with pytest.raises(ValueError, match=r"for N = 5 samples, got features \(") as error:
+        ib.IBLoss()(*batch, torch.zeros(shape))
+    assert str(error.value).endswith(f"got features {shape}")
