@@ -13,6 +13,7 @@ FILES = sorted(
     path for top in (*PAPERS, "common", "datasets") for path in (ROOT / top).rglob("*.py")
 )
 PROGRAMS = [path for path in FILES if "__main__" in path.read_text()]
+LOSSES = [path for path in FILES if path.name in ("losses.py", "margin.py")]
 
 
 def module_name(path: Path) -> str:
@@ -42,6 +43,25 @@ def test_imports_go_one_way(path):
         assert not tops & set(PAPERS), "shared code imports a paper"
     if own == "common":
         assert "datasets" not in tops, "common imports datasets"
+
+
+@pytest.mark.parametrize("path", LOSSES, ids=module_name)
+def test_losses_need_torch_and_each_other_alone(path):
+    """They are installed without the rest of the repository."""
+    losses = tuple(map(module_name, LOSSES))
+    for name in imported(path):
+        top = name.split(".")[0]
+        assert top in ("torch", *sys.stdlib_module_names) or name.startswith(losses), name
+
+
+@pytest.mark.parametrize("path", LOSSES, ids=module_name)
+def test_losses_say_what_they_compute(path):
+    """Every public class, function and method has a docstring."""
+    public = [node for node in ast.parse(path.read_text()).body if hasattr(node, "name")]
+    public += [part for node in public for part in node.body if hasattr(part, "name")]
+    for node in public:
+        if not node.name.startswith("_") and node.name != "extra_repr":
+            assert ast.get_docstring(node), f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
