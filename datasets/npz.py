@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from common.training.errors import UsageError
 
-# Names of (training images, their labels, test images, their labels).
+# Names of (training images, their labels, test images, their labels). MedMNIST's validation images
+# are not used: the papers' programs know two splits.
 LAYOUTS = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 EXPECTED = " or ".join(", ".join(layout) for layout in LAYOUTS)
+IMAGES = "uint8 (N, H, W, 3), or grey (N, H, W)"
+LABELS = "whole numbers 0…C-1, (N,) or (N, 1)"
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of the file: what its header says, before its content is read."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def wrong(self, right: str) -> UsageError:
+        return UsageError(f"{self.path}: {self.name} is {self.dtype} {self.shape}; {right}")
 
 
 def read_split(path: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """One split of an npz file: images (N, H, W, 3) uint8, labels (N,) int64, class names.
 
-    Classes without a name (no array ``classes``) are called by their number.
+    Classes without a name (no array ``classes``) are called by their number. Nothing is unpickled.
 
     Raises:
         UsageError: no such file, damaged, arrays missing, or of another shape, dtype or content;
@@ -30,69 +47,93 @@ def read_split(path: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[st
     if not path.is_file():
         raise UsageError(f"npz file {path}: no such file; give FILE.npz with {EXPECTED}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UsageError(f"{path}: a single array; expected an .npz file with {EXPECTED}")
-            return _read_arrays(path, file, train)
-    except UsageError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"{path}: not a readable .npz file ({reason}); expected {EXPECTED}, "
-            "without pickled objects"
-        ) from None
+        archive = zipfile.ZipFile(path)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path}: not an .npz file ({reason}); expected {EXPECTED}") from None
+    with archive:
+        found = [name.removesuffix(".npy") for name in archive.namelist()]
+        layout = next((names for names in LAYOUTS if set(names) <= set(found)), None)
+        if layout is None:
+            raise UsageError(
+                f"{path}: holds {', '.join(found[:9]) or 'nothing'}; expected {EXPECTED}"
+            )
+        arrays = [_header(path, archive, name) for name in layout]
+        for images, labels in (arrays[:2], arrays[2:]):
+            _check_shapes(images, labels)
+        train_labels, test_labels = (_read(archive, labels).reshape(-1) for labels in arrays[1::2])
+        count = _count_classes(arrays[1], train_labels, arrays[3], test_labels)
+        classes = [str(c) for c in range(count)]
+        if "classes" in found:
+            classes = _names(archive, _header(path, archive, "classes"), count)
+        images = _read(archive, arrays[0] if train else arrays[2])
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    return images, (train_labels if train else test_labels).astype(np.int64), classes
 
 
-def _read_arrays(
-    path: Path, file: np.lib.npyio.NpzFile, train: bool
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    layout = next((names for names in LAYOUTS if set(names) <= set(file.files)), None)
-    if layout is None:
-        raise UsageError(f"{path}: holds {', '.join(file.files) or 'nothing'}; expected {EXPECTED}")
-    labels = {name: _labels(path, name, file[name]) for name in layout[1::2]}
-    count = 1 + int(labels[layout[1]].max())
-    lacking = sorted(set(range(count)) - set(labels[layout[1]].tolist()))
-    if lacking:
-        raise UsageError(
-            f"{path}: {layout[1]} has labels up to {count - 1} but none {lacking[0]}; "
+def _header(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
+    try:
+        with archive.open(f"{name}.npy") as member:
+            old = npy.read_magic(member) == (1, 0)
+            read = npy.read_array_header_1_0 if old else npy.read_array_header_2_0
+            shape, _, dtype = read(member)
+    except Exception as error:  # whatever the readers of zip and npy make of damaged bytes
+        raise _damaged(path, name, error) from None
+    return Array(path, name, shape, dtype)
+
+
+def _read(archive: zipfile.ZipFile, array: Array) -> np.ndarray:
+    try:
+        with archive.open(f"{array.name}.npy") as member:
+            return npy.read_array(member, allow_pickle=False)
+    except Exception as error:  # as above
+        raise _damaged(array.path, f"{array.name} ({array.dtype} {array.shape})", error) from None
+
+
+def _damaged(path: Path, what: str, error: Exception) -> UsageError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UsageError(
+        f"{path}: {what} cannot be read ({reason}); write the file again with numpy.savez"
+    )
+
+
+def _check_shapes(images: Array, labels: Array) -> None:
+    numbers = len(labels.shape) == 1 or (len(labels.shape) == 2 and labels.shape[1] == 1)
+    if not numbers or labels.dtype.kind not in "iu" or labels.shape[0] < 1:
+        raise labels.wrong(f"expected {LABELS}")
+    grey, colour = len(images.shape) == 3, len(images.shape) == 4 and images.shape[3] == 3
+    if images.dtype != np.uint8 or not (grey or colour) or 0 in images.shape[1:]:
+        raise images.wrong(f"expected {IMAGES}")
+    if images.shape[0] != labels.shape[0]:
+        raise images.wrong(
+            f"expected an image for each of the {labels.shape[0]} labels in {labels.name}"
+        )
+
+
+def _count_classes(
+    train: Array, train_labels: np.ndarray, test: Array, test_labels: np.ndarray
+) -> int:
+    for array, labels in ((train, train_labels), (test, test_labels)):
+        if (lowest := int(labels.min())) < 0:
+            raise array.wrong(f"it has the label {lowest}; number the classes from 0")
+    present = np.unique(train_labels)
+    count = int(present[-1]) + 1
+    if len(present) < count:
+        lacking = int(np.flatnonzero(present != np.arange(len(present)))[0])
+        raise train.wrong(
+            f"it has labels up to {count - 1} but no {lacking}; "
             "number the classes 0…C-1 without a gap"
         )
-    if (highest := int(labels[layout[3]].max())) >= count:
-        raise UsageError(
-            f"{path}: {layout[3]} has label {highest}, {layout[1]} only 0…{count - 1}; "
+    if (highest := int(test_labels.max())) >= count:
+        raise test.wrong(
+            f"it has the label {highest}, {train.name} only 0…{count - 1}; "
             "a class to be tested needs training images"
         )
-    names = _names(path, file["classes"], count) if "classes" in file.files else None
-    images_name, labels_name = layout[:2] if train else layout[2:]
-    targets = labels[labels_name]
-    images = file[images_name]
-    grey = images.ndim == 3
-    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
-        raise _wrong(path, images_name, images, "uint8 (N, H, W, 3), or grey (N, H, W)")
-    if len(images) != len(targets) or 0 in images.shape:
-        raise _wrong(
-            path, images_name, images, f"an image for each of the {len(targets)} {labels_name}"
-        )
-    if grey:
-        images = np.repeat(images[..., None], 3, axis=3)
-    return images, targets, names or [str(c) for c in range(count)]
+    return count
 
 
-def _labels(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
-    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if flat.ndim != 1 or flat.dtype.kind not in "iu" or not len(flat):
-        raise _wrong(path, name, labels, "whole numbers 0…C-1, (N,) or (N, 1)")
-    if flat.min() < 0:
-        raise UsageError(f"{path}: {name} has label {flat.min()}; number the classes from 0")
-    return flat.astype(np.int64)
-
-
-def _names(path: Path, names: np.ndarray, count: int) -> list[str]:
-    if names.shape != (count,) or names.dtype.kind != "U":
-        raise _wrong(path, "classes", names, f"{count} texts, one for each label")
-    return names.tolist()
-
-
-def _wrong(path: Path, name: str, array: np.ndarray, right: str) -> UsageError:
-    return UsageError(f"{path}: {name} is {array.dtype} {array.shape}; expected {right}")
+def _names(archive: zipfile.ZipFile, array: Array, count: int) -> list[str]:
+    if array.shape != (count,) or array.dtype.kind != "U":
+        raise array.wrong(f"expected {count} texts (dtype str), one for each label")
+    return _read(archive, array).tolist()

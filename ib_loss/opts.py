@@ -159,7 +159,10 @@ def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
     add_run_flags(parser)
     ours = parser.add_argument_group("data and weights")
     ours.add_argument(
-        "--root", default="./data", metavar="DIR", help="folder of the data set (default: ./data)"
+        "--root",
+        default="./data",
+        metavar="DIR",
+        help="folder of the data set, or FILE.npz (default: ./data)",
     )
     ours.add_argument(
         "--weights",

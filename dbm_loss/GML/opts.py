@@ -99,7 +99,8 @@ def get_parser(program: str) -> argparse.ArgumentParser:
     add("--dataset", choices=("cifar100", "cifar10", "digits", "imagefolder", "npz") if cifar
         else ("imagenet", "inat", "imagefolder"), help="data set (default: %(default)s)")
     add("--data", default="./data", metavar="DIR",
-        help="folder of the data set; CIFAR is downloaded into it (default: ./data)" if cifar
+        help="folder of the data set, or FILE.npz; CIFAR is downloaded into it (default: ./data)"
+        if cifar
         else "folder that the paths of the list files are relative to (default: ./data)")
     add("--root_path", default="./outputs", metavar="DIR",
         help="everything is written to DIR/<dataset>/<mark> (default: ./outputs)")

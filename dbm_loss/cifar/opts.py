@@ -111,7 +111,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--data_dir",
         default="./dataset/",
         metavar="DIR",
-        help="data are in DIR/cifar100 or DIR/cifar10, imagefolder in DIR (default: ./dataset/)",
+        help="data are in DIR/cifar100 or DIR/cifar10, imagefolder in DIR, npz: FILE.npz (default: "
+        "./dataset/)",
     )
     add(
         "--workers",

@@ -56,7 +56,10 @@ def get_parser() -> argparse.ArgumentParser:
     add_run_flags(parser)
     flags.add_our_flags(parser, gamma=0.0)
     parser.add_argument(
-        "--root", default="./data", metavar="DIR", help="folder of the data set (default: ./data)"
+        "--root",
+        default="./data",
+        metavar="DIR",
+        help="folder of the data set, or FILE.npz (default: ./data)",
     )
     return parser
 
