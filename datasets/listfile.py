@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
 from common.training.errors import UsageError
+from datasets.images import read_rgb
 
 WHERE = "the lists of the LT benchmarks: github.com/facebookresearch/classifier-balancing, data/"
 
@@ -73,7 +73,7 @@ class ListFile(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple:
-        image = self._open(index)
+        image = read_rgb(self.path(index), f"line {index + 1} of {self.list_file}")
         if isinstance(self.transform, Sequence):
             image = [view(image) for view in self.transform]
         elif self.transform is not None:
@@ -89,16 +89,6 @@ class ListFile(Dataset):
         if len(class_map) != self.num_classes:
             raise ValueError(f"{len(class_map)} new labels for {self.num_classes} classes")
         self.targets = np.asarray(class_map, dtype=np.int64)[self.targets]
-
-    def _open(self, index: int) -> Image.Image:
-        try:
-            with Image.open(self.path(index)) as image:
-                return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UsageError(
-                f"{self.path(index)} (line {index + 1} of {self.list_file}): not a readable image "
-                f"({error}); repair it or remove the line"
-            ) from None
 
     def _check_labels(self, all_present: bool) -> None:
         largest = int(self.targets.argmax())

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torchvision import datasets as tv
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import functional as F
 
 from common.training.errors import UsageError
+from datasets import images
 from datasets.npz import read_split
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -65,8 +64,8 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
     if name == "imagefolder":
         return _image_folder(Path(root), train, image_size)
     if name == "npz":
-        images, targets, classes = read_split(Path(root), train)
-        return Source("npz", targets, classes, lambda indices: _fit(images[indices], image_size))
+        pixels, targets, classes = read_split(Path(root), train)
+        return Source("npz", targets, classes, lambda indices: _fit(pixels[indices], image_size))
     if name == "tinyimagenet":
         return _tiny_imagenet(Path(root), train)
     raise UsageError(
@@ -75,10 +74,10 @@ def open_source(name: str, root: str | Path, train: bool, image_size: int = 32) 
 
 
 def _from_array(
-    name: str, images: np.ndarray, targets: Sequence[int], classes: list[str]
+    name: str, pixels: np.ndarray, targets: Sequence[int], classes: list[str]
 ) -> Source:
     targets = np.asarray(targets, dtype=np.int64)
-    return Source(name, targets, classes, lambda indices: images[np.asarray(indices)])
+    return Source(name, targets, classes, lambda indices: pixels[np.asarray(indices)])
 
 
 def _cifar(name: str, root: Path, train: bool) -> Source:
@@ -110,8 +109,8 @@ def _digits(train: bool, size: int) -> Source:
     indices = np.concatenate(chosen)
     grey = np.clip(digits.images[indices] * (255 / 16), 0, 255).astype(np.uint8)  # (n, 8, 8)
     large = grey.repeat(size // 8, axis=1).repeat(size // 8, axis=2)
-    images = np.repeat(large[..., None], 3, axis=3)
-    return _from_array("digits", images, digits.target[indices], [str(i) for i in range(10)])
+    pixels = np.repeat(large[..., None], 3, axis=3)
+    return _from_array("digits", pixels, digits.target[indices], [str(i) for i in range(10)])
 
 
 def _image_folder(root: Path, train: bool, size: int) -> Source:
@@ -129,9 +128,7 @@ def _image_folder(root: Path, train: bool, size: int) -> Source:
             odd = sorted(set(found) ^ set(classes))
             raise UsageError(f"{folder}: other classes than in train/ (differs in {odd[0]!r})")
     files, targets = _list_classes(folder, classes)
-    return Source(
-        "imagefolder", targets, classes, lambda indices: _read(files, indices, square=size)
-    )
+    return Source("imagefolder", targets, classes, lambda indices: _read(files, indices, size))
 
 
 def _class_folders(folder: Path, layout: str) -> list[str]:
@@ -152,48 +149,33 @@ def _list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], np.n
             os.path.join(parent, file)
             for parent, _, names in sorted(os.walk(folder / name, followlinks=True))
             for file in sorted(names)
-            if file.lower().endswith(IMG_EXTENSIONS)
+            if file.lower().endswith(images.SUFFIXES)
         ]
         if not found:
-            raise UsageError(f"{folder / name}: no images in this class ({IMG_EXTENSIONS})")
+            raise UsageError(f"{folder / name}: no images in this class ({images.SUFFIXES})")
         files += found
         targets += [label] * len(found)
     return files, np.asarray(targets, dtype=np.int64)
 
 
-def _read(files: Sequence[str], indices: Sequence[int], square: int) -> np.ndarray:
-    """Decode images to RGB at ``square`` x ``square``, in threads: decoding releases the GIL."""
+def _read(files: Sequence[str], indices: Sequence[int], side: int) -> np.ndarray:
+    """Decode images to RGB at ``side`` x ``side``, in threads: decoding releases the GIL."""
 
     def decode(index: int) -> np.ndarray:
-        path = files[index]
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UsageError(
-                f"{path}: not a readable image ({error}); repair or remove it"
-            ) from None
-        return np.asarray(_square(image, square))
+        return np.asarray(images.square(images.read_rgb(files[index]), side))
 
-    images = np.empty((len(indices), square, square, 3), dtype=np.uint8)
+    pixels = np.empty((len(indices), side, side, 3), dtype=np.uint8)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for row, image in enumerate(pool.map(decode, indices)):
-            images[row] = image
-    return images
+            pixels[row] = image
+    return pixels
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side resized to ``side``, then the centre."""
-    if image.size == (side, side):
-        return image
-    return F.center_crop(F.resize(image, side), side)
-
-
-def _fit(images: np.ndarray, side: int) -> np.ndarray:
+def _fit(pixels: np.ndarray, side: int) -> np.ndarray:
     """The same for images (n, H, W, 3) in memory."""
-    if images.shape[1:3] == (side, side):
-        return images
-    return np.stack([np.asarray(_square(Image.fromarray(image), side)) for image in images])
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    return np.stack([np.asarray(images.square(Image.fromarray(image), side)) for image in pixels])
 
 
 def _tiny_imagenet(root: Path, train: bool) -> Source:
@@ -228,5 +210,8 @@ def _tiny_imagenet(root: Path, train: bool) -> Source:
     if not train and len(np.unique(targets)) != TINY_CLASSES:
         raise UsageError(f"{folder / 'val'}: images of fewer than {TINY_CLASSES} classes")
     return Source(
-        "tinyimagenet", targets, classes, lambda indices: _read(files, indices, square=64)
+        "tinyimagenet",
+        targets,
+        classes,
+        lambda indices: _read(files, indices, SIDES["tinyimagenet"]),
     )

@@ -125,3 +125,8 @@ def test_nothing_is_tied_to_cuda_or_unsafe(path):
         assert forbidden not in text
     for line in text.splitlines():
         assert "torch.load(" not in line or "weights_only=True" in line
+
+
+def test_one_module_opens_image_files():
+    opening = [module_name(path) for path in FILES if "Image.open(" in path.read_text()]
+    assert opening == ["datasets.images"]

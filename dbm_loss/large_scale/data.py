@@ -22,6 +22,7 @@ from common.training.launch import Process
 from common.training.report import fingerprint
 from datasets.augment.batch import normalize
 from datasets.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD, imagenet_eval
+from datasets.images import read_rgb
 from datasets.listfile import ListFile, find_list, size_warning
 from datasets.loaders import WorkersLoader, drawn_by_weight
 from dbm_loss.augment import recipes
@@ -78,7 +79,7 @@ class FakeImages(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple:
-        image = Image.open(io.BytesIO(self.files[index % len(self.files)])).convert("RGB")
+        image = read_rgb(io.BytesIO(self.files[index % len(self.files)]))
         return self.transform(image), int(self.targets[index])
 
 
@@ -172,8 +173,8 @@ def _folder(args: Namespace, train_views: Views, test_view: Views) -> LargeScale
     if len(splits) < 2 or splits[0].name != "train":
         raise UsageError(f"{root}: {layout}")
     try:
-        train = tv.ImageFolder(str(splits[0]), train_views, loader=_read)
-        test = tv.ImageFolder(str(splits[1]), test_view, loader=_read)
+        train = tv.ImageFolder(str(splits[0]), train_views, loader=read_rgb)
+        test = tv.ImageFolder(str(splits[1]), test_view, loader=read_rgb)
     except FileNotFoundError as error:
         raise UsageError(f"{root}: {error}; {layout}") from None
     if train.classes != test.classes:
@@ -186,14 +187,6 @@ def _folder(args: Namespace, train_views: Views, test_view: Views) -> LargeScale
     }
     counts = np.bincount(train.targets, minlength=len(train.classes)).tolist()
     return LargeScale(train, test, counts, [], facts)
-
-
-def _read(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UsageError(f"{path}: not a readable image ({error}); repair or remove it") from None
 
 
 def _fake(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:

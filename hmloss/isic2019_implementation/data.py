@@ -14,6 +14,7 @@ from torchvision import transforms as T
 
 from common.training.checkpoint import atomic_file
 from common.training.errors import UsageError
+from datasets.images import read_rgb
 
 CLASSES = ("BEN", "MAL")  # class folders: nevi, melanoma; labels 0 and 1
 DIAGNOSES = {"BEN": "NV", "MAL": "MEL"}  # their columns in the official ground truth
@@ -235,12 +236,4 @@ class ISIC2019(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UsageError(
-                f"{path}: not a readable image ({error}); repair or remove it"
-            ) from None
-        return self.transform(image), int(self.targets[index])
+        return self.transform(read_rgb(self.paths[index])), int(self.targets[index])

@@ -21,18 +21,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress
+from datasets.images import read_rgb
 from hmloss.isic2019_implementation.data import MEAN, STD, find_images
 
 
 def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np.ndarray, ...]:
     """Mean and population standard deviation, each (3,), over all pixels of all images.
 
-    Images are resized to ``size`` x ``size`` (bilinear, no antialiasing: OpenCV's) and scaled to
+    RGB images are resized to ``size`` x ``size`` (bilinear, no antialiasing: OpenCV's), scaled to
     [0, 1]. One image is in memory at a time.
     """
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for image in images:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         pixels = torch.nn.functional.interpolate(
             pixels, (size, size), mode="bilinear", align_corners=False
         )
@@ -54,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def images() -> Iterable[Image.Image]:
         for path in paths:
-            with Image.open(path) as image:
-                yield image
+            yield read_rgb(path)
             progress.step()
 
     mean, std = channel_mean_std(images(), args.image_size)

@@ -29,6 +29,7 @@ from common.training.errors import UsageError
 from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress, prepare_folders, write_json, write_text
+from datasets.images import read_rgb
 from hmloss.isic2019_implementation.data import CLASSES, images_below, read_ground_truth
 from hmloss.isic2019_implementation.preprocessing.color_constancy import (
     ALGORITHMS,
@@ -82,10 +83,9 @@ def convert(task: tuple[str, str], settings: dict) -> str | None:
     """
     source, destination = task
     try:
-        with Image.open(source) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{source}: {error}"
+        image = read_rgb(source)
+    except UsageError as error:
+        return str(error)
     image = process_image(image, settings)
     unfinished = f"{destination}.part"
     image.save(unfinished, format="JPEG", quality=settings["quality"])
