@@ -68,10 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(args.delta) <= 0:
         raise UsageError(f"--delta {min(args.delta):g}: must be above 0")
-    try:
-        picture(Path(args.out), draw, args.delta)
-    except OSError as error:
-        raise UsageError(f"--out {args.out}: cannot write there ({error.strerror})") from None
+    picture(Path(args.out), draw, args.delta)
     print(args.out)
 
 

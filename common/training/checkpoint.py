@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.training.errors import UsageError
+from common.training.errors import UsageError, writing
 
 # Numpy numbers, which some published checkpoints hold among their tensors: data like the rest.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
@@ -28,35 +28,51 @@ NUMPY_NUMBERS = [
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name complete or not at all, whenever the process is killed."""
+    """A file that appears under its name complete or not at all, whenever the process is killed.
+
+    Raises:
+        RunError: it cannot be written (disk full, no permission, a folder of that name, …).
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    if os.name == "posix":  # the rename itself must reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
+    with writing(path):
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".part", dir=path.parent
+        )
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        if os.name == "posix":  # the rename itself must reach the disk
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def save(state: Mapping[str, object], *paths: str | Path) -> None:
-    """Write a dictionary of plain data and tensors to each path, atomically."""
+    """Write a dictionary of plain data and tensors to each path, atomically.
+
+    Raises:
+        RunError: see ``atomic_file``.
+    """
     for path in paths:
         with atomic_file(path) as file:
-            torch.save(dict(state), file)
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # what torch's complaint came from
+                    raise error.__context__ from None
+                raise
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict:

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UsageError(Exception):
     """What the user asked for cannot be done: one line that names flag or file, value and cure."""
 
 
-class NonFiniteLoss(Exception):
+class RunError(Exception):
+    """A run that cannot go on, through no fault of the command: one line with the reason."""
+
+
+class NonFiniteLoss(RunError):
     """The training loss became NaN or infinite."""
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Around what writes ``path``: a full disk, a folder in its place, … become one line.
+
+    Raises:
+        RunError: the operating system refused; names the file and its reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); mend this and go on from the "
+            "last checkpoint, which is untouched"
+        ) from None

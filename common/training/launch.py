@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import warnings
@@ -16,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.training.errors import NonFiniteLoss, UsageError
+from common.training import output
+from common.training.errors import RunError, UsageError
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,32 @@ class Process:
 
 
 def run(main: Callable[[Sequence[str] | None], object]) -> None:
-    """Run a program's ``main``. Exit code: 2 bad usage, 1 diverged loss, 130 Ctrl-C."""
+    """Run a program's ``main``. Exit code: 2 bad usage, 1 a run that cannot go on, 130 Ctrl-C."""
+    output.prepare()
     try:
         main(None)
     except UsageError as error:
         _say(error)
         code = 2
-    except NonFiniteLoss as error:
+    except RunError as error:
         _say(error)
         code = 1
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
         _say("interrupted; finished epochs are in the checkpoint, go on with --resume")
         code = 130
+    except OSError as error:
+        if not output.refused(error):
+            raise
+        _say(
+            f"the output cannot be written any more ({error.strerror}); finished epochs are in the "
+            "checkpoint, go on with --resume"
+        )
+        code = 1
     else:
         code = 0
     finally:
+        output.finish()
         with_gloo = dist.is_initialized() and dist.get_backend() == "gloo"
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -72,15 +86,15 @@ def _leave(code: int) -> NoReturn:
     """
     if multiprocessing.parent_process() is None:  # a forked child inherits its parent's handlers
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    output.finish()
     os._exit(code)
 
 
 def _say(message: object) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         name = os.path.basename(sys.argv[0]) or "python"
-        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{name}: error: {message}", file=sys.stderr, flush=True)
 
 
 def start(gpu: int | None = None, backend: str | None = None, *, use_cuda: bool = True) -> Process:

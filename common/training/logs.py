@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from progress.bar import Bar
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 from common.training.checkpoint import atomic_file
-from common.training.errors import UsageError
+from common.training.errors import UsageError, writing
 from common.training.launch import all_reduce_sum
 
 
@@ -34,10 +36,17 @@ def prepare_folders(*folders: str | Path) -> None:
             ) from None
 
 
+def prepare_files(*files: Path) -> None:
+    """Refuse a folder where a file will be written, before the training rather than after it."""
+    for file in files:
+        if file.is_dir():
+            raise UsageError(f"{file}: a folder is where this file goes; move it away")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # names of files may be no UTF-8
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -74,10 +83,12 @@ class TextLog:
         if path is None:
             return
         resumed = offset is not None and Path(path).is_file()
-        self._file = open(path, "r+b" if resumed else "wb")  # noqa: SIM115 (closed by close)
-        if resumed:
-            self._file.truncate(offset)
-            self._file.seek(0, os.SEEK_END)
+        self._path = path
+        with writing(path):
+            self._file = open(path, "r+b" if resumed else "wb")  # noqa: SIM115 (closed by close)
+            if resumed:
+                self._file.truncate(offset)
+                self._file.seek(0, os.SEEK_END)
 
     @property
     def offset(self) -> int:
@@ -87,17 +98,54 @@ class TextLog:
     def write(self, text: str) -> None:
         """Append text as it is and flush it."""
         if self._file:
-            self._file.write(text.encode())
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(text.encode(errors="surrogateescape"))
+                self._file.flush()
 
     def close(self) -> None:
         if self._file:
+            with writing(self._path):
+                self._file.close()
+
+
+class Events:
+    """Scalars for tensorboard, in an event file; NaN and infinite ones are left out.
+
+    Written at once and by this thread: tensorboardX's own writer has another one, and a full disk
+    ends that with a traceback, whereupon the program waits for it for ever.
+
+    Args:
+        folder: where the file goes.
+        start_epoch: on resume, events of other files from this step on no longer count.
+    """
+
+    def __init__(self, folder: str | Path, start_epoch: int = 0) -> None:
+        self._folder = folder
+        with writing(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(Path(folder, "events")))
+        if start_epoch:
+            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(step=start_epoch, session_log=restart))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Write a value of step (epoch) ``step``."""
+        if np.isfinite(value):
+            self._write(event_pb2.Event(step=step, summary=scalar(tag, value)))
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        with writing(self._folder):
+            self._file.flush()
+
+    def close(self) -> None:
+        with writing(self._folder):
             self._file.close()
 
-
-def tensorboard(folder: str | Path, start_epoch: int = 0) -> SummaryWriter:
-    """Event writer; on resume, events from ``start_epoch`` on are replaced."""
-    return SummaryWriter(str(folder), purge_step=start_epoch or None)
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        with writing(self._folder):
+            self._file.write_event(event)
 
 
 class AverageMeter:

@@ -63,6 +63,8 @@ class Record:
         self._offsets: dict[str, int] = {}
         if process.is_main:
             logs.prepare_folders(self.log_dir, self.model_dir)
+            in_logs = (*text_logs, "metrics.csv", "report.json")
+            logs.prepare_files(self.latest, self.best, *(self.log_dir / name for name in in_logs))
         barrier()
 
     def resume(self, flag: str, weights: str = "state_dict") -> dict | None:
@@ -110,7 +112,7 @@ class Record:
         }
         self.writer = None
         if writes:
-            self.writer = logs.tensorboard(self._events, start_epoch=len(self.history))
+            self.writer = logs.Events(self._events, start_epoch=len(self.history))
 
     @property
     def best_score(self) -> float:
@@ -128,6 +130,8 @@ class Record:
     def save(self, state: Mapping[str, object], *, is_best: bool = False) -> None:
         """Write the checkpoint, the best one first: a kill between the two repeats the epoch."""
         if self.process.is_main:
+            if self.writer is not None:
+                self.writer.flush()
             run = {
                 "seed": self.seed,
                 "history": self.history,
@@ -168,6 +172,7 @@ class Record:
             log.close()
         if self.writer is not None:
             self.writer.close()
+            self.writer = None
 
 
 def _plain(value: object) -> object:

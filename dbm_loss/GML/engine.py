@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -312,5 +311,4 @@ def log_epoch(record: Record, row: dict, args: Namespace) -> None:
         "Validation/Low_acc": "few", "lr": "lr",
     }  # fmt: skip
     for tag, key in tags.items():
-        if math.isfinite(row[key]):  # a group without classes has no accuracy
-            record.writer.add_scalar(tag, row[key], row["epoch"])
+        record.writer.add_scalar(tag, row[key], row["epoch"])

@@ -242,8 +242,7 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
         }
     print(best, end="", flush=True)
     for tag, value in scalars.items():
-        if np.isfinite(value):  # a group without classes has no accuracy
-            record.writer.add_scalar(tag, value, row["epoch"])
+        record.writer.add_scalar(tag, value, row["epoch"])
 
 
 def hms(seconds: float) -> str:

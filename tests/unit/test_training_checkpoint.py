@@ -1,5 +1,7 @@
 """Checkpoints appear complete or not at all, and are read without running what they hold."""
 
+import errno
+import io
 import os
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 from common.training import checkpoint
-from common.training.errors import UsageError
+from common.training.errors import RunError, UsageError
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
@@ -33,6 +35,42 @@ def test_an_interrupted_write_leaves_the_last_good_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted_write(path)
     assert path.read_text() == "good" and os.listdir(tmp_path) == ["file"]
+
+
+class FullDisk(io.BytesIO):
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room = room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+    def fileno(self):
+        return os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_file(tmp_path, monkeypatch, room):
+    path = tmp_path / "ckpt.pth.tar"
+    path.write_text("good")
+
+    def full(handle, mode):
+        os.close(handle)
+        return FullDisk(room)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(RunError) as error:
+        checkpoint.save({"state_dict": {"w": torch.zeros(50_000)}}, path)
+    assert str(error.value) == (
+        f"{path}: cannot be written (No space left on device); mend this and go on from the last "
+        "checkpoint, which is untouched"
+    )
+    assert path.read_text() == "good" and os.listdir(tmp_path) == ["ckpt.pth.tar"]
 
 
 def test_files_get_the_usual_permissions(tmp_path):

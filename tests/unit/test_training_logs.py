@@ -2,15 +2,18 @@
 
 import json
 import os
+import struct
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2
 
 from common.training import logs
-from common.training.errors import UsageError
+from common.training.errors import RunError, UsageError
 from common.training.launch import Process
 from common.training.record import Record
 from common.training.report import write_report
@@ -63,6 +66,66 @@ def test_a_read_only_folder_is_refused(tmp_path):
 def test_json_has_no_nan(tmp_path):
     logs.write_json(tmp_path / "x.json", {"a": float("nan"), "b": np.float32(1.5), 3: [np.inf]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 1.5, "3": [None]}
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / "log").symlink_to("/dev/full")
+    log = logs.TextLog(tmp_path / "log")
+    with pytest.raises(RunError, match=r"/log: cannot be written \(No space left on device\)"):
+        log.write("epoch 0\n")
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    for name in ("log", "ckpt.pth.tar"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match=r"/log: cannot be written \(Is a directory\)"):
+        logs.TextLog(tmp_path / "log")
+    with pytest.raises(RunError, match=r"/log: cannot be written \(Is a directory\)"):
+        logs.write_json(tmp_path / "log", {})
+    with pytest.raises(UsageError, match=r"ckpt\.pth\.tar: a folder is where this file goes"):
+        Record(tmp_path, tmp_path, CPU, {})
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pth.tar", "log"]
+
+
+def test_names_that_are_no_text_are_written_as_they_are(tmp_path):
+    logs.write_text(tmp_path / "args.txt", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "args.txt").read_bytes() == b"caf\xe9"
+
+
+def scalars(folder):
+    """(step, tag, value) of all event files, and (step, None, None) where a run went on."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            if event.HasField("session_log"):
+                found.append((event.step, None, None))
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_finite_scalars(tmp_path, capsys):
+    events = logs.Events(tmp_path / "a")
+    events.add_scalar("acc/few", 0.5, 3)
+    events.add_scalar("acc/few", float("nan"), 4)
+    events.add_scalar("acc/few", np.float64(0.25), 5)
+    events.flush()
+    assert scalars(tmp_path / "a") == [(3, "acc/few", 0.5), (5, "acc/few", 0.25)]
+    events.close()
+    logs.Events(tmp_path / "b", start_epoch=2).close()
+    assert scalars(tmp_path / "b") == [(2, None, None)]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))  # noqa: SIM115
+    events = logs.Events(tmp_path)
+    events.add_scalar("loss", 1.0, 0)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
+        events.flush()
 
 
 def row(epoch, top1):
