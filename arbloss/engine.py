@@ -20,7 +20,7 @@ from arbloss.losses import (
     full_precision,
 )
 from arbloss.mixup import mixup_criterion, mixup_data
-from common.evaluation import Tally, accuracy
+from common.evaluation import Running, Tally, accuracy
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress, TextLog
 from common.training.precision import FiniteGuard, autocast
@@ -138,17 +138,17 @@ def train_one_epoch(
     return {"train_loss": losses.avg, "train_top1": top1.avg, "train_top5": top5.avg}, norms
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     network: nn.Module, loader: Iterable, config: CfgNode, process: Process, say: Say
 ) -> Tally:
     """Evaluate with cross entropy on every test image once; counts of all processes."""
-    meters = batch_time, losses, top1, top5 = [AverageMeter() for _ in FIELDS]
+    batch_time = AverageMeter()
     sync_buffers(network)
     network = unwrap(network).eval()
     tally = Tally(config.num_classes, process.device)
     end = time.perf_counter()
-    for step, (images, target, _) in enumerate(loader):
+    for step, (images, target, index) in enumerate(loader):
         images = images.to(process.device, non_blocking=True)
         target = target.to(process.device, non_blocking=True)
         if config.channels_last:
@@ -156,20 +156,19 @@ def evaluate(
         with autocast(process.device, config.amp):
             logits, _ = network(images)
         loss = nn.functional.cross_entropy(logits.float(), target)
-        tally.update(logits, target, loss)
-        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
-        losses.update(loss, len(target))
-        top1.update(acc1, len(target))
-        top5.update(acc5, len(target))
+        tally.update(logits, target, loss, index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % config.print_freq == 0:
+            meters = batch_time, *tally.running()
             say(progress_line("Eval: ", step, len(loader), meters))
     tally.reduce()
     return tally
 
 
-def progress_line(prefix: str, batch: int, num_batches: int, meters: Sequence[AverageMeter]) -> str:
+def progress_line(
+    prefix: str, batch: int, num_batches: int, meters: Sequence[AverageMeter | Running]
+) -> str:
     """``prefix[batch/num_batches]``, then ``name value (average)`` of each of ``FIELDS``."""
     fields = [f"{prefix}[{batch:{len(str(num_batches))}}/{num_batches}]"]
     for (name, spec), meter in zip(FIELDS, meters, strict=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from common.training.launch import all_reduce_sum
 
 # Beyond this many classes a confusion matrix is neither read nor held (8142² counts are 0.5 GB).
 MAX_CONFUSION_CLASSES = 1000
+GROUPS = ("many", "medium", "few")
 
 
 def accuracy(
@@ -43,16 +45,40 @@ def many_medium_few(
     Returns: {"many", "medium", "few"}, in the unit of ``cls_acc``; NaN for a group without classes.
     """
     acc = np.asarray(cls_acc, dtype=np.float64)
-    count = np.asarray(cls_num_list)
-    groups = {
-        "many": count > many,
-        "medium": (count >= few) & (count <= many),
-        "few": count < few,
-    }
+    group = class_groups(cls_num_list, many, few)
     return {
-        name: float(acc[mask].mean()) if mask.any() else float("nan")
-        for name, mask in groups.items()
+        name: float(acc[group == name].mean()) if (group == name).any() else float("nan")
+        for name in GROUPS
     }
+
+
+def class_groups(cls_num_list: Sequence[int], many: int = 100, few: int = 20) -> np.ndarray:
+    """Group of each class, (C,) text: "many" with > ``many`` images, "few" with < ``few``."""
+    count = np.asarray(cls_num_list)
+    return np.select([count > many, count < few], ["many", "few"], default="medium")
+
+
+def precision_recall_f1(
+    total: np.ndarray, correct: np.ndarray, predicted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 of each class, as fractions (C,) float64.
+
+    As in scikit-learn the precision of a class that is never predicted is 0. Without an image of
+    the class its recall is NaN, and so are the others unless it is predicted all the same.
+
+    Args:
+        total, correct, predicted: images of the class, those of them that were recognised, and
+            images taken for the class, (C,) each.
+    """
+    total, correct, predicted = (
+        np.asarray(x, dtype=np.float64) for x in (total, correct, predicted)
+    )
+    nothing = (total == 0) & (predicted == 0)
+    with np.errstate(invalid="ignore"):
+        recall = correct / total
+        f1 = 2 * correct / (total + predicted)
+    precision = np.where(nothing, np.nan, correct / np.maximum(predicted, 1))
+    return precision, recall, f1
 
 
 def calibration_bins(
@@ -82,10 +108,25 @@ def expected_calibration_error(bins: torch.Tensor) -> float:
     return float(gaps.sum() / count.sum()) if count.sum() > 0 else float("nan")
 
 
+class Running(NamedTuple):
+    """A figure of the last batch, and its mean so far."""
+
+    val: float
+    avg: float
+
+
 class Tally:
     """Counts over an evaluation pass: top-1, top-5, per class, confusion matrix, calibration, loss.
 
     ``update`` with every batch, ``reduce`` once (adds up over processes), then ``result``.
+
+    Attributes, over all processes after ``reduce``:
+        total, correct, predicted: images of each class, those of them that were recognised, and
+            images taken for the class, (C,) int64.
+        confusion: (C, C) int64, rows true; None beyond ``MAX_CONFUSION_CLASSES``.
+        bins: of ``calibration_bins``.
+        samples: (N, 3) float64, of each image in the order of the data set: true class, predicted
+            class, probability of that; None before ``reduce``.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -93,53 +134,131 @@ class Tally:
         long = {"dtype": torch.int64, "device": device}
         self.total = torch.zeros(num_classes, **long)
         self.correct = torch.zeros(num_classes, **long)
+        self.predicted = torch.zeros(num_classes, **long)
         self.top5 = torch.zeros((), **long)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.bins = torch.zeros(3, 15, dtype=torch.float64, device=device)
         self.confusion = None
         if num_classes <= MAX_CONFUSION_CLASSES:
             self.confusion = torch.zeros(num_classes, num_classes, **long)
+        self.samples: torch.Tensor | None = None
+        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int] | None = None
 
     @torch.no_grad()
     def update(
-        self, logits: torch.Tensor, target: torch.Tensor, loss: torch.Tensor | float
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        loss: torch.Tensor | float,
+        index: torch.Tensor | None = None,
     ) -> None:
-        """Count a batch: logits (N, C), labels (N,), mean loss of the batch."""
+        """Count a batch: logits (N, C), labels (N,), mean loss of the batch.
+
+        ``index``: which images of the data set they are, (N,) int64, each once; None: the next
+        ones (with a single process).
+        """
         logits = logits.float()
         confidence = logits.softmax(dim=1).amax(dim=1)
         predicted = logits.argmax(dim=1)
         hit = predicted == target
-        self.total.index_add_(0, target, torch.ones_like(target))
+        ones = torch.ones_like(target)
+        self.total.index_add_(0, target, ones)
         self.correct.index_add_(0, target, hit.long())
-        self.top5 += _topk_hits(logits, target, (5,))[0].sum()
-        self.loss += torch.as_tensor(loss, device=self.loss.device).double() * len(target)
+        self.predicted.index_add_(0, predicted, ones)
+        in_top5 = _topk_hits(logits, target, (5,))[0].sum()
+        self.top5 += in_top5
+        loss = torch.as_tensor(loss, device=self.loss.device).double()
+        self.loss += loss * len(target)
         self.bins += calibration_bins(confidence, hit)
         if self.confusion is not None:
             pairs = target * self.num_classes + predicted
-            self.confusion.view(-1).index_add_(0, pairs, torch.ones_like(target))
+            self.confusion.view(-1).index_add_(0, pairs, ones)
+        if index is None:
+            seen = sum(len(place) for place, _ in self._batches)
+            index = torch.arange(seen, seen + len(target), device=target.device)
+        self._batches.append((index, _rows(target, predicted, confidence)))
+        self._last = loss, hit.sum(), in_top5, len(target)
+
+    def running(self) -> tuple[Running, Running, Running]:
+        """Loss, top-1 and top-5 in percent: of the last batch, and of all of this process so far.
+
+        For log lines: it waits for the device.
+        """
+        loss, hits, in_top5, count = (float(x) for x in self._last)
+        seen = float(self.total.sum())
+        return (
+            Running(loss, float(self.loss) / seen),
+            Running(hits / count * 100, float(self.correct.sum()) / seen * 100),
+            Running(in_top5 / count * 100, float(self.top5) / seen * 100),
+        )
 
     def reduce(self) -> None:
         """Add up over all processes."""
         extra = [] if self.confusion is None else [self.confusion]
-        all_reduce_sum(self.total, self.correct, self.top5, self.loss, self.bins, *extra)
+        all_reduce_sum(
+            self.total, self.correct, self.predicted, self.top5, self.loss, self.bins, *extra
+        )
+        self.samples = self.bins.new_zeros(int(self.total.sum()), 3)
+        for index, rows in self._batches:
+            self.samples[index] = rows
+        self._batches.clear()
+        all_reduce_sum(self.samples)
 
     def result(self, cls_num_list: Sequence[int] | None = None) -> dict:
         """The figures, as plain numbers.
 
-        Returns: {"top1", "top5", "ece" and the groups in percent, "loss", "cls_acc": list of
-        fractions, NaN for a class without test images}; many/medium/few by the training counts.
+        The balanced accuracy is the mean recall of the classes that have test images; macro
+        precision and macro F1 are means over the classes that are tested or predicted. All three
+        as in scikit-learn.
+
+        Returns: {"top1", "top5", "balanced_acc", "macro_precision", "macro_f1", "ece" and the
+        groups in percent, "loss", "cls_acc": list of fractions, NaN for a class without test
+        images}; many/medium/few by the training counts.
         """
-        total = self.total.double().cpu().numpy()
-        n = max(float(total.sum()), 1.0)
-        with np.errstate(invalid="ignore"):
-            cls_acc = self.correct.double().cpu().numpy() / total
+        n = max(float(self.total.sum()), 1.0)
+        precision, recall, f1 = self.precision_recall_f1()
         result = {
             "top1": float(self.correct.sum()) / n * 100,
             "top5": float(self.top5) / n * 100,
+            "balanced_acc": _mean(recall) * 100,
+            "macro_precision": _mean(precision) * 100,
+            "macro_f1": _mean(f1) * 100,
             "loss": float(self.loss) / n,
             "ece": expected_calibration_error(self.bins) * 100,
-            "cls_acc": cls_acc.tolist(),
+            "cls_acc": recall.tolist(),
         }
         if cls_num_list is not None:
-            result |= many_medium_few(cls_acc * 100, cls_num_list)
+            result |= many_medium_few(recall * 100, cls_num_list)
         return result
+
+    def precision_recall_f1(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each class, as fractions: see the function of this name."""
+        counts = self.total, self.correct, self.predicted
+        return precision_recall_f1(*(count.cpu().numpy() for count in counts))
+
+
+def _rows(*columns: torch.Tensor) -> torch.Tensor:
+    return torch.stack([column.double() for column in columns], dim=1)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of the numbers that are not NaN; NaN without any."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def group_line(result: dict) -> str:
+    """Accuracy of the classes with many (> 100), medium and few (< 20) training images."""
+    return " ".join(f"{name} {result[name]:.3f}" for name in GROUPS)
+
+
+def result_lines(result: dict) -> str:
+    """Two lines after a validation, as LDAM's descendants print them; classes as fractions."""
+    cls_acc = np.array2string(
+        np.asarray(result["cls_acc"]), separator=",", formatter={"float_kind": lambda x: f"{x:.3f}"}
+    )
+    return (
+        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
+        f"Loss {result['loss']:.5f}\nval Class Accuracy: {cls_acc}\n"
+    )

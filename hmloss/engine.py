@@ -6,17 +6,18 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.evaluation import Tally, accuracy
+from common.evaluation import Running, Tally, accuracy, group_line, result_lines
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
+
+Meter = AverageMeter | Running  # last value and mean
 
 
 def class_weights(weighting_type: str, cls_num_list: Sequence[int]) -> Tensor | None:
@@ -110,7 +111,7 @@ def train_one_epoch(
     return {"train_loss": losses.avg, "train_top1": top1.avg, "train_top5": top5.avg}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     loader,
@@ -123,9 +124,9 @@ def evaluate(
     sync_buffers(model)
     model = unwrap(model).eval()
     tally = Tally(num_classes, process.device)
-    batch_time, losses, top1, top5 = (AverageMeter() for _ in range(4))
+    batch_time = AverageMeter()
     end = time.perf_counter()
-    for step, (images, target, _) in enumerate(loader):
+    for step, (images, target, index) in enumerate(loader):
         images = images.to(process.device, non_blocking=True)
         target = target.to(process.device, non_blocking=True)
         if args.channels_last:
@@ -133,25 +134,21 @@ def evaluate(
         with autocast(process.device, args.amp):
             logits = model(images)
             loss = criterion(logits, target)
-        tally.update(logits, target, loss)
-        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
-        losses.update(loss, len(target))
-        top1.update(acc1, len(target))
-        top5.update(acc5, len(target))
+        tally.update(logits, target, loss, index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % args.print_freq == 0 and process.is_main:
             print(
                 f"Test: [{step}/{len(loader)}]\t"
                 f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
-                f"{_losses_and_accuracies(losses, top1, top5)}",
+                f"{_losses_and_accuracies(*tally.running())}",
                 flush=True,
             )
     tally.reduce()
     return tally
 
 
-def _losses_and_accuracies(losses: AverageMeter, top1: AverageMeter, top5: AverageMeter) -> str:
+def _losses_and_accuracies(losses: Meter, top1: Meter, top5: Meter) -> str:
     return (
         f"Loss {losses.val:.4f} ({losses.avg:.4f})\t"
         f"Prec@1 {top1.val:.3f} ({top1.avg:.3f})\t"
@@ -180,19 +177,3 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
         scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
     for tag, value in scalars.items():
         record.writer.add_scalar(tag, value, row["epoch"])
-
-
-def group_line(result: dict) -> str:
-    """Accuracy of the classes with many (> 100), medium and few (< 20) training images."""
-    return " ".join(f"{name} {result[name]:.3f}" for name in ("many", "medium", "few"))
-
-
-def result_lines(result: dict) -> str:
-    """The original's two lines after a validation; class accuracies as fractions."""
-    cls_acc = np.array2string(
-        np.asarray(result["cls_acc"]), separator=",", formatter={"float_kind": lambda x: f"{x:.3f}"}
-    )
-    return (
-        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
-        f"Loss {result['loss']:.5f}\nval Class Accuracy: {cls_acc}\n"
-    )

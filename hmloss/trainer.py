@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from common.evaluation import group_line, result_lines
 from common.models.resnet import load_pretrained
 from common.training import checkpoint, launch, precision, seeds
 from common.training.errors import UsageError
@@ -18,9 +19,7 @@ from common.training.record import Record
 from hmloss.engine import (
     build_criterion,
     evaluate,
-    group_line,
     log_epoch,
-    result_lines,
     train_one_epoch,
 )
 from hmloss.repeats import COLUMNS

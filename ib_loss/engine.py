@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.evaluation import Tally, accuracy
+from common.evaluation import Running, Tally, accuracy, group_line, result_lines
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
@@ -20,6 +20,7 @@ from ib_loss.schedule import in_ib_phase
 
 # Constants of the authors' programs (their class defaults differ).
 ALPHA, GAMMA = 1000.0, 1.0
+Meter = AverageMeter | Running  # last value and mean
 
 
 def class_weights(
@@ -129,7 +130,7 @@ def train_one_epoch(
     return {"train_loss": losses.avg, "train_top1": top1.avg, "train_top5": top5.avg}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     loader,
@@ -142,10 +143,9 @@ def evaluate(
     sync_buffers(model)
     model = unwrap(model).eval()
     tally = Tally(num_classes, process.device)
-    batch_time, losses = AverageMeter(), AverageMeter()
-    top1, top5 = AverageMeter(), AverageMeter()
+    batch_time = AverageMeter()
     end = time.perf_counter()
-    for step, (images, target, _) in enumerate(loader):
+    for step, (images, target, index) in enumerate(loader):
         images = images.to(process.device, non_blocking=True)
         target = target.to(process.device, non_blocking=True)
         if args.channels_last:
@@ -153,24 +153,20 @@ def evaluate(
         with autocast(process.device, args.amp):
             logits, features = model(images, return_features=True)
             loss = compute_loss(criterion, logits, target, features)
-        tally.update(logits, target, loss)
-        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
-        losses.update(loss, len(target))
-        top1.update(acc1, len(target))
-        top5.update(acc5, len(target))
+        tally.update(logits, target, loss, index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % args.print_freq == 0 and process.is_main:
-            print(f"Test: [{step}/{len(loader)}]\t{_fields(batch_time, losses, top1, top5)}")
+            print(f"Test: [{step}/{len(loader)}]\t{_fields(batch_time, *tally.running())}")
     tally.reduce()
     return tally
 
 
 def _fields(
     batch_time: AverageMeter,
-    losses: AverageMeter,
-    top1: AverageMeter,
-    top5: AverageMeter,
+    losses: Meter,
+    top1: Meter,
+    top5: Meter,
     data_time: AverageMeter | None = None,
 ) -> str:
     """The original's log fields: last value and running mean."""
@@ -203,19 +199,3 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
     scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
     for tag, value in scalars.items():
         record.writer.add_scalar(tag, value, row["epoch"])
-
-
-def group_line(result: dict) -> str:
-    """Accuracy of the classes with many (> 100), medium and few (< 20) training images."""
-    return " ".join(f"{name} {result[name]:.3f}" for name in ("many", "medium", "few"))
-
-
-def result_lines(result: dict) -> str:
-    """The original's two lines after a validation; class accuracies as fractions."""
-    cls_acc = np.array2string(
-        np.asarray(result["cls_acc"]), separator=",", formatter={"float_kind": lambda x: f"{x:.3f}"}
-    )
-    return (
-        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
-        f"Loss {result['loss']:.5f}\nval Class Accuracy: {cls_acc}\n"
-    )

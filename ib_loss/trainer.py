@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.evaluation import group_line, result_lines
 from common.imbalance import sample_weights
 from common.training import checkpoint, launch, precision, seeds
 from common.training.errors import UsageError
@@ -21,9 +22,7 @@ from ib_loss import opts
 from ib_loss.engine import (
     build_criterion,
     evaluate,
-    group_line,
     log_epoch,
-    result_lines,
     train_one_epoch,
 )
 from ib_loss.schedule import Schedule, in_ib_phase, learning_rate

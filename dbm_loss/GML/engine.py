@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.evaluation import Tally, accuracy
+from common.evaluation import Running, Tally, accuracy
 from common.training import checkpoint
 from common.training.errors import UsageError
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
@@ -134,19 +134,10 @@ class Means:
         all_reduce_sum(sums)
         return sums.cpu()
 
-    def fields(self, loss_format: str = ".4f", top_format: str = "6.2f") -> str:
-        """``Loss v (mean)``, ``Acc@1 v (mean)``, ``Acc@5 v (mean)`` of this process."""
+    def running(self) -> list[Running]:
+        """Loss, top-1 and top-5 of the last batch and of all of this process so far."""
         means = (self._sums[:3] / self._sums[3]).tolist()
-        return "\t".join(
-            f"{name} {value:{spec}} ({mean:{spec}})"
-            for name, value, mean, spec in zip(
-                ("Loss", "Acc@1", "Acc@5"),
-                self.last.tolist(),
-                means,
-                (loss_format, top_format, top_format),
-                strict=True,
-            )
-        )
+        return [Running(*pair) for pair in zip(self.last.tolist(), means, strict=True)]
 
     def row(self) -> dict[str, float]:
         """{"train_loss", "train_top1", "train_top5"} over all processes."""
@@ -170,13 +161,23 @@ def train_line(
     if args.program != "main":
         if step % args.print_freq:
             return None
-        return f"Epoch: [{epoch}]{_count(step, steps)}\t{means.fields()}"
+        return f"Epoch: [{epoch}]{_count(step, steps)}\t{_fields(means.running())}"
     if (step + 1) % args.print_freq:
         return None
     return (
         f"Epoch: [{epoch}]{_count(step, steps)}\t"
         f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})\t"
-        f"Data {data_time.val:6.3f} ({data_time.avg:6.3f})\t{means.fields('.4e')}"
+        f"Data {data_time.val:6.3f} ({data_time.avg:6.3f})\t{_fields(means.running(), '.4e')}"
+    )
+
+
+def _fields(running: Sequence[Running], loss_format: str = ".4f") -> str:
+    """``Loss v (mean)``, ``Acc@1 v (mean)``, ``Acc@5 v (mean)``."""
+    return "\t".join(
+        f"{name} {val:{spec}} ({avg:{spec}})"
+        for name, (val, avg), spec in zip(
+            ("Loss", "Acc@1", "Acc@5"), running, (loss_format, "6.2f", "6.2f"), strict=True
+        )
     )
 
 
@@ -249,7 +250,7 @@ def train_one_epoch(
     return means.row()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Batches,
@@ -265,23 +266,19 @@ def evaluate(
     """
     sync_buffers(model)
     network = unwrap(model).eval()
-    tally, means, batch_time = (
-        Tally(args.num_classes, process.device),
-        Means(process),
-        AverageMeter(),
-    )
+    tally, batch_time = Tally(args.num_classes, process.device), AverageMeter()
     end = time.perf_counter()
-    for step, (views, target, _) in enumerate(batches):
+    for step, (views, target, index) in enumerate(batches):
         with autocast(process.device, args.amp):
             logits = network(views[0])
-        loss = F.cross_entropy(logits.float(), target)
-        tally.update(logits, target, loss)
-        means.update(loss, logits, target)
+        tally.update(logits, target, F.cross_entropy(logits.float(), target), index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % args.print_freq == 0 and process.is_main:
-            timing = f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})\t"
-            fields = timing + means.fields(".4e") if args.program == "main" else means.fields()
+            fields = _fields(tally.running())
+            if args.program == "main":
+                timing = f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})"
+                fields = f"{timing}\t{_fields(tally.running(), '.4e')}"
             write(f"Test: {_count(step, steps)}\t{fields}")
     tally.reduce()
     return tally

@@ -187,7 +187,7 @@ def to_device(
     return x
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: Iterable, num_classes: int, args: Namespace, process: Process
 ) -> Tally:
@@ -200,11 +200,11 @@ def evaluate(
     model = unwrap(model).eval()
     tally = Tally(num_classes, process.device)
     progress = Progress("test Valid", len(loader), enabled=process.is_main)
-    for images, target, _ in loader:
+    for images, target, index in loader:
         images, target = to_device(images, args, process), to_device(target, args, process)
         with autocast(process.device, args.amp):
             logits = model.classify(images)
-        tally.update(logits, target, F.cross_entropy(logits.float(), target))
+        tally.update(logits, target, F.cross_entropy(logits.float(), target), index)
         progress.step()
     progress.close()
     tally.reduce()

@@ -231,18 +231,20 @@ def make_loaders(
 
 def on_device(
     loader: WorkersLoader, args: Namespace, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches ready for the network: all views below each other, float32 (V · B, 3, h, w); labels.
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batches ready for the network: all views below each other, float32 (V · B, 3, h, w); labels;
+    which images they are.
 
     On a GPU the next batch is copied and normalised while the network computes on this one.
     """
     mean, std = MEAN_STD[args.dataset]
 
-    def prepare(views: Sequence[torch.Tensor], target: torch.Tensor, _: torch.Tensor) -> tuple:
+    def prepare(views: Sequence[torch.Tensor], target: torch.Tensor, index: torch.Tensor) -> tuple:
         pixels = torch.cat([view.to(device, non_blocking=True) for view in views])
         if args.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return normalize(pixels, mean, std), target.to(device, non_blocking=True)
+        target, index = (x.to(device, non_blocking=True) for x in (target, index))
+        return normalize(pixels, mean, std), target, index
 
     yield from prefetch(loader, prepare, device)
 

@@ -141,11 +141,11 @@ def train_one_epoch(
     pasted = on_device(balanced, args, device) if balanced is not None else None
     model.train()
     data_time, end = 0.0, time.perf_counter()
-    for step, (x, target) in enumerate(on_device(loader, args, device), start=start_step):
+    for step, (x, target, _) in enumerate(on_device(loader, args, device), start=start_step):
         data_time += time.perf_counter() - end
         mixed = None
         if pasted is not None:
-            foreground, labels = next(pasted)
+            foreground, labels, _ = next(pasted)
             seed_everything(seed, epoch, step)  # the same box in every process, also after resume
             if np.random.rand() < args.mixup_prob:
                 mixed = labels, cutmix(x, foreground)
@@ -180,7 +180,7 @@ def train_one_epoch(
     return sums.means()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: WorkersLoader, num_classes: int, args: Namespace, process: Process
 ) -> Tally:
@@ -193,10 +193,10 @@ def evaluate(
     model = unwrap(model).eval()
     classify = model.classify if args.loss_fn == "bcl" else model
     tally = Tally(num_classes, process.device)
-    for x, target in on_device(loader, args, process.device):
+    for x, target, index in on_device(loader, args, process.device):
         with autocast(process.device, args.amp):
             logits = classify(x)
-        tally.update(logits, target, F.cross_entropy(logits.float(), target))
+        tally.update(logits, target, F.cross_entropy(logits.float(), target), index)
     tally.reduce()
     return tally
 

@@ -88,7 +88,7 @@ def train_one_epoch(
     return {"lr": lr, "train_loss": losses.avg, "train_top1": top1.avg}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict(
     model: nn.Module,
     loader,
@@ -112,7 +112,7 @@ def predict(
         with autocast(process.device, args.amp):
             logits = model(images)
             loss = criterion(logits, target)
-        tally.update(logits, target, loss)
+        tally.update(logits, target, loss, index)
         labels[index] = target
         scores[index] = logits.double().softmax(dim=1)
     tally.reduce()

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 
 from arbloss.engine import group_means
 from common.evaluation import (
     Tally,
     accuracy,
     calibration_bins,
+    class_groups,
     expected_calibration_error,
     many_medium_few,
 )
@@ -91,3 +93,56 @@ def test_calibration_error_is_the_originals(golden, case):
 
 def test_no_samples_have_no_calibration():
     assert math.isnan(expected_calibration_error(torch.zeros(3, 15)))
+
+
+def tally_of(true, predicted, num_classes, batch=4):
+    """A tally of one-hot logits."""
+    logits = 3.0 * torch.eye(num_classes)[torch.tensor(predicted)]
+    tally = Tally(num_classes)
+    for part in torch.arange(len(true)).split(batch):
+        tally.update(logits[part], torch.tensor(true)[part], loss=1.0, index=part)
+    tally.reduce()
+    return tally
+
+
+# Class 3 is predicted but has no image, class 4 neither; class 2 is never predicted.
+TRUE, PREDICTED = [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 3, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_balanced_accuracy_precision_and_f1_are_those_of_scikit_learn():
+    tally = tally_of(TRUE, PREDICTED, num_classes=5)
+    result = tally.result()
+    assert result["balanced_acc"] == pytest.approx(
+        100 * metrics.balanced_accuracy_score(TRUE, PREDICTED)
+    )
+    precision, _, f1, _ = metrics.precision_recall_fscore_support(TRUE, PREDICTED, zero_division=0)
+    assert result["macro_precision"] == pytest.approx(100 * precision.mean())
+    assert result["macro_f1"] == pytest.approx(100 * f1.mean())
+    by_class = tally.precision_recall_f1()
+    np.testing.assert_allclose(by_class[0], [*precision, np.nan])
+    np.testing.assert_allclose(by_class[1], [0.75, 0.5, 0, np.nan, np.nan])
+    np.testing.assert_allclose(by_class[2], [*f1, np.nan])
+
+
+def test_samples_are_in_the_order_of_the_data_set_and_counted_while_running():
+    tally = Tally(3)
+    logits = torch.tensor([[0.0, 2, 1], [9, 0, 0], [0, 0, 0.5]])
+    target, index = torch.tensor([2, 0, 2]), torch.tensor([4, 0, 3])
+    tally.update(logits, target, 0.5, index)
+    tally.update(logits[:2], torch.tensor([1, 1]), 1.0, torch.tensor([2, 1]))
+    loss, top1, top5 = tally.running()
+    assert loss.val == 1.0 and loss.avg == pytest.approx((3 * 0.5 + 2 * 1.0) / 5)
+    assert (top1.val, top1.avg) == (50.0, pytest.approx(60.0)) and (top5.val, top5.avg) == (
+        100,
+        100,
+    )
+    tally.reduce()
+    assert tally.samples[:, 0].tolist() == [0, 1, 1, 2, 2]
+    assert tally.samples[:, 1].tolist() == [0, 0, 1, 2, 1]
+    largest = logits.softmax(dim=1).amax(dim=1)[[1, 1, 0, 2, 0]]
+    np.testing.assert_allclose(tally.samples[:, 2], largest)
+
+
+def test_groups_by_size_whatever_the_order():
+    assert class_groups([20, 101, 19, 100]).tolist() == ["medium", "many", "few", "medium"]

@@ -193,14 +193,14 @@ def test_batches_come_views_below_each_other(tmp_path):
     args = flags(fake_data=4, num_classes=2, channels_last=True)
     loader, test_loader, balanced = make_loaders(load_data(args), args, seed=3, process=CPU)
     assert balanced is None
-    [(x, target)] = on_device(loader, args, CPU.device)
+    [(x, target, index)] = on_device(loader, args, CPU.device)
     assert x.shape == (12, 3, 224, 224) and x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert sorted(target.tolist()) == [0, 0, 1, 1]
     [(views, _, index)] = loader
     assert torch.equal(x[4:8], shared.normalize(views[1], *MEAN_STD["imgnet"]))
     assert target.tolist() == (index % 2).tolist()
-    [(x, target)] = on_device(test_loader, args, CPU.device)
+    [(x, target, index)] = on_device(test_loader, args, CPU.device)
     assert x.shape == (1, 3, 224, 224)
 
 
