@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from common.training.checkpoint import atomic_file
+from common.training.pictures import literal, picture
 
 
 def calibration(bins: torch.Tensor) -> dict[str, np.ndarray | float]:
@@ -51,15 +50,18 @@ def draw_reliability_diagram(bins: torch.Tensor, path: str | Path, title: str) -
         path: file to write.
         title: heading of the picture.
     """
-    figures = calibration(bins)
+    picture(Path(path), _draw, calibration(bins), literal(title))
+
+
+def _draw(figure, figures: dict[str, np.ndarray | float], title: str) -> None:
+    figure.set_size_inches(5.5, 5.5)
     edges = figures["bins"]
     centres, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
     filled = figures["counts"] > 0
     accuracies = figures["accuracies"][filled]
     confidences = figures["confidences"][filled]
 
-    picture = Figure(figsize=(5, 5), layout="constrained")
-    axes = picture.add_subplot()
+    axes = figure.add_subplot()
     gap = axes.bar(
         centres[filled],
         np.abs(accuracies - confidences),
@@ -92,5 +94,3 @@ def draw_reliability_diagram(bins: torch.Tensor, path: str | Path, title: str) -
         title=title,
     )
     axes.legend([gap, accuracy], ["Gap", "Accuracy"], loc="upper left")
-    with atomic_file(path) as file:
-        picture.savefig(file, format="png", dpi=120)

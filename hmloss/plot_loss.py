@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 from common.training.errors import UsageError
 from common.training.flags import Parser
 from common.training.launch import run
-from common.training.report import picture
+from common.training.pictures import save_picture
 from hmloss.losses import FocalLoss, HMLoss
 
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(args.delta) <= 0:
         raise UsageError(f"--delta {min(args.delta):g}: must be above 0")
-    picture(Path(args.out), draw, args.delta)
+    save_picture(Path(args.out), draw, args.delta)
     print(args.out)
 
 

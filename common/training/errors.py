@@ -29,6 +29,6 @@ def writing(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); mend this and go on from the "
-            "last checkpoint, which is untouched"
+            f"{path}: cannot be written ({error.strerror or error}); mend that and start again, "
+            "a training with --resume auto"
         ) from None

@@ -154,6 +154,7 @@ class Record:
                 settings=self.settings,
                 seed=self.seed,
                 split=self.split,
+                device=self.process.device,
                 **facts,
             )
             final, best = self.history[-1], self.best_row

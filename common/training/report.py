@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pandas as pd
 import torch
 import torchvision
 
-from common.training.checkpoint import atomic_file
+from common.training import pictures
 from common.training.logs import write_json, write_text
 
 
@@ -44,6 +43,7 @@ def write_report(
     class_names: Sequence[str] | None = None,
     settings: dict | None = None,
     split: str = "test",
+    device: torch.device | str = "cpu",
     **facts: object,
 ) -> None:
     """Write ``report.json``, ``metrics.csv``, ``per_class.png``, ``confusion.png``, ``curves.png``.
@@ -55,7 +55,7 @@ def write_report(
         cls_num_list: training images per class.
         confusion: (C, C) counts of the last epoch, rows true.
         settings: the parsed flags. ``facts``: anything else worth keeping, as JSON-able values.
-        split: what the history was evaluated on.
+        split: what the history was evaluated on. device: what it was trained on.
     """
     folder = Path(folder)
     final = history[-1]
@@ -71,12 +71,14 @@ def write_report(
             "cls_num_list": list(cls_num_list),
             "command": shlex.join(["python", *sys.argv]),
             "settings": settings or {},
-            "versions": versions(),
+            "versions": versions(device),
             **facts,
         },
     )
-    picture(folder / "curves.png", _draw_curves, history, split)
-    picture(
+    if class_names is not None:
+        class_names = [pictures.literal(name) for name in class_names]
+    pictures.picture(folder / "curves.png", _draw_curves, history, split)
+    pictures.picture(
         folder / "per_class.png",
         _draw_per_class,
         final["cls_acc"],
@@ -85,10 +87,12 @@ def write_report(
         split,
     )
     if confusion is not None:
-        picture(folder / "confusion.png", _draw_confusion, confusion.cpu().numpy(), class_names)
+        pictures.picture(
+            folder / "confusion.png", _draw_confusion, confusion.cpu().numpy(), class_names
+        )
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """Versions and hardware that a number depends on, and the commit if the code is a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
@@ -98,30 +102,16 @@ def versions() -> dict[str, str]:
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    on_gpu = torch.device(device).type == "cuda"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "threads": str(torch.get_num_threads()),
         "commit": commit,
     }
-
-
-def picture(path: Path, draw: Callable, *args: object) -> None:
-    """Save what ``draw(figure, *args)`` draws as PNG; needs no display and no pyplot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure, *args)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=110, format="png")
-    with atomic_file(path) as file:
-        file.write(image.getvalue())
 
 
 def _draw_curves(figure, history: Sequence[dict], split: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.training import report
+from common.training import pictures
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,4 +21,4 @@ def no_pictures(monkeypatch):
 
     Runs that the tests of a module share, and those of ``run_fresh``, draw all there is.
     """
-    monkeypatch.setattr(report, "picture", lambda path, draw, *args: None)
+    monkeypatch.setattr(pictures, "picture", lambda path, draw, *args: None)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.training.logs import write_text
-from common.training.report import picture
+from common.training.pictures import save_picture
 from tests.regression.results import RESULTS, Comparison, Figures, compare, read_results
 from tests.regression.table import PAPERS, ROOT, STAND_INS, read_table
 
@@ -171,7 +171,7 @@ def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
         if headline:
             pictures = root / PICTURES
             pictures.mkdir(parents=True, exist_ok=True)
-            picture(pictures / f"{paper}.png", draw, headline)
+            save_picture(pictures / f"{paper}.png", draw, headline)
             text += f"\n\n![Reported accuracies and ours](../{PICTURES}/{paper}.png)"
         path = root / paper / "README.md"
         if not replace_section(path, text):
