@@ -104,6 +104,7 @@ def make_loaders(
     batch_size: int,
     seed: int,
     process: Process,
+    memory_format: torch.memory_format,
     balanced: bool = False,
 ) -> tuple[Loader, Loader]:
     """Training and test loader, of batches ``(images, target, index)``.
@@ -115,7 +116,9 @@ def make_loaders(
     if balanced:
         order = _class_aware(data, batch_size)
     workers = -(-config.workers // process.local_world_size)
-    shared = {"workers": workers, "seed": seed, "process": process}
+    shared = {
+        "workers": workers, "seed": seed, "process": process, "memory_format": memory_format
+    }  # fmt: skip
     if isinstance(data, ListData):
         return (
             WorkersLoader(data.train, batch_size, order=order, **shared),

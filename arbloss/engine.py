@@ -92,10 +92,6 @@ def train_one_epoch(
     network.train()
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
-        images = images.to(process.device, non_blocking=True)
-        target = target.to(process.device, non_blocking=True)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         counts = None if count is None else count(target)
         if config.mixup:
             images, y_a, y_b, lam = mixup_data(images, target, config.alpha)
@@ -149,10 +145,6 @@ def evaluate(
     tally = Tally(config.num_classes, process.device)
     end = time.perf_counter()
     for step, (images, target, index) in enumerate(loader):
-        images = images.to(process.device, non_blocking=True)
-        target = target.to(process.device, non_blocking=True)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with autocast(process.device, config.amp):
             logits, _ = network(images)
         loss = nn.functional.cross_entropy(logits.float(), target)

@@ -19,7 +19,7 @@ from arbloss.data import load_data, make_loaders
 from arbloss.engine import evaluate, log_line, result_lines, results
 from arbloss.models import Network
 from arbloss.reliability import calibration, draw_reliability_diagram
-from common.training import checkpoint, launch
+from common.training import checkpoint, launch, speed
 from common.training.errors import UsageError
 from common.training.logs import TextLog, prepare_folders, write_json
 
@@ -33,8 +33,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     process, notes = trainer.start_process(config, args.local_rank)
     state = checkpoint.load(config.resume)
     data = load_data(config)
+    channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
+    memory_format = speed.memory_format(channels_last)
     _, test_loader = make_loaders(
-        data, config, batch_size=config.batch_size, seed=0, process=process
+        data,
+        config,
+        batch_size=config.batch_size,
+        seed=0,
+        process=process,
+        memory_format=memory_format,
     )
 
     network = Network(
@@ -44,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         stage=2 if "state_dict_lws_model" in state else 1,
     )
     trainer.load_parts(network, state, config.resume)
-    network = network.to(process.device)
+    network = network.to(process.device, memory_format=memory_format)
 
     stem = opts.stem(args.cfg)
     folder = launch.broadcast_object(trainer.new_folder(stem)) / config.log_dir

@@ -68,7 +68,7 @@ DEFAULTS = {
     "image_size": 32,
     "loader": "device",
     "amp": "none",
-    "channels_last": False,
+    "channels_last": None,
 }
 CIFAR_LIKE = ("cifar10", "cifar100", "digits", "imagefolder", "npz")
 
@@ -82,6 +82,7 @@ NULLABLE = {
     "lr_factor": float,
     "alpha": float,
     "seed": int,
+    "channels_last": bool,
 }
 PAIRS = ("head_class_idx", "med_class_idx", "tail_class_idx", "milestones")
 CHOICES = {

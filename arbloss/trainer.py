@@ -24,7 +24,7 @@ from arbloss.engine import Say, evaluate, log_line, result_lines, results, train
 from arbloss.models import Network
 from arbloss.reliability import draw_reliability_diagram
 from common.evaluation import Tally
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_text
@@ -134,6 +134,7 @@ class Run:
     continues: bool
     seed: int
     say: Say
+    memory_format: torch.memory_format
     start_epoch: int = 0
     best_acc1: float = 0.0
     its_ece: float = 100.0
@@ -144,6 +145,8 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
     """Join the other processes, read the data, open the run folder, and write down what runs."""
     notes = opts.check(config, stage)
     process, more_notes = start_process(config, args.local_rank)
+    channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
+    memory_format = speed.memory_format(channels_last)
     data = load_data(config)
 
     folder, resume, continues = run_folder(args.cfg, config, stage)
@@ -152,7 +155,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         folder / config.log_dir,
         folder / config.model_dir,
         process,
-        config,
+        {**config, "channels_last": channels_last},
         latest=LATEST,
         best=BEST,
         text_logs=(log_name,),
@@ -173,6 +176,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         batch_size=batch_size,
         seed=seed,
         process=process,
+        memory_format=memory_format,
         balanced=stage == 2 and not config.train_stage2_instance,
     )
     record.open(seed)
@@ -199,6 +203,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         continues=continues,
         seed=seed,
         say=say,
+        memory_format=memory_format,
     )
     if state is not None:
         run.best_acc1 = float(state["best_acc1"])
@@ -234,8 +239,7 @@ def place(run: Run, network: Network) -> nn.Module:
     """Load the checkpoint that the run starts from, move the network to its device, wrap it."""
     if run.state is not None:
         load_parts(network, run.state, run.resume)
-    if run.config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=run.memory_format)
     return launch.distribute(network, run.process)
 
 

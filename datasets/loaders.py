@@ -1,17 +1,19 @@
 """Two ways to feed a training loop, with one set of rules.
 
-Both yield ``(images, target, index)`` in batches, both are replayable: everything that an epoch
-draws derives from (seed, epoch), whatever the number of workers, and ``set_epoch`` may start in
-the middle of an epoch. With several processes each takes its share of every global batch.
+Both yield batches ``(images or views, target, index)`` on the training device, images in the wanted
+memory format. Both are replayable: everything that an epoch draws derives from (seed, epoch),
+whatever the number of workers, and ``set_epoch`` may start in the middle of an epoch. With several
+processes each takes its share of every global batch.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from common.training.errors import UsageError
@@ -106,6 +108,7 @@ class DeviceLoader:
         transform: ``(uint8 (B, 3, H, W), CPU generator) -> float images`` or a tuple of views.
         order: samples of an epoch, default each once, shuffled.
         train: equal shares for all processes; otherwise no sample is repeated.
+        memory_format: of the images that the loader yields.
     """
 
     def __init__(
@@ -120,13 +123,14 @@ class DeviceLoader:
         order: Order | None = None,
         train: bool = True,
         drop_last: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         layout = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
         self.images = layout.to(process.device)
         self.targets = torch.as_tensor(
             np.asarray(targets), dtype=torch.int64, device=process.device
         )
-        self._transform = transform
+        self._transform, self._memory_format = transform, memory_format
         self._device = process.device
         order = order or (shuffled if train else in_order)(len(images))
         self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
@@ -144,7 +148,8 @@ class DeviceLoader:
         for batch in range(plan.start_batch, len(plan.batches)):
             index = plan.batches[batch].to(self._device, non_blocking=True)
             generator = torch.Generator().manual_seed(plan.batch_seed(batch))
-            yield self._transform(self.images[index], generator), self.targets[index], index
+            images = self._transform(self.images[index], generator)
+            yield in_format(images, self._memory_format), self.targets[index], index
 
     def close(self) -> None:
         """Let go of the images; the loader cannot be used any more."""
@@ -156,7 +161,9 @@ class WorkersLoader:
 
     ``dataset[i]`` is ``(image or views, label)`` or ``(image or views, label, index)``; its
     transforms use the global generators of torch, numpy and ``random``, which are seeded for each
-    sample, so that the number of workers changes nothing. Arguments as for ``DeviceLoader``.
+    sample, so that the number of workers changes nothing. Arguments as for ``DeviceLoader``, and
+    ``finish``: what remains to be done to the images (or list of views) of a whole batch on the
+    device. On a GPU the next batch is copied and finished while the network computes on this one.
     """
 
     def __init__(
@@ -170,7 +177,10 @@ class WorkersLoader:
         order: Order | None = None,
         train: bool = True,
         drop_last: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        finish: Callable[[Tensor | list[Tensor]], Tensor | list[Tensor]] | None = None,
     ) -> None:
+        self._device, self._memory_format, self._finish = process.device, memory_format, finish
         order = order or (shuffled if train else in_order)(len(dataset))
         self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
         self._loader = DataLoader(
@@ -192,9 +202,19 @@ class WorkersLoader:
 
     def __iter__(self) -> Iterator[tuple]:
         try:
-            yield from self._loader
+            yield from prefetch(self._loader, self._to_device, self._device)
         except UsageError as error:  # torch puts the worker's traceback before the message
             raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
+
+    def _to_device(self, images: Tensor | list[Tensor], target: Tensor, index: Tensor) -> tuple:
+        def move(x: Tensor) -> Tensor:
+            return x.to(self._device, non_blocking=True)
+
+        views = move(images) if isinstance(images, Tensor) else [move(view) for view in images]
+        views = in_format(views, self._memory_format)
+        if self._finish is not None:
+            views = self._finish(views)
+        return views, move(target), move(index)
 
     def close(self) -> None:
         """End the workers; the loader cannot be used any more.
@@ -202,6 +222,46 @@ class WorkersLoader:
         Left to the garbage collector, each of them would be waited for, for five seconds.
         """
         self._loader = None
+
+
+def in_format(
+    images: Tensor | Sequence[Tensor], memory_format: torch.memory_format
+) -> Tensor | list[Tensor]:
+    """Images (B, C, H, W), or each of several views, in a memory format."""
+    if isinstance(images, Tensor):
+        return images.contiguous(memory_format=memory_format)
+    return [in_format(view, memory_format) for view in images]
+
+
+def prefetch(
+    batches: Iterable[tuple], prepare: Callable[..., tuple], device: torch.device
+) -> Iterator[tuple]:
+    """``prepare(*batch)`` of each batch; on a GPU one batch ahead, on a stream of its own."""
+    if device.type != "cuda":
+        for loaded in batches:
+            yield prepare(*loaded)
+        return
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    ahead = None
+    for loaded in batches:
+        ready = ahead
+        with torch.cuda.stream(copying):
+            ahead = prepare(*loaded)
+        if ready is not None:
+            yield ready
+        computing.wait_stream(copying)
+        for tensor in _tensors(ahead):
+            tensor.record_stream(computing)
+    if ahead is not None:
+        yield ahead
+
+
+def _tensors(batch: Tensor | Sequence) -> Iterator[Tensor]:
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _tensors(part)
+    else:
+        yield batch
 
 
 class _KeyedBatches:

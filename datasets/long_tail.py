@@ -116,6 +116,7 @@ def make_loaders(
     test_image_transform: Callable | None = None,
     order: Order | None = None,
     drop_last: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[DeviceLoader | WorkersLoader, DeviceLoader | WorkersLoader]:
     """Training and test loader, of batches ``(images or views, target, index)``.
 
@@ -126,8 +127,9 @@ def make_loaders(
         test_device_transform, test_image_transform: the same for the test images, without a
             generator (default: normalise).
         order: which samples an epoch holds (default: each once, shuffled).
+        memory_format: of the images that the loaders yield.
     """
-    shared = {"seed": seed, "process": process}
+    shared = {"seed": seed, "process": process, "memory_format": memory_format}
     train = {"batch_size": batch_size, "order": order, "drop_last": drop_last, **shared}
     test = {"batch_size": test_batch_size, "train": False, **shared}
     if loader == "device":

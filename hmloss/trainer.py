@@ -11,7 +11,7 @@ from torch import nn
 
 from common.evaluation import group_line, result_lines
 from common.models.resnet import load_pretrained
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_text
@@ -56,8 +56,7 @@ def train_run(
     model = build_model(num_classes=num_classes, use_norm=args.loss_type == "LDAM")
     if args.pretrained and state is None:
         load_pretrained(model, args.arch, args.weights)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
 
     # One optimiser for both stages: the momentum goes on. Weight decay on everything.

@@ -96,10 +96,6 @@ def train_one_epoch(
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
         data_time.update(time.perf_counter() - end)
-        images = images.to(process.device, non_blocking=True)
-        target = target.to(process.device, non_blocking=True)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with autocast(process.device, args.amp):
             logits, features = model(images, return_features=True)
             loss = compute_loss(criterion, logits, target, features)
@@ -146,10 +142,6 @@ def evaluate(
     batch_time = AverageMeter()
     end = time.perf_counter()
     for step, (images, target, index) in enumerate(loader):
-        images = images.to(process.device, non_blocking=True)
-        target = target.to(process.device, non_blocking=True)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with autocast(process.device, args.amp):
             logits, features = model(images, return_features=True)
             loss = compute_loss(criterion, logits, target, features)

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.evaluation import group_line, result_lines
 from common.imbalance import sample_weights
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.logs import write_text
 from common.training.record import Record
@@ -42,6 +42,8 @@ def train(
         transforms: the augmentation, as ``make_loaders`` takes it (empty: CIFAR's).
     """
     process = launch.start(args.gpu)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
     say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
         say(note, flush=True)
@@ -86,14 +88,14 @@ def train(
         seed=seed,
         process=process,
         order=order,
+        memory_format=memory_format,
         **transforms,
     )
 
     say(f"=> creating model '{args.arch}'", flush=True)
     seeds.seed_everything(seed)
     model = build_model(args, weights=state is None)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
 
     # Optimiser: weight decay on everything, as in the original.

@@ -36,7 +36,11 @@ def add_run_flags(
         help="mixed precision of the forward pass (default: none, float32)",
     )
     group.add_argument(
-        "--channels_last", action="store_true", help="channels-last memory format (often faster)"
+        "--channels_last",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="channels-last memory format (default: where it is faster, on the CPU and in half "
+        "precision)",
     )
     group.add_argument(
         "--stretch_schedule",

@@ -14,17 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.record import Record
 from datasets.long_tail import make_loaders, require_images
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import (
-    cifar_batches,
     cifar_device_views,
     cifar_views,
     load_cifar,
@@ -46,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     """Run the program; returns the last epoch's figures."""
     args, schedule = opts.parse_args(argv, "cifar_ce")
     process = launch.start(args.gpu)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
     say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
         say(note, flush=True)
@@ -83,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         device_transform=cifar_device_views(1),
         image_transform=cifar_views(1, size=data.train.images.shape[1]),
         drop_last=True,
+        memory_format=memory_format,
     )
 
     # Model: the features of the published networks, a cosine classifier named fc.
@@ -90,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     seeds.seed_everything(seed)
     model = opts.CIFAR_ARCHS[args.arch](num_classes=args.num_classes, use_norm=True, head="fc")
     check_feature_size("--feat_dim", args.feat_dim, model)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
     criterion = build_criterion(args, data.cls_num_list).to(process.device)
 
@@ -106,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
     def test(write: Callable[[str], None]) -> Tally:
         """Evaluate; ``write`` takes the log lines."""
-        batches = cifar_batches(test_loader, args, process.device)
-        return evaluate(model, batches, len(test_loader), args, process, write)
+        return evaluate(model, test_loader, args, process, write)
 
     if args.evaluate:
         result = test(lambda line: say(line, flush=True)).result(data.cls_num_list)
@@ -132,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
             model,
-            cifar_batches(train_loader, args, process.device),
-            len(train_loader),
+            train_loader,
             criterion,
             optimizer,
             scaler,

@@ -17,18 +17,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.record import Record
 from datasets.long_tail import make_loaders, require_images
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import (
-    cifar_batches,
     cifar_device_views,
     cifar_views,
     load_cifar,
@@ -58,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     """Run the program; returns the last epoch's figures."""
     args, schedule = opts.parse_args(argv, "cifar_main")
     process = launch.start(args.gpu)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
     say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
         say(note, flush=True)
@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         device_transform=cifar_device_views(views),
         image_transform=cifar_views(views, size=data.train.images.shape[1]),
         drop_last=True,
+        memory_format=memory_format,
     )
 
     # Model: query and key encoder with a cosine classifier named fc, and the queue.
@@ -112,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         checkpoint.load_weights(model, state["state_dict"], args.resume)
         load_criterion(criterion, state, say)
     partition(model, criterion, args)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format)
     # Every process keeps the same queue by itself: no buffer needs to be sent around.
     ddp = {"find_unused_parameters": True, "broadcast_buffers": False}
     model = launch.distribute(model, process, **ddp)
@@ -129,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
     def test(write: Callable[[str], None]) -> Tally:
         """Evaluate; ``write`` takes the log lines."""
-        batches = cifar_batches(test_loader, args, process.device)
-        return evaluate(model, batches, len(test_loader), args, process, write)
+        return evaluate(model, test_loader, args, process, write)
 
     if args.evaluate:
         result = test(lambda line: say(line, flush=True)).result(data.cls_num_list)
@@ -155,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
             model,
-            cifar_batches(train_loader, args, process.device),
-            len(train_loader),
+            train_loader,
             criterion,
             optimizer,
             scaler,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +13,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from common.training.errors import UsageError
-from common.training.launch import Process
 from datasets.augment.batch import normalize
-from datasets.loaders import DeviceLoader, WorkersLoader
 from datasets.long_tail import Images, LongTailed, load_long_tailed
 from dbm_loss.augment import batch, recipes
 from dbm_loss.large_scale import data as large_scale
@@ -24,8 +22,6 @@ HERE = Path(__file__).parent
 LARGE_SCALE_NAMES = {"imagenet": "imgnet"}  # what the other half calls the data sets
 LIST_FOLDERS = {"imagenet": "ImageNet_LT", "inat": "iNaturalist18"}  # in imagenet_inat/data/
 POLICY = {"aug_type": "autoaug_cifar", "cutout": True}
-
-Batch = tuple[list[Tensor], Tensor, Tensor]
 
 
 def cifar_views(count: int, size: int) -> list[T.Compose]:
@@ -117,30 +113,13 @@ def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int
     )
 
 
-def cifar_batches(
-    loader: DeviceLoader | WorkersLoader, args: Namespace, device: torch.device
-) -> Iterator[Batch]:
-    """Batches on the device: views (B, 3, h, w) each, labels, indices."""
-    for views, target, index in loader:
-        views = [views] if isinstance(views, Tensor) else views
-        views = [view.to(device, non_blocking=True) for view in views]
-        if args.channels_last:
-            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        yield views, target.to(device, non_blocking=True), index.to(device, non_blocking=True)
-
-
-def imagenet_batches(loader: WorkersLoader, args: Namespace, process: Process) -> Iterator[Batch]:
-    """The same from loaders of bytes, normalised on the device; on a GPU one batch ahead."""
+def normalized(args: Namespace) -> Callable[[Tensor | list[Tensor]], Tensor | list[Tensor]]:
+    """What is left to do on the device for bytes of ImageNet images, or of each view of them."""
     mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
 
-    def prepare(views: list[Tensor], target: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        moved = (view.to(process.device, non_blocking=True) for view in views)
-        return (
-            target.to(process.device, non_blocking=True),
-            index.to(process.device, non_blocking=True),
-            *(normalize(v.contiguous(memory_format=layout), mean, std) for v in moved),
-        )
+    def finish(views: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        if isinstance(views, Tensor):
+            return normalize(views, mean, std)
+        return [normalize(view, mean, std) for view in views]
 
-    for target, index, *views in large_scale.prefetch(loader, prepare, process.device):
-        yield views, target, index
+    return finish

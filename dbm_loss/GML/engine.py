@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,14 +19,14 @@ from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.seeds import seed_everything
+from datasets.loaders import DeviceLoader, WorkersLoader
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo
 from dbm_loss.margin import DBMargin
 
 SCALE = 30.0  # of the cosines in the margin, 1 / T_s
 
-# (views, labels, which training images they are), on the device
-Batches = Iterable[tuple[Sequence[Tensor], Tensor, Tensor]]
+Loader = DeviceLoader | WorkersLoader
 
 
 def build_criterion(args: Namespace, cls_num_list: Sequence[int]) -> GMLLoss:
@@ -187,8 +187,7 @@ def _count(step: int, steps: int) -> str:
 
 def train_one_epoch(
     model: nn.Module,
-    batches: Batches,
-    steps: int,
+    loader: Loader,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -200,11 +199,12 @@ def train_one_epoch(
     start_step: int = 0,
     save: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Train on ``batches``, steps ``start_step`` to ``steps`` of the epoch; returns its means.
+    """Train on the batches of the epoch from ``start_step`` on; returns the epoch's means.
 
-    A MoCo takes all views, a bare network the first. ``save(step)`` writes a checkpoint; it is
-    called every ``--save_every`` steps.
+    The loader yields a list of views; a MoCo takes all of them, a bare network the first.
+    ``save(step)`` writes a checkpoint; it is called every ``--save_every`` steps.
     """
+    steps = len(loader)
     lr = optimizer.param_groups[0]["lr"]
     is_moco = isinstance(unwrap(model), MoCo)
     contrast = args.alpha > 0 or args.beta > 0
@@ -214,7 +214,7 @@ def train_one_epoch(
     batch_time, data_time = AverageMeter(), AverageMeter()
     model.train()
     end = time.perf_counter()
-    for step, (views, target, index) in enumerate(batches, start=start_step):
+    for step, (views, target, index) in enumerate(loader, start=start_step):
         data_time.update(time.perf_counter() - end)
         # The order in which MoCo shuffles its keys, also after a resume within the epoch.
         seed_everything(record.seed, epoch, step)
@@ -253,8 +253,7 @@ def train_one_epoch(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Batches,
-    steps: int,
+    loader: Loader,
     args: Namespace,
     process: Process,
     write: Callable[[str], None],
@@ -268,9 +267,9 @@ def evaluate(
     network = unwrap(model).eval()
     tally, batch_time = Tally(args.num_classes, process.device), AverageMeter()
     end = time.perf_counter()
-    for step, (views, target, index) in enumerate(batches):
+    for step, (images, target, index) in enumerate(loader):
         with autocast(process.device, args.amp):
-            logits = network(views[0])
+            logits = network(images)
         tally.update(logits, target, F.cross_entropy(logits.float(), target), index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
@@ -279,7 +278,7 @@ def evaluate(
             if args.program == "main":
                 timing = f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})"
                 fields = f"{timing}\t{_fields(tally.running(), '.4e')}"
-            write(f"Test: {_count(step, steps)}\t{fields}")
+            write(f"Test: {_count(step, len(loader))}\t{fields}")
     tally.reduce()
     return tally
 

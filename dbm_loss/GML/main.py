@@ -20,19 +20,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.logs import write_text
 from common.training.record import Record
 from datasets.loaders import WorkersLoader
 from dbm_loss.GML import opts
-from dbm_loss.GML.data import imagenet_batches, load_imagenet, train_batch_size
+from dbm_loss.GML.data import load_imagenet, normalized, train_batch_size
 from dbm_loss.GML.engine import (
     Means,
     build_criterion,
@@ -54,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     if args.multiprocessing_distributed and launch.fan_out(main, argv, per_machine=True):
         return None
     process = launch.start()
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
     say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
         say(note, flush=True)
@@ -91,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # --batch_size and --workers are those of a machine.
     local, machines = process.local_world_size, process.world_size // process.local_world_size
     batch_size = train_batch_size(args, len(data.train), machines)
-    feed = {"workers": -(-args.workers // local), "seed": seed, "process": process}
+    feed = {
+        "workers": -(-args.workers // local), "seed": seed, "process": process,
+        "memory_format": memory_format, "finish": normalized(args),
+    }  # fmt: skip
     train_loader = WorkersLoader(
         data.train, batch_size // process.world_size * process.world_size, drop_last=True, **feed
     )
@@ -111,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     partition(model, criterion, args)
     if process.distributed and process.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format)
     # Every process keeps the same queue by itself: no buffer needs to be sent around.
     ddp = {"find_unused_parameters": True, "broadcast_buffers": False}
     model = launch.distribute(model, process, **ddp)
@@ -129,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
     def test(write: Callable[[str], None]) -> Tally:
         """Evaluate; ``write`` takes the log lines."""
-        batches = imagenet_batches(test_loader, args, process)
-        return evaluate(model, batches, len(test_loader), args, process, write)
+        return evaluate(model, test_loader, args, process, write)
 
     if args.evaluate:
         result = test(lambda line: say(line, flush=True)).result(data.cls_num_list)
@@ -175,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
             model,
-            imagenet_batches(train_loader, args, process),
-            len(train_loader),
+            train_loader,
             criterion,
             optimizer,
             scaler,

@@ -149,7 +149,6 @@ def train_one_epoch(
     foregrounds = iter(()) if balanced is None else iter(balanced)
     for step, (images, target, _) in enumerate(loader):
         foreground = next(foregrounds, None)
-        images, target = to_device(images, args, process), to_device(target, args, process)
         if args.loss_fn == "bcl":
             loss = bcl_loss(model, criterion, images, target, cast)
         elif args.loss_fn == "ncl":
@@ -158,8 +157,7 @@ def train_one_epoch(
             pasted = None
             if foreground is not None and np.random.rand() < 0.5:
                 patches, labels, _ = foreground
-                share = cutmix(images, to_device(patches, args, process))
-                pasted = to_device(labels, args, process), share
+                pasted = labels, cutmix(images, patches)
             loss = base_loss(model, criterion, images, target, epoch, cast, pasted)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         losses.update(loss, len(target))
@@ -173,18 +171,6 @@ def train_one_epoch(
     progress.close()
     losses.reduce(process.device)
     return {"train_loss": losses.avg}
-
-
-def to_device(
-    x: Tensor | Sequence[Tensor], args: Namespace, process: Process
-) -> Tensor | list[Tensor]:
-    """Labels, images or views on the training device, images in the wanted memory format."""
-    if not isinstance(x, Tensor):
-        return [to_device(view, args, process) for view in x]
-    x = x.to(process.device, non_blocking=True)
-    if args.channels_last and x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x
 
 
 @torch.inference_mode()
@@ -201,7 +187,6 @@ def evaluate(
     tally = Tally(num_classes, process.device)
     progress = Progress("test Valid", len(loader), enabled=process.is_main)
     for images, target, index in loader:
-        images, target = to_device(images, args, process), to_device(target, args, process)
         with autocast(process.device, args.amp):
             logits = model.classify(images)
         tally.update(logits, target, F.cross_entropy(logits.float(), target), index)

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.imbalance import sample_weights
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.record import Record
 from datasets.loaders import drawn_by_weight
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Run the program; returns the last epoch's figures."""
     args, schedule = opts.parse_args(argv)
     process = launch.start(args.gpu)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
     say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
         say(note, flush=True)
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "device_transform": device_transform(args),
         "image_transform": image_transform(args, size=data.train.images.shape[1]),
         "drop_last": args.loss_fn == "ncl",
+        "memory_format": memory_format,
     }
     train_loader, test_loader = make_loaders(data, seed=seed, **feed)
     if not len(train_loader):
@@ -117,8 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     model = build_model(args.loss_fn, args.num_class, args.use_norm)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"    Total params: {size:.2f}M", flush=True)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
     criterion = build_criterion(args, counts, schedule).to(process.device)
 

@@ -6,13 +6,14 @@ quarter of the traffic between processes, and the same numbers to the last bit.
 
 import io
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision import transforms as T
@@ -125,7 +126,7 @@ def load_data(args: Namespace, train_views: Sequence[T.Compose] | None = None) -
         UsageError: lists, images or classes missing; not ``--num_classes`` of them.
     """
     train_views = Views([to_bytes(v) for v in train_views or train_recipes(args.loss_fn)])
-    test_view = Views([to_bytes(imagenet_eval())])
+    test_view = to_bytes(imagenet_eval())
     if args.fake_data:
         data = _fake(args, train_views, test_view)
     elif args.dataset == "imagefolder":
@@ -140,7 +141,7 @@ def load_data(args: Namespace, train_views: Sequence[T.Compose] | None = None) -
     return data
 
 
-def _lists(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:
+def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     _, train_name, test_name = LISTS[args.dataset]
     train = ListFile(_find_list(args, train_name), args.root, train_views)
     test_list = args.eval_list or _find_list(args, test_name)
@@ -166,7 +167,7 @@ def _find_list(args: Namespace, name: str) -> Path:
         raise UsageError(f"{error}; put them into --root or name their --list_dir") from None
 
 
-def _folder(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:
+def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     root = Path(args.root)
     layout = "expected DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/*"
     splits = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
@@ -189,7 +190,7 @@ def _folder(args: Namespace, train_views: Views, test_view: Views) -> LargeScale
     return LargeScale(train, test, counts, [], facts)
 
 
-def _fake(args: Namespace, train_views: Views, test_view: Views) -> LargeScale:
+def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     num_images, num_classes = args.fake_data, args.num_classes
     train = FakeImages(num_images, num_classes, train_views)
     test = FakeImages(max(1, num_images // 4), num_classes, test_view)
@@ -212,10 +213,21 @@ def balanced_weights(
 
 
 def make_loaders(
-    data: LargeScale, args: Namespace, *, seed: int, process: Process
+    data: LargeScale,
+    args: Namespace,
+    *,
+    seed: int,
+    process: Process,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[WorkersLoader, WorkersLoader, WorkersLoader | None]:
-    """Training and test loader, and with ``--cmo`` the class-balanced one; of bytes."""
-    shared = {"batch_size": args.batch_size, "workers": args.workers, "process": process}
+    """Training and test loader, and with ``--cmo`` the class-balanced one.
+
+    Batches are ``(images, target, index)`` with all views of the images below each other.
+    """
+    shared = {
+        "batch_size": args.batch_size, "workers": args.workers, "process": process,
+        "memory_format": memory_format, "finish": stacked(args.dataset),
+    }  # fmt: skip
     balanced = None
     if args.cmo:
         weights = balanced_weights(data.train.targets, data.cls_num_list, args.weighted_alpha)
@@ -229,44 +241,15 @@ def make_loaders(
     )
 
 
-def on_device(
-    loader: WorkersLoader, args: Namespace, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Batches ready for the network: all views below each other, float32 (V · B, 3, h, w); labels;
-    which images they are.
+def stacked(dataset: str) -> Callable[[Tensor | list[Tensor]], Tensor]:
+    """What is left to do on the device: all views below each other, (V · B, 3, h, w), normalised.
 
-    On a GPU the next batch is copied and normalised while the network computes on this one.
+    ``dataset`` chooses mean and standard deviation.
     """
-    mean, std = MEAN_STD[args.dataset]
+    mean, std = MEAN_STD[dataset]
 
-    def prepare(views: Sequence[torch.Tensor], target: torch.Tensor, index: torch.Tensor) -> tuple:
-        pixels = torch.cat([view.to(device, non_blocking=True) for view in views])
-        if args.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        target, index = (x.to(device, non_blocking=True) for x in (target, index))
-        return normalize(pixels, mean, std), target, index
+    def finish(views: Tensor | list[Tensor]) -> Tensor:
+        images = views if isinstance(views, Tensor) else torch.cat(views)
+        return normalize(images, mean, std)
 
-    yield from prefetch(loader, prepare, device)
-
-
-def prefetch(
-    loader: WorkersLoader, prepare: Callable[..., tuple[torch.Tensor, ...]], device: torch.device
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """``prepare(*batch)`` of each batch; on a GPU one batch ahead, on a stream of its own."""
-    if device.type != "cuda":
-        for loaded in loader:
-            yield prepare(*loaded)
-        return
-    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    ahead = None
-    for loaded in loader:
-        ready = ahead
-        with torch.cuda.stream(copying):
-            ahead = prepare(*loaded)
-        if ready is not None:
-            yield ready
-        computing.wait_stream(copying)
-        for tensor in ahead:
-            tensor.record_stream(computing)
-    if ahead is not None:
-        yield ahead
+    return finish

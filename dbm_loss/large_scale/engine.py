@@ -18,7 +18,6 @@ from common.training.record import Record
 from common.training.seeds import seed_everything
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.cutmix import cutmix
-from dbm_loss.large_scale.data import on_device
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy
 from dbm_loss.margin import DBMargin
 
@@ -138,10 +137,10 @@ def train_one_epoch(
     guard = FiniteGuard()
     bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     bar.step(start_step)
-    pasted = on_device(balanced, args, device) if balanced is not None else None
+    pasted = None if balanced is None else iter(balanced)
     model.train()
     data_time, end = 0.0, time.perf_counter()
-    for step, (x, target, _) in enumerate(on_device(loader, args, device), start=start_step):
+    for step, (x, target, _) in enumerate(loader, start=start_step):
         data_time += time.perf_counter() - end
         mixed = None
         if pasted is not None:
@@ -193,7 +192,7 @@ def evaluate(
     model = unwrap(model).eval()
     classify = model.classify if args.loss_fn == "bcl" else model
     tally = Tally(num_classes, process.device)
-    for x, target, index in on_device(loader, args, process.device):
+    for x, target, index in loader:
         with autocast(process.device, args.amp):
             logits = classify(x)
         tally.update(logits, target, F.cross_entropy(logits.float(), target), index)

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
 from dbm_loss.large_scale import opts
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     if launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
     say = print if process.is_main else lambda *_, **__: None
     schedule = Schedule(args.dataset, args.lr, args.epochs, args.cos, args.stretch_schedule)
     for note in opts.notes(args, schedule):
@@ -71,15 +73,14 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, test_loader, balanced_loader = make_loaders(
-        data, args, seed=seed, process=process
+        data, args, seed=seed, process=process, memory_format=memory_format
     )
 
     # Model: with the heads of BCL for bcl.
     say(f"=> creating model '{args.arch}'", flush=True)
     seeds.seed_everything(seed)
     model = build_model(args.loss_fn, args.arch, args.num_classes, args.use_norm)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
     criterion = build_criterion(args, data.cls_num_list, schedule.drw_epoch).to(process.device)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common.training import launch, seeds
+from common.training import launch, seeds, speed
 from common.training.record import Record
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from hmloss import flags, repeats
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     for note in flags.notes(args, schedule):
         say(note, flush=True)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
     groups = [(r, t) for r in args.ir_list for t in opts.imb_types(args.imb_type)]
     if args.evaluate:
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 workers=args.workers,
                 seed=seed,
                 process=process,
+                memory_format=speed.memory_format(args.channels_last),
             )
             figures = train_run(
                 args,

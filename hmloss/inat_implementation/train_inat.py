@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common.training import launch, seeds
+from common.training import launch, seeds, speed
 from common.training.record import Record
 from common.training.report import fingerprint
 from datasets.augment import recipes
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     for note in flags.notes(args, schedule):
         say(note, flush=True)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
     # Data: the lists decide on the classes and their counts.
     colours = {"mean": recipes.INAT_MEAN, "std": recipes.INAT_STD}
@@ -77,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         state = record.resume(args.resume)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
-        shared = {"workers": args.workers, "seed": seed, "process": process}
+        shared = {
+            "workers": args.workers, "seed": seed, "process": process,
+            "memory_format": speed.memory_format(args.channels_last),
+        }  # fmt: skip
         loaders = (
             WorkersLoader(train, args.batch_size, **shared),
             WorkersLoader(val, 100, train=False, **shared),

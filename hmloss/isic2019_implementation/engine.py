@@ -60,10 +60,6 @@ def train_one_epoch(
         lr = learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images = images.to(process.device, non_blocking=True)
-        target = target.to(process.device, non_blocking=True)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
             logits = model(images)
@@ -104,11 +100,6 @@ def predict(
     labels = torch.zeros(num_images, dtype=torch.int64, device=process.device)
     scores = torch.zeros(num_images, 2, dtype=torch.float64, device=process.device)
     for images, target, index in loader:
-        images = images.to(process.device, non_blocking=True)
-        target = target.to(process.device, non_blocking=True)
-        index = index.to(process.device, non_blocking=True)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with autocast(process.device, args.amp):
             logits = model(images)
             loss = criterion(logits, target)

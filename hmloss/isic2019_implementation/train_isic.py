@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common.training import checkpoint, launch, precision, seeds
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     for note in flags.loss_notes(args, args.num_epochs):
         say(note, flush=True)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
     history_dir = args.history_path / args.store_name
     model_dir = args.model_path / args.store_name
@@ -158,7 +159,13 @@ def make_loader(
     data = isic.ISIC2019(table[table["part"] == part], transform)
     batch_size = args.batch_size if train else max(args.batch_size // 2, 1)
     loader = WorkersLoader(
-        data, batch_size, workers=args.workers, seed=seed, process=process, train=train
+        data,
+        batch_size,
+        workers=args.workers,
+        seed=seed,
+        process=process,
+        train=train,
+        memory_format=speed.memory_format(args.channels_last),
     )
     return loader, len(data)
 
@@ -188,8 +195,7 @@ def train_run(
     )
     frozen, tensors = freeze(model, args.ratio_finetune)
     say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors", flush=True)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -318,6 +324,7 @@ def evaluate_file(
     checkpoint.load_weights(model, state.get("state_dict", state), path)
     criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
     seed = seeds.choose_seed(args.seed)
+    model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
     return test_model(args, model, table, seed, criterion, process).figures()
 

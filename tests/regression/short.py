@@ -36,28 +36,29 @@ from common.training.logs import write_text
 TRACES = Path(__file__).resolve().parent / "traces"
 CLASSES, TRAIN, TEST, SIZE = 5, 130, 20, 16  # the smallest class keeps 6 images at factor 0.05
 EPOCHS = 12
-# What every program is told; {…} are filled in by ``train``.
+# What every program is told; {…} are filled in by ``train``. Channels-last sums in another order.
 IB = (
     "ib_loss.cifar_train --dataset imagefolder --root {data} --image_size {size} --arch resnet20 "
     "--imb_factor 0.05 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} "
-    "--print_freq 1000 --root_log {out} --root_model {out}"
+    "--print_freq 1000 --root_log {out} --root_model {out} --no-channels_last"
 )
 DBM = (
     "dbm_loss.cifar.main --dataset imagefolder --data_dir {data} --image_size {size} --cos "
-    "--imb_ratio 20 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} --out {out}"
+    "--imb_ratio 20 --epochs {epochs} --batch-size 16 --stretch_schedule --seed {seed} --out {out} "
+    "--no-channels_last"
 )
 HML = (
     "hmloss.cifar_implementation.train_cifar --dataset imagefolder --root {data} "
     "--image_size {size} --arch resnet20 --imb_ratio 0.05 --epochs {epochs} --batch-size 16 "
     "--stretch_schedule --num_runs 1 --seed {seed} --print_freq 1000 --path_history {out} "
-    "--path_model {out}"
+    "--path_model {out} --no-channels_last"
 )
 ARB = (
     "arbloss.train_stage1 --cfg {root}/arbloss/config/cifar10/cifar10_imb001{variant}.yaml "
     "dataset imagefolder data_path {data} image_size {size} num_classes 5 backbone resnet20_fe "
     "head_class_idx [0,1] med_class_idx [1,3] tail_class_idx [3,5] imb_factor 0.05 "
     "num_epochs {epochs} batch_size 16 stretch_schedule True seed {seed} print_freq 1000 "
-    "log_dir {out} model_dir {out}"
+    "log_dir {out} model_dir {out} channels_last False"
 )
 # Accuracy: cross entropy against the paper's loss.
 RUNS = {

@@ -1,5 +1,8 @@
 """The two loaders: replayable, shared exactly among processes, startable in the middle."""
 
+import contextlib
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from datasets.loaders import (
     WorkersLoader,
     drawn_by_weight,
     epoch_batches,
+    prefetch,
     shuffled,
 )
 from datasets.memory import ArrayDataset
@@ -141,3 +145,66 @@ def test_several_views_of_one_image():
     (first, second), target, _ = next(iter(loader))
     assert first.shape == second.shape == (4, 3, 8, 8) and target.shape == (4,)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("build", [device, workers])
+def test_images_come_in_the_wanted_memory_format_with_the_same_values(build):
+    loader = build(memory_format=torch.channels_last)
+    images = next(iter(loader))[0]
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, next(iter(build()))[0])
+
+
+def test_every_view_comes_in_the_wanted_memory_format():
+    dataset = ArrayDataset(IMAGES, TARGETS, [noisy_image, noisy_image])
+    options = {"seed": 0, "process": CPU, "memory_format": torch.channels_last}
+    pair = lambda images, generator: (images.float(), images.float())  # noqa: E731
+    for loader in (
+        WorkersLoader(dataset, 4, workers=0, **options),
+        DeviceLoader(IMAGES, TARGETS, 4, pair, **options),
+    ):
+        views = next(iter(loader))[0]
+        assert type(views) is list and len(views) == 2
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views)
+
+
+def test_a_whole_batch_is_finished_on_the_device():
+    finished = workers(finish=lambda images: images + 100)
+    for (plain, *_), (images, *_) in zip(workers(), finished, strict=True):
+        assert torch.equal(images, plain + 100)
+
+
+def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
+    """The order of events, with the streams of a GPU that is not there written down."""
+    events = []
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class OnDevice:
+        def __init__(self, name):
+            self.name = name
+
+        def record_stream(self, stream):
+            events.append(f"own {self.name}")
+
+    def prepare(name):
+        events.append(f"copy {name}")
+        return ([OnDevice(name)], OnDevice(name.upper()))
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for (first,), _ in prefetch(["a", "b", "c"], prepare, Namespace(type="cuda")):
+        events.append(f"compute {first.name}")
+    expected = (
+        "copy a,wait,own a,own A,copy b,compute a,wait,own b,own B,copy c,compute b,wait,own c,"
+        "own C,compute c"
+    )
+    assert events == expected.split(",")
+    events.clear()
+    assert not list(prefetch([], prepare, Namespace(type="cuda"))) and not events

@@ -109,7 +109,7 @@ def flags(**changed):
     given = {
         "dataset": "imagenet", "data": "images", "list_dir": None, "num_classes": 2, "aug":
         "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0, "batch_size": 4,
-        "channels_last": False, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
+        "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 
@@ -130,18 +130,17 @@ def test_lists_are_found_where_the_original_had_them_or_with_the_images(
     assert loaded.cls_num_list == [1, 1]
     views, label = loaded.train[1]
     assert label == 1 and [view.shape for view in views] == [(3, 224, 224)] * 3
-    assert len(loaded.test[0][0]) == 1
+    assert loaded.test[0][0].shape == (3, 224, 224)
     with pytest.raises(UsageError, match="no ImageNet_LT_train"):
         data.load_imagenet(flags(list_dir="nowhere"), views=3)
 
 
 def test_batches_keep_views_labels_and_indices_together():
-    args = flags(fake_data=4, channels_last=True)
+    args = flags(fake_data=4)
     loaded = data.load_imagenet(args, views=2)
-    loader = WorkersLoader(loaded.train, 4, workers=0, seed=0, process=CPU)
-    [(views, target, index)] = data.imagenet_batches(loader, args, CPU)
+    feed = {"workers": 0, "seed": 0, "process": CPU, "finish": data.normalized(args)}
+    [(views, target, index)] = WorkersLoader(loaded.train, 4, **feed)
     assert len(views) == 2 and views[0].shape == (4, 3, 224, 224)
-    assert views[0].is_contiguous(memory_format=torch.channels_last)
     assert sorted(index.tolist()) == [0, 1, 2, 3]
     assert torch.equal(target, index % 2)
     assert abs(float(views[0].mean())) < 2 and float(views[0].std()) > 0.1

@@ -1,6 +1,5 @@
 """dbm_loss.large_scale.data: the original's recipes and lists, folders, generated images, CMO."""
 
-import contextlib
 import random
 from argparse import Namespace
 
@@ -15,15 +14,13 @@ from common.training.launch import Process
 from datasets.augment import batch as shared
 from datasets.augment import recipes as shared_recipes
 from datasets.listfile import ListFile
-from datasets.loaders import drawn_by_weight
+from datasets.loaders import WorkersLoader, drawn_by_weight
 from dbm_loss.large_scale.data import (
     MEAN_STD,
     Views,
     balanced_weights,
     load_data,
     make_loaders,
-    on_device,
-    prefetch,
     to_bytes,
     train_recipes,
 )
@@ -40,7 +37,7 @@ def flags(**changed) -> Namespace:
     defaults = {
         "dataset": "imgnet", "loss_fn": "bcl", "root": ".", "list_dir": None, "eval_list": None,
         "fake_data": 0, "num_classes": None, "cmo": False, "weighted_alpha": 1.0, "batch_size": 4,
-        "workers": 0, "channels_last": False,
+        "workers": 0,
     }  # fmt: skip
     return Namespace(**{**defaults, **changed})
 
@@ -136,8 +133,8 @@ def test_lists_are_found(tmp_path, monkeypatch, place):
     assert len(data.notes) == 2 and "115,846" in data.notes[0]
     views, label = data.train[3]
     assert label == 2 and [view.shape for view in views] == [(3, 224, 224)] * 3
-    views, label = data.test[1]
-    assert label == 1 and [view.shape for view in views] == [(3, 224, 224)]
+    image, label = data.test[1]
+    assert label == 1 and image.shape == (3, 224, 224)
 
 
 def test_eval_list_replaces_the_test_list(tmp_path):
@@ -190,17 +187,20 @@ def test_fake_data_needs_no_files_and_leaves_no_class_empty():
 
 
 def test_batches_come_views_below_each_other(tmp_path):
-    args = flags(fake_data=4, num_classes=2, channels_last=True)
-    loader, test_loader, balanced = make_loaders(load_data(args), args, seed=3, process=CPU)
+    args = flags(fake_data=4, num_classes=2)
+    data = load_data(args)
+    loader, test_loader, balanced = make_loaders(
+        data, args, seed=3, process=CPU, memory_format=torch.channels_last
+    )
     assert balanced is None
-    [(x, target, index)] = on_device(loader, args, CPU.device)
+    [(x, target, index)] = loader
     assert x.shape == (12, 3, 224, 224) and x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert sorted(target.tolist()) == [0, 0, 1, 1]
-    [(views, _, index)] = loader
+    [(views, _, _)] = WorkersLoader(data.train, 4, workers=0, seed=3, process=CPU)
     assert torch.equal(x[4:8], shared.normalize(views[1], *MEAN_STD["imgnet"]))
     assert target.tolist() == (index % 2).tolist()
-    [(x, target, index)] = on_device(test_loader, args, CPU.device)
+    [(x, target, _)] = test_loader
     assert x.shape == (1, 3, 224, 224)
 
 
@@ -224,36 +224,3 @@ def test_cmo_draws_every_class_equally_often():
         weights = balanced_weights(targets, counts, alpha)
         per_class = np.bincount(targets, weights=weights)
         np.testing.assert_allclose(per_class / per_class.sum(), np.array(shares) / sum(shares))
-
-
-def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
-    """The order of events, with the streams of a GPU that is not there written down."""
-    events = []
-
-    class Stream:
-        def __init__(self, device):
-            pass
-
-        def wait_stream(self, other):
-            events.append("wait")
-
-    class OnDevice:
-        def __init__(self, name):
-            self.name = name
-
-        def record_stream(self, stream):
-            events.append(f"own {self.name}")
-
-    def prepare(name):
-        events.append(f"copy {name}")
-        return (OnDevice(name),)
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    for (batch_on_device,) in prefetch(["a", "b", "c"], prepare, Namespace(type="cuda")):
-        events.append(f"compute {batch_on_device.name}")
-    expected = "copy a,wait,own a,copy b,compute a,wait,own b,copy c,compute b,wait,own c,compute c"
-    assert events == expected.split(",")
-    events.clear()
-    assert not list(prefetch([], prepare, Namespace(type="cuda"))) and not events
