@@ -68,11 +68,13 @@ class DBMargin(nn.Module):
 
     Args:
         cls_num_list: training images of each class (C,).
-        max_margin: K, the margin of the last class, in radians.
+        max_margin: K, the margin of the reference class, in radians.
         tau: exponent of the class frequency.
         scale: s.
         lambda_inst: λ, the weight of the instance-wise margin; 0 leaves the class-wise one.
         use_dbm: False leaves the cosine classifier alone, ``s · x``.
+        margin_norm: the reference class: "last", that of the highest index, as in the authors'
+            code, or "rarest", so that no margin is above K whatever the order of the classes.
 
     """
 
@@ -86,6 +88,7 @@ class DBMargin(nn.Module):
         scale: float = 32.0,
         lambda_inst: float = 1.0,
         use_dbm: bool = True,
+        margin_norm: str = "last",
     ):
         super().__init__()
         self.max_margin = max_margin
@@ -94,8 +97,11 @@ class DBMargin(nn.Module):
         self.lambda_inst = lambda_inst
         self.use_dbm = use_dbm
         inverse = 1.0 / class_prior(cls_num_list) ** tau
+        if margin_norm not in ("last", "rarest"):
+            raise ValueError(f"margin_norm must be last or rarest, got {margin_norm!r}")
+        reference = inverse[-1] if margin_norm == "last" else inverse.max()
         # In this order, to match the original's float32 margins to the last bit.
-        self.register_buffer("class_margin", max_margin * (inverse / inverse[-1]), persistent=False)
+        self.register_buffer("class_margin", max_margin * (inverse / reference), persistent=False)
 
     def forward(self, cosine: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Logits (B, C) for a softmax cross-entropy.

@@ -20,6 +20,7 @@ from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.record import Record
 from datasets.long_tail import make_loaders, require_images
+from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import (
     cifar_device_views,
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # Data: a long-tailed training set, the whole test set.
     data = load_cifar(args)
     require_images(data.cls_num_list, "balanced softmax")
+    for note in margin_notes(args, data.cls_num_list, data.classes):
+        say(note, flush=True)
     args.num_classes = len(data.classes)
     args.cls_num_list = data.cls_num_list
     say(f"===> Training data length {len(data.train.targets)}", flush=True)

@@ -33,7 +33,14 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int]) -> GMLLoss:
     """The loss with the weights of its terms, and the margin if asked for."""
     margin = None
     if args.use_dbm:
-        margin = DBMargin(cls_num_list, args.max_margin, args.tau, SCALE, args.lambda_inst)
+        margin = DBMargin(
+            cls_num_list,
+            max_margin=args.max_margin,
+            tau=args.tau,
+            scale=SCALE,
+            lambda_inst=args.lambda_inst,
+            margin_norm=args.margin_norm,
+        )
     return GMLLoss(cls_num_list, args.alpha, args.beta, args.gamma, args.moco_t, margin)
 
 

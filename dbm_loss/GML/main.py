@@ -30,6 +30,7 @@ from common.training.errors import UsageError
 from common.training.logs import write_text
 from common.training.record import Record
 from datasets.loaders import WorkersLoader
+from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
 from dbm_loss.GML.data import load_imagenet, normalized, train_batch_size
 from dbm_loss.GML.engine import (
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     contrast = args.alpha > 0 or args.beta > 0
     data = load_imagenet(args, views=3 if contrast else 2)
     for note in data.notes:
+        say(note, flush=True)
+    for note in margin_notes(args, data.cls_num_list, data.classes):
         say(note, flush=True)
     args.num_classes = data.num_classes
     args.cls_num_list = data.cls_num_list

@@ -10,6 +10,7 @@ from common.models import resnet, resnet_cifar
 from common.training.errors import UsageError
 from common.training.flags import Parser, add_run_flags
 from common.training.schedules import unreached
+from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.GML.schedule import Schedule, StepSchedule
 
 CIFAR_ARCHS = {
@@ -188,10 +189,11 @@ def _add_ours(parser: argparse.ArgumentParser, cifar: bool) -> None:
     add("--use_dbm", "--use-dbm", action="store_true",
         help="margin in the supervised term: DBM-GML, as this repository reads it")
     add("--max_margin", "--max-margin", type=float, default=0.1,
-        help="K, the margin of the last class (default: 0.1)")
+        help="K, the margin of the class that --margin_norm says (default: 0.1)")
     add("--tau", type=float, default=1.0, help="exponent of the class margin (default: 1)")
     add("--lambda_inst", "--lambda-inst", type=float, default=1.0,
         help="weight of the instance margin (default: 1)")
+    add_margin_norm(add, "--margin-norm")
     add("--fake_data", "--fake-data", type=int, default=0, metavar="N",
         help="N generated images instead of data, to try a set-up or a speed")
     if cifar:
@@ -220,6 +222,7 @@ def parse_args(
     parser = get_parser(program)
     args = parser.parse_args(argv)
     args.program = program
+    args.margin_norm = margin_norm(args)
     if program == "cifar_ce":
         args.beta, args.gamma, args.feat_t = 0.0, 1.0, None
     if program != "cifar_main":

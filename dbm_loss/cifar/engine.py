@@ -40,6 +40,7 @@ def build_criterion(args: Namespace, cls_num_list: list[int], schedule: Schedule
             scale=args.cos_scale,
             lambda_inst=args.lambda_inst,
             use_dbm=args.use_dbm,
+            margin_norm=args.margin_norm,
         )
     if args.loss_fn in ("ce", "ce_drw"):
         return CrossEntropy(cls_num_list, schedule.drw_epoch, margin)

@@ -39,6 +39,7 @@ from dbm_loss.cifar.engine import (
     train_one_epoch,
 )
 from dbm_loss.cifar.models import build_model
+from dbm_loss.flags import margin_notes
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -64,13 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     )
     counts = data.cls_num_list
     require_images(counts, f"--imb_ratio {args.imb_ratio}")
-    if args.use_dbm and min(counts) < counts[-1]:
-        rarest = counts.index(min(counts))
-        say(
-            f"note: class {rarest} is rarer than the last class, the reference of the margin: its "
-            f"margin is {counts[-1] / counts[rarest]:.3g} ** tau times --max_margin",
-            flush=True,
-        )
+    for note in margin_notes(args, counts, data.classes):
+        say(note, flush=True)
     args.num_class = len(data.classes)
     if args.aug_type != "none":
         say(args.aug_type, flush=True)

@@ -11,6 +11,7 @@ from common.training.flags import Parser, add_run_flags
 from dbm_loss.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
+from dbm_loss.flags import add_margin_norm, margin_norm
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
 DATASETS = ("cifar100", "cifar10", "digits", "imagefolder", "npz")
@@ -156,7 +157,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--max_margin",
         type=float,
         default=0.1,
-        help="K, the margin of the last class; ldam: its largest margin (default: 0.1)",
+        help="K, the margin of the class that --margin_norm says; ldam: its largest margin "
+        "(default: 0.1)",
     )
     add("--tau", type=float, default=1.0, help="exponent of the class margin (default: 1)")
     add("--lambda_inst", type=float, default=1.0, help="weight of the instance margin (default: 1)")
@@ -168,6 +170,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=["exp", "none"],
         help="exp: a long tail is cut out of the data; none: the data as they are (default: exp)",
     )
+    add_margin_norm(ours)
     ours(
         "--resume",
         default="",
@@ -195,6 +198,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         args.loader = "workers"
     _check(args)
+    args.margin_norm = margin_norm(args)
     ratio = args.imb_ratio if args.imb_type == "exp" else "none"
     args.out = os.path.join(args.out, args.dataset, args.name, f"ir_{ratio}", "")
     schedule = Schedule(

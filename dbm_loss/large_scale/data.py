@@ -101,6 +101,7 @@ class LargeScale:
     """A training set as it is, the set that is evaluated every epoch, and what identifies them.
 
     Attributes:
+        classes: their names, (C,); numbers where the data have no names.
         cls_num_list: training images of each class (C,).
         notes: for the user.
         facts: for the report.
@@ -108,6 +109,7 @@ class LargeScale:
 
     train: Dataset
     test: Dataset
+    classes: list[str]
     cls_num_list: list[int]
     notes: list[str]
     facts: dict[str, object]
@@ -153,7 +155,8 @@ def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
         "train_list_sha256": fingerprint(train.paths),
         "targets_sha256": fingerprint(train.targets.astype("<i8")),
     }
-    return LargeScale(train, test, train.cls_num_list, notes, facts)
+    classes = [str(c) for c in range(train.num_classes)]
+    return LargeScale(train, test, classes, train.cls_num_list, notes, facts)
 
 
 def _find_list(args: Namespace, name: str) -> Path:
@@ -187,7 +190,7 @@ def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
         "targets_sha256": fingerprint(np.asarray(train.targets, dtype="<i8")),
     }
     counts = np.bincount(train.targets, minlength=len(train.classes)).tolist()
-    return LargeScale(train, test, counts, [], facts)
+    return LargeScale(train, test, train.classes, counts, [], facts)
 
 
 def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
@@ -197,7 +200,9 @@ def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     # Fewer images than classes: the losses shall run all the same.
     counts = np.maximum(np.bincount(train.targets, minlength=num_classes), 1).tolist()
     note = f"note: --fake_data {num_images}: generated images, the accuracy means nothing"
-    return LargeScale(train, test, counts, [note], {"train_set": "fake", "test_set": "fake"})
+    classes = [str(c) for c in range(num_classes)]
+    facts = {"train_set": "fake", "test_set": "fake"}
+    return LargeScale(train, test, classes, counts, [note], facts)
 
 
 def balanced_weights(

@@ -29,16 +29,14 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], drw_epoch: int
     """
     margin = None
     if args.use_norm:
-        max_margin = args.max_margin
-        if args.margin_norm == "rarest":  # what the last class gets then
-            max_margin *= (min(cls_num_list) / cls_num_list[-1]) ** args.tau
         margin = DBMargin(
             cls_num_list,
-            max_margin=max_margin,
+            max_margin=args.max_margin,
             tau=args.tau,
             scale=args.cos_scale,
             lambda_inst=args.lambda_inst,
             use_dbm=args.use_dbm,
+            margin_norm=args.margin_norm,
         )
     drw = drw_epoch if args.loss_fn.endswith("_drw") else None
     if args.loss_fn == "bcl":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from common.training.errors import UsageError
 from common.training.flags import Parser, add_run_flags
 from common.training.schedules import unreached
+from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.large_scale.models import ARCHITECTURES
 from dbm_loss.large_scale.schedule import DESIGNED_FOR, Schedule
 
@@ -128,7 +129,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--max_margin",
         type=float,
         default=0.1,
-        help="K, the margin of the last class; LDAM: its largest margin",
+        help="K, the margin of the class that --margin_norm says; LDAM: its largest margin",
     )
     add("--tau", type=float, default=1.0, help="exponent of the class margin")
     add("--lambda_inst", type=float, default=1.0, help="weight of the instance margin")
@@ -151,13 +152,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)",
     )
-    ours(
-        "--margin_norm",
-        default="last",
-        choices=["last", "rarest"],
-        help="class that has --max_margin: the one of the highest index, as in the original, or "
-        "the rarest, so that no margin is larger (default: last)",
-    )
+    add_margin_norm(ours)
     ours("--evaluate", action="store_true", help="evaluate the checkpoint of --resume and stop")
     return parser
 
@@ -190,6 +185,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) != parser.get_default(name):
             raise UsageError(f"--{name} {getattr(args, name)}: {reason}; leave the flag out")
     _check_data(args)
+    args.margin_norm = margin_norm(args)
     args.cmo = args.cmo or args.data_aug == "CMO"
     _check_loss(args, parser)
     _check_numbers(args)

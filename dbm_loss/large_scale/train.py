@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
+from dbm_loss.flags import margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import load_data, make_loaders
 from dbm_loss.large_scale.engine import (
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # Data: the long-tailed lists as they are.
     data = load_data(args)
     for note in data.notes:
+        say(note, flush=True)
+    for note in margin_notes(args, data.cls_num_list, data.classes):
         say(note, flush=True)
     args.num_classes = data.num_classes
     args.cls_num_list = data.cls_num_list

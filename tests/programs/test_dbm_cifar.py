@@ -323,7 +323,7 @@ def test_a_diverging_run_stops(here, small):
 def test_the_margin_names_its_reference_class(tmp_path, here, small, capsys):
     root = tools.make_image_folder(tmp_path / "unsorted", [6, 2, 4], test_per_class=1)
     main.main([*small, *COSINE, "--data_dir", str(root)])
-    assert "class 1 is rarer than the last class" in capsys.readouterr().out
+    assert "class class_001, the rarest, has --max_margin" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------- two processes

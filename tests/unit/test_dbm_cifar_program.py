@@ -210,7 +210,11 @@ def test_stretched_schedules_are_miniatures():
 def step_args(case):
     names = ("loss_fn", "use_norm", "use_dbm", "max_margin", "tau", "lambda_inst", "cos_scale")
     return argparse.Namespace(
-        **{name: case[name] for name in names}, amp="none", channels_last=False, wd=case["wd"]
+        **{name: case[name] for name in names},
+        amp="none",
+        channels_last=False,
+        wd=case["wd"],
+        margin_norm="last",
     )
 
 

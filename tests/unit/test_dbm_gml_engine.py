@@ -46,8 +46,8 @@ def flags(**changed):
         "program": "cifar_main", "print_freq": 2, "moco_dim": 4, "moco_k": 16, "moco_m": 0.999,
         "mlp": True, "normalize": True, "num_classes": 3, "feat_dim": None, "feat_t": None,
         "base_k": 2, "alpha": 1.0, "beta": 2.0, "gamma": 0.5, "moco_t": 0.1, "use_dbm": True,
-        "max_margin": 0.2, "tau": 1.5, "lambda_inst": 0.7, "lr": 0.1, "momentum": 0.9,
-        "weight_decay": 5e-4,
+        "max_margin": 0.2, "tau": 1.5, "lambda_inst": 0.7, "margin_norm": "last", "lr": 0.1,
+        "momentum": 0.9, "weight_decay": 5e-4,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 

@@ -35,18 +35,6 @@ def test_flags_choose_the_originals_loss(golden, i):
     np.testing.assert_allclose(loss, g[f"cls{i}_loss_f32"], rtol=2e-5)
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0])
-def test_the_rarest_class_may_have_the_largest_margin(tau):
-    counts = [40, 1280, 5, 64]
-    margins = {}
-    for margin_norm in ("last", "rarest"):
-        args = flags(loss_fn="ce", margin_norm=margin_norm, tau=tau)
-        margins[margin_norm] = build_criterion(args, counts, 160).margin.class_margin.flatten()
-    assert margins["last"][-1] == pytest.approx(0.1)
-    assert margins["last"].max() == pytest.approx(0.1 * (64 / 5) ** tau)
-    assert margins["rarest"].max() == margins["rarest"][2] == pytest.approx(0.1)
-
-
 def test_bcl_classifies_view_0_and_contrasts_the_others():
     torch.manual_seed(0)
     model = BCLModel("resnet10", 3, use_norm=True).eval()

@@ -1,0 +1,43 @@
+"""The flag of the margin's reference, which all programs of this paper have."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+
+# As the authors' code takes them, though not all of them end with the rarest class.
+DATA_OF_THE_PAPER = ("cifar10", "cifar100", "imgnet", "imagenet", "inat")
+
+
+def add_margin_norm(add: Callable[..., object], *spellings: str) -> None:
+    """Add ``--margin_norm`` with the ``add_argument`` of a parser or group."""
+    add(
+        "--margin_norm",
+        *spellings,
+        choices=["last", "rarest"],
+        help="class that has --max_margin: the one of the highest index, as in the original, or "
+        "the rarest, so that no margin is larger (default: last for the paper's data sets, rarest "
+        "for others)",
+    )
+
+
+def margin_norm(args: Namespace) -> str:
+    """``--margin_norm``, or what it is by default for ``--dataset``."""
+    return args.margin_norm or ("last" if args.dataset in DATA_OF_THE_PAPER else "rarest")
+
+
+def margin_notes(args: Namespace, cls_num_list: Sequence[int], classes: Sequence[str]) -> list[str]:
+    """What the order of the classes does to the margins, if the last one is not the rarest."""
+    rarest, last = min(cls_num_list), cls_num_list[-1]
+    if not args.use_dbm or rarest == last:
+        return []
+    name = classes[cls_num_list.index(rarest)]
+    if args.margin_norm == "rarest":
+        return [
+            f"note: --margin_norm rarest: class {name}, the rarest, has --max_margin; in the "
+            f"original the last one, {classes[-1]}, has it"
+        ]
+    return [
+        f"note: class {name} is rarer than the last class, the reference of the margin: its margin "
+        f"is {last / rarest:.3g} ** tau times --max_margin; --margin_norm rarest keeps it below"
+    ]
