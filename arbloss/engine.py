@@ -168,21 +168,26 @@ def progress_line(
     return "\t".join(fields)
 
 
-def group_ranges(config: CfgNode) -> dict[str, list[int]]:
-    """The configuration's groups of classes, half-open ranges of labels."""
+def class_groups(config: CfgNode, cls_num_list: Sequence[int]) -> dict[str, np.ndarray]:
+    """Indices of the classes in each group of the configuration.
+
+    Its half-open ranges are places among the classes sorted by size, largest first: in the paper's
+    data, which are sorted so, labels; in others, such as image folders, not.
+    """
+    by_size = np.argsort(-np.asarray(cls_num_list), kind="stable")
     return {
-        "head": config.head_class_idx,
-        "med": config.med_class_idx,
-        "tail": config.tail_class_idx,
+        "head": by_size[slice(*config.head_class_idx)],
+        "med": by_size[slice(*config.med_class_idx)],
+        "tail": by_size[slice(*config.tail_class_idx)],
     }
 
 
-def group_means(cls_acc: Sequence[float], ranges: dict[str, Sequence[int]]) -> dict[str, float]:
-    """Mean class accuracy over half-open ranges of class indices, {name: [first, end)}."""
+def group_means(cls_acc: Sequence[float], groups: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean class accuracy over groups of class indices; NaN for a group without classes."""
     acc = np.asarray(cls_acc, dtype=np.float64)
     return {
-        name: float(acc[first:end].mean()) if end > first else float("nan")
-        for name, (first, end) in ranges.items()
+        name: float(acc[classes].mean()) if len(classes) else float("nan")
+        for name, classes in groups.items()
     }
 
 
@@ -190,15 +195,18 @@ def results(tally: Tally, cls_num_list: Sequence[int], config: CfgNode) -> dict:
     """``Tally.result``, and the mean class accuracy in percent of the configuration's groups."""
     result = tally.result(cls_num_list)
     cls_acc = [100 * accuracy for accuracy in result["cls_acc"]]
-    return result | group_means(cls_acc, group_ranges(config))
+    return result | group_means(cls_acc, class_groups(config, cls_num_list))
 
 
-def result_lines(result: dict, tally: Tally, config: CfgNode) -> list[str]:
+def result_lines(
+    result: dict, tally: Tally, cls_num_list: Sequence[int], config: CfgNode
+) -> list[str]:
     """The original's two lines after an evaluation; groups with their correct and total images."""
+    groups = class_groups(config, cls_num_list)
 
     def group(name: str) -> str:
-        first, end = group_ranges(config)[name]
-        correct, total = int(tally.correct[first:end].sum()), int(tally.total[first:end].sum())
+        classes = groups[name].tolist()
+        correct, total = int(tally.correct[classes].sum()), int(tally.total[classes].sum())
         return f"{result[name]:.3f} ({correct}/{total})"
 
     return [

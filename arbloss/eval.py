@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         say(note)
     tally = evaluate(network, test_loader, config, process, say)
     figures = results(tally, data.cls_num_list, config)
-    for line in result_lines(figures, tally, config):
+    for line in result_lines(figures, tally, data.cls_num_list, config):
         say(line)
     if process.is_main:
         write_json(folder / "eval.json", figures | {"calibration": calibration(tally.bins)})

@@ -286,7 +286,7 @@ def run_epoch(
 
     if norms is not None:
         row |= _gradient_norms(run, norms, epoch)
-    for line in result_lines(row, run.tally, config):
+    for line in result_lines(row, run.tally, run.data.cls_num_list, config):
         run.say(line)
     is_best = row["top1"] > run.best_acc1
     if is_best:

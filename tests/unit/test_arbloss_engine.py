@@ -14,6 +14,7 @@ from arbloss.engine import (
     FIELDS,
     build_criterion,
     class_counter,
+    class_groups,
     evaluate,
     progress_line,
     result_lines,
@@ -23,6 +24,7 @@ from arbloss.engine import (
 from arbloss.losses import ARBFocalLoss, ARBLoss, LabelAwareSmoothing, WARBLoss
 from arbloss.models import Network
 from arbloss.opts import DEFAULTS
+from common.evaluation import Tally
 from common.training.launch import Process
 from common.training.logs import AverageMeter
 from tests.unit import fill_rules
@@ -198,11 +200,36 @@ def test_evaluation_and_its_lines(arb):
     figures = results(tally, [1] * 10, config)
     assert figures["top1"] == pytest.approx(float(arb["val_top1_avg"]))
     assert figures["ece"] == pytest.approx(float(arb["val_ece_percent"]), rel=1e-5)
-    lines += result_lines(figures, tally, config)
+    lines += result_lines(figures, tally, [1] * 10, config)
     lines[0] = "\t".join(
         "Time <t>" if field.startswith("Time ") else field for field in lines[0].split("\t")
     )
     assert lines == facts["log_lines"]
+
+
+def test_groups_are_places_by_size_whatever_the_order_of_the_classes():
+    """Class 3 is the largest, 0 and 2 follow, 1 and 4 are the smallest."""
+    counts = [40, 6, 12, 120, 3]
+    config = settings(
+        num_classes=5, head_class_idx=[0, 1], med_class_idx=[1, 3], tail_class_idx=[3, 5]
+    )
+    groups = {name: classes.tolist() for name, classes in class_groups(config, counts).items()}
+    assert groups == {"head": [3], "med": [0, 2], "tail": [1, 4]}
+    tally = Tally(5)
+    target = torch.tensor([0, 0, 1, 2, 3, 3, 3, 3, 4])
+    predicted = torch.tensor([0, 1, 1, 0, 3, 3, 3, 0, 0])
+    tally.update(torch.eye(5)[predicted], target, 0.0)
+    tally.reduce()
+    figures = results(tally, counts, config)
+    assert figures["head"] == 75 and figures["med"] == 25 and figures["tail"] == 50
+    assert result_lines(figures, tally, counts, config)[0] == (
+        "* Acc@1 55.556; Acc@5 100.000; many: 75.000 (3/4); median 25.000 (1/3); low 50.000 (1/2)."
+    )
+    # Sorted by size, as in the paper, places are labels.
+    config.med_class_idx = [3, 3]
+    sorted_groups = class_groups(config, [9, 9, 8, 2, 2])
+    assert [sorted_groups[name].tolist() for name in ("head", "med", "tail")] == [[0], [], [3, 4]]
+    assert np.isnan(results(tally, counts, config)["med"])
 
 
 def test_progress_lines(arb):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn import metrics
 
-from arbloss.engine import group_means
 from common.evaluation import (
     Tally,
     accuracy,
@@ -71,12 +70,6 @@ def test_many_medium_few_is_the_originals(golden, case):
     key = f"section.case{case}."
     groups = many_medium_few(g[key + "classwise_acc"], g[key + "counts"])
     np.testing.assert_allclose(list(groups.values()), g[key + "many_med_few"], rtol=1e-6)
-
-
-def test_groups_by_index_range():
-    ranges = {"head": [0, 2], "med": [2, 3], "tail": [3, 3]}
-    means = group_means([1.0, 0.0, 0.25, 0.5], ranges)
-    assert means["head"] == 0.5 and means["med"] == 0.25 and math.isnan(means["tail"])
 
 
 @pytest.mark.parametrize("case", range(3))
