@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from common.training.checkpoint import find
 from common.training.errors import UsageError
-from common.training.logs import write_text
+from common.training.logs import write_csv
 from common.training.seeds import choose_seed
 
 COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries
@@ -54,19 +54,31 @@ def run_seed(run: int, *, user: int | None, recorded: int | None, first: int | N
 
 def write_summary(path: Path, rows: Sequence[dict]) -> None:
     """Write a csv of the runs, below them mean and population standard deviation (authors')."""
-    frame = pd.DataFrame(rows)
-    figures = frame.drop(columns=["run", "seed"])
-    for name, values in (("mean", figures.mean()), ("std", figures.std(ddof=0))):
-        frame = pd.concat([frame, pd.DataFrame([{"run": name, **values}])], ignore_index=True)
-    frame["seed"] = frame["seed"].astype("Int64")
-    write_text(path, frame.to_csv(index=False, float_format="%.6g"))
+    spread = {name: _mean_and_std(rows, name) for name in rows[0] if name not in ("run", "seed")}
+    mean = {"run": "mean", **{name: values[0] for name, values in spread.items()}}
+    std = {"run": "std", **{name: values[1] for name, values in spread.items()}}
+    write_csv(path, [_six_digits(row) for row in (*rows, mean, std)])
 
 
 def summary_line(rows: Sequence[dict], names: Sequence[str], digits: int = 2) -> str:
     """Mean ± standard deviation of some columns, for the screen; empty ones are left out."""
-    figures = pd.DataFrame(rows)[list(names)].dropna(axis=1, how="all")
+    spread = {name: _mean_and_std(rows, name) for name in names}
     parts = [
-        f"{name} {values.mean():.{digits}f} ± {values.std(ddof=0):.{digits}f}"
-        for name, values in figures.items()
+        f"{name} {mean:.{digits}f} ± {std:.{digits}f}"
+        for name, (mean, std) in spread.items()
+        if not math.isnan(mean)
     ]
     return f"{len(rows)} run{'s' if len(rows) > 1 else ''}: {', '.join(parts)}"
+
+
+def _mean_and_std(rows: Sequence[dict], name: str) -> tuple[float, float]:
+    """Of the runs that have the figure."""
+    values = [row[name] for row in rows if not math.isnan(row[name])]
+    if not values:
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.pstdev(values)
+
+
+def _six_digits(row: dict) -> dict:
+    numbers = {k: f"{v:.6g}" for k, v in row.items() if isinstance(v, float) and not math.isnan(v)}
+    return {**row, **numbers}

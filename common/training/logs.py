@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,20 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as file:
         file.write(text.encode(errors="surrogateescape"))  # names of files may be no UTF-8
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as a csv file atomically; what a row lacks, and NaN, is empty.
+
+    The columns are the keys of all rows, in the order in which they come up.
+    """
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        table.writerow({key: "" if value != value else value for key, value in row.items()})
+    write_text(path, text.getvalue())
 
 
 def write_json(path: str | Path, value: object) -> None:

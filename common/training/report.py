@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-import torchvision
 
 from common.training import pictures
-from common.training.logs import write_json, write_text
+from common.training.logs import write_csv, write_json
 
 
 def fingerprint(array: np.ndarray) -> str:
@@ -26,11 +26,11 @@ def fingerprint(array: np.ndarray) -> str:
 
 def write_metrics(folder: str | Path, history: Sequence[dict]) -> None:
     """``metrics.csv``: one row an epoch, one column a scalar; rewritten atomically."""
-    scalars = [
+    rows = [
         {key: value for key, value in row.items() if not isinstance(value, (list, dict))}
         for row in history
     ]
-    write_text(Path(folder) / "metrics.csv", pd.DataFrame(scalars).to_csv(index=False))
+    write_csv(Path(folder) / "metrics.csv", rows)
 
 
 def write_report(
@@ -106,7 +106,7 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "threads": str(torch.get_num_threads()),
@@ -115,28 +115,31 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def _draw_curves(figure, history: Sequence[dict], split: str) -> None:
-    frame = pd.DataFrame(history)
     left, right = figure.subplots(1, 2)
+    losses = []
     for column, label in (("train_loss", "train"), ("loss", split)):
-        if column in frame:
-            left.plot(frame["epoch"], frame[column], label=label)
-    left.set(xlabel="epoch", ylabel="loss", yscale="log" if _spread(frame) else "linear")
+        epochs, values = _series(history, column)
+        left.plot(epochs, values, label=label)
+        losses += values
+    # Only a log scale shows both phases of losses that are far apart.
+    far = min(losses) > 0 and max(losses) > 50 * min(losses)
+    left.set(xlabel="epoch", ylabel="loss", yscale="log" if far else "linear")
     left.legend()
     for column, label in (
         ("train_top1", "train"), ("top1", split), ("many", f"{split}, many"),
         ("medium", f"{split}, medium"), ("few", f"{split}, few"),
     ):  # fmt: skip
-        if column in frame and frame[column].notna().any():
-            right.plot(frame["epoch"], frame[column], label=label)
+        epochs, values = _series(history, column)
+        if values:
+            right.plot(epochs, values, label=label)
     right.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(0, 100))
     right.legend()
 
 
-def _spread(frame: pd.DataFrame) -> bool:
-    """Whether losses are positive and so far apart that only a log scale shows both phases."""
-    columns = [c for c in ("train_loss", "loss") if c in frame]
-    values = frame[columns].to_numpy(dtype=float)
-    return bool(np.nanmin(values) > 0 and np.nanmax(values) > 50 * np.nanmin(values))
+def _series(history: Sequence[dict], column: str) -> tuple[list[int], list[float]]:
+    """The epochs that have a figure, and the figure."""
+    rows = [row for row in history if not math.isnan(row.get(column, math.nan))]
+    return [row["epoch"] for row in rows], [row[column] for row in rows]
 
 
 def _draw_per_class(

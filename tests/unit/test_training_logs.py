@@ -186,3 +186,13 @@ def test_stretch_keeps_the_fraction():
     assert stretch(160, 30, 200) == 24 and stretch(1, 10, 200) == 1
     assert unreached([10], 11) is None
     assert "epoch 160, 180 is never reached with --epochs 30" in unreached([160, 180, 5], 30)
+
+
+def test_a_csv_has_a_column_for_every_key_and_gaps_for_what_is_missing(tmp_path):
+    rows = [
+        {"epoch": 0, "lr": 0.1, "top1": float("nan"), "name": "a,b"},
+        {"epoch": 1, "lr": 1e-5, "top1": 12.345678901234567, "few": 2.5},
+    ]
+    logs.write_csv(tmp_path / "table.csv", rows)
+    text = 'epoch,lr,top1,name,few\n0,0.1,,"a,b",\n1,1e-05,12.345678901234567,,2.5\n'
+    assert (tmp_path / "table.csv").read_text() == text
