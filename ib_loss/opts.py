@@ -136,7 +136,7 @@ def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
     add("-e", "--evaluate", action="store_true", help="evaluate the --resume checkpoint and stop")
     add(
         "--pretrained",
-        action=argparse.BooleanOptionalAction,
+        action="store_true",
         default=tiny,
         help="start from ImageNet weights (default: %(default)s)",
     )
@@ -169,6 +169,9 @@ def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
         default=None,
         metavar="FILE",
         help="ImageNet weights from this file instead of a download",
+    )
+    ours.add_argument(
+        "--no-pretrained", dest="pretrained", action="store_false", help="start from random weights"
     )
     return parser  # fmt: skip
 

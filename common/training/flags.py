@@ -7,10 +7,23 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line, instead of below a page of usage."""
+    """Says what is wrong with the flags in one line, instead of below a page of usage.
+
+    The original's flags stand in the parser's own group; what is added has groups of its own.
+    """
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def _get_option_tuples(self, option_string: str) -> list[tuple]:
+        """The flags that an abbreviation may mean: the original's, as far as there are any.
+
+        ``--weight`` is ``--weight-decay`` as it always was, although ``--weights`` was added; and
+        several spellings of one flag are no choice.
+        """
+        matches = super()._get_option_tuples(option_string)
+        original = [match for match in matches if match[0] in self._optionals._group_actions]
+        return list({match[0].dest: match for match in original or matches}.values())
 
 
 def add_run_flags(

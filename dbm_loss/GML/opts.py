@@ -80,7 +80,6 @@ def get_parser(program: str) -> argparse.ArgumentParser:
             "cifar_ce": "Balanced softmax on long-tailed CIFAR: the teacher of cifar_main.py",
             "main": "GML on ImageNet-LT and iNaturalist 2018: teacher (--beta 0) and student",
         }[program],
-        allow_abbrev=False,
     )
     archs = CIFAR_ARCHS if cifar else IMAGENET_ARCHS
 

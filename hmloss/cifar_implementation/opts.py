@@ -55,7 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_run_flags(parser)
     flags.add_our_flags(parser, gamma=0.0)
-    parser.add_argument(
+    parser.add_argument_group("data").add_argument(
         "--root",
         default="./data",
         metavar="DIR",
