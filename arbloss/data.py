@@ -17,7 +17,7 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets import long_tail
 from datasets.augment import recipes
-from datasets.listfile import ListFile, find_list, size_warning
+from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
 
 LISTS = {
@@ -39,6 +39,8 @@ class ListData:
     test: ListFile
     cls_num_list: list[int]
     facts: dict[str, object]
+    split: str
+    notes: list[str]
     classes: None = None  # the lists hold no names
 
 
@@ -80,10 +82,10 @@ def _load_lists(config: CfgNode) -> ListData:
     train.relabel(class_map)
     test.relabel(class_map)
     facts = {"dataset": config.dataset, "train_images": len(train), "test_images": len(test)}
-    warnings = [text for text in (size_warning(train), size_warning(test)) if text]
-    if warnings:
-        facts["warnings"] = warnings
-    return ListData(train, test, train.cls_num_list, facts)
+    notes = [text for text in (size_warning(train), size_warning(test)) if text]
+    if notes:
+        facts["warnings"] = notes
+    return ListData(train, test, train.cls_num_list, facts, split_name(test_list), notes)
 
 
 def _either_spelling(root: Path) -> Path:

@@ -20,7 +20,7 @@ from arbloss.losses import (
     full_precision,
 )
 from arbloss.mixup import mixup_criterion, mixup_data
-from common.evaluation import Running, Tally, accuracy
+from common.evaluation import Running, Tally, accuracy, finite_mean
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress, TextLog
 from common.training.precision import FiniteGuard, autocast
@@ -183,12 +183,12 @@ def class_groups(config: CfgNode, cls_num_list: Sequence[int]) -> dict[str, np.n
 
 
 def group_means(cls_acc: Sequence[float], groups: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean class accuracy over groups of class indices; NaN for a group without classes."""
+    """Mean class accuracy over groups of class indices; NaN for a group without classes.
+
+    Classes without test images, whose accuracy is NaN, do not count.
+    """
     acc = np.asarray(cls_acc, dtype=np.float64)
-    return {
-        name: float(acc[classes].mean()) if len(classes) else float("nan")
-        for name, classes in groups.items()
-    }
+    return {name: finite_mean(acc[classes]) for name, classes in groups.items()}
 
 
 def results(tally: Tally, cls_num_list: Sequence[int], config: CfgNode) -> dict:

@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         prepare_folders(folder)
     log = TextLog(folder / f"{stem}.txt" if process.is_main else None)
     say = partial(log_line, log, process)
-    for note in (*notes, f"=> loaded checkpoint '{config.resume}' (epoch {state.get('epoch')})"):
+    for note in (
+        *notes,
+        *data.notes,
+        f"=> loaded checkpoint '{config.resume}' (epoch {state.get('epoch')})",
+    ):
         say(note)
     tally = evaluate(network, test_loader, config, process, say)
     figures = results(tally, data.cls_num_list, config)

@@ -159,6 +159,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         latest=LATEST,
         best=BEST,
         text_logs=(log_name,),
+        split=data.split,
     )
     if stage == 2 and not continues:  # the history and the epochs of stage 1 are not this run's
         state = checkpoint.load(resume)
@@ -185,7 +186,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         write_text(record.log_dir / "config.yaml", config.dump())
     say("\n" + pformat(vars(args)))
     say("\n" + str(config))
-    for note in (*notes, *more_notes, *data.facts.get("warnings", ())):
+    for note in (*notes, *more_notes, *data.notes):
         say(note)
     if process.device.type == "cpu":
         say("using CPU, this will be slow")

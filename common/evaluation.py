@@ -42,14 +42,13 @@ def many_medium_few(
 ) -> dict[str, float]:
     """Mean class accuracy of the classes with > ``many``, ``few``..``many`` and < ``few`` images.
 
+    Classes without test images, whose accuracy is NaN, do not count.
+
     Returns: {"many", "medium", "few"}, in the unit of ``cls_acc``; NaN for a group without classes.
     """
     acc = np.asarray(cls_acc, dtype=np.float64)
     group = class_groups(cls_num_list, many, few)
-    return {
-        name: float(acc[group == name].mean()) if (group == name).any() else float("nan")
-        for name in GROUPS
-    }
+    return {name: finite_mean(acc[group == name]) for name in GROUPS}
 
 
 def class_groups(cls_num_list: Sequence[int], many: int = 100, few: int = 20) -> np.ndarray:
@@ -221,9 +220,9 @@ class Tally:
         result = {
             "top1": float(self.correct.sum()) / n * 100,
             "top5": float(self.top5) / n * 100,
-            "balanced_acc": _mean(recall) * 100,
-            "macro_precision": _mean(precision) * 100,
-            "macro_f1": _mean(f1) * 100,
+            "balanced_acc": finite_mean(recall) * 100,
+            "macro_precision": finite_mean(precision) * 100,
+            "macro_f1": finite_mean(f1) * 100,
             "loss": float(self.loss) / n,
             "ece": expected_calibration_error(self.bins) * 100,
             "cls_acc": recall.tolist(),
@@ -242,8 +241,8 @@ def _rows(*columns: torch.Tensor) -> torch.Tensor:
     return torch.stack([column.double() for column in columns], dim=1)
 
 
-def _mean(values: np.ndarray) -> float:
-    """Of the numbers that are not NaN; NaN without any."""
+def finite_mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN without any."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")
 

@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,3 +106,26 @@ def square(image: Image.Image, side: int) -> Image.Image:
         return image
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.crop((left, top, left + side, top + side))
+
+
+def square_all(pixels: np.ndarray, side: int) -> np.ndarray:
+    """``square`` of each of the images (n, H, W, 3) uint8 in memory: (n, side, side, 3)."""
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    return np.stack([np.asarray(square(Image.fromarray(image), side)) for image in pixels])
+
+
+def read_squares(files: Sequence[str], indices: Sequence[int], side: int) -> np.ndarray:
+    """Read some of the files at ``side`` x ``side``: uint8 (n, side, side, 3).
+
+    In threads: decoding releases the GIL.
+    """
+
+    def decode(index: int) -> np.ndarray:
+        return np.asarray(square(read_rgb(files[index]), side))
+
+    pixels = np.empty((len(indices), side, side, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for row, image in enumerate(pool.map(decode, indices)):
+            pixels[row] = image
+    return pixels

@@ -148,6 +148,11 @@ def find_list(name: str, folders: Sequence[str | Path]) -> Path:
     raise UsageError(f"no {name} in {' or '.join(map(str, folders))}; {WHERE}")
 
 
+def split_name(list_file: Path) -> str:
+    """``val`` if the name of an evaluation list says so, else ``test``."""
+    return "val" if "val" in list_file.stem.lower() else "test"
+
+
 def size_warning(data: ListFile) -> str | None:
     """A sentence if a list named like a published one has another size: the figures then differ."""
     size = (len(data), data.num_classes)

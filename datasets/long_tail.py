@@ -15,7 +15,7 @@ from common.training.report import fingerprint
 from datasets.augment import batch, recipes
 from datasets.loaders import DeviceLoader, Order, WorkersLoader
 from datasets.memory import ArrayDataset
-from datasets.sources import open_source
+from datasets.sources import evaluated, held_out, open_source
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class LongTailed:
     Attributes:
         cls_num_list: training images per class.
         facts: for the report: data set, SHA-256 of the chosen indices and of the training pixels.
+        split: which one the test set is, ``test`` or ``val``.
+        notes: for the user.
     """
 
     train: Images
@@ -40,6 +42,8 @@ class LongTailed:
     classes: list[str]
     cls_num_list: list[int]
     facts: dict[str, object]
+    split: str = "test"
+    notes: Sequence[str] = ()
 
 
 def load_long_tailed(
@@ -61,8 +65,9 @@ def load_long_tailed(
     Raises:
         UsageError: data missing, or too few images in a class for the asked imbalance.
     """
-    train = open_source(dataset, root, train=True, image_size=image_size)
-    test = open_source(dataset, root, train=False, image_size=image_size)
+    train = open_source(dataset, root, "train", image_size=image_size)
+    split, *others = held_out(dataset, root)
+    test = open_source(dataset, root, split, image_size=image_size)
     found = len(train.classes)
     if num_classes is not None and num_classes != found:
         raise UsageError(f"--num_classes {num_classes}: {dataset} in {root} has {found} classes")
@@ -88,6 +93,8 @@ def load_long_tailed(
             "subset_sha256": fingerprint(indices.astype("<i8")),
             "pixels_sha256": fingerprint(pixels),
         },
+        split,
+        [*train.notes, *test.notes, *evaluated(split, others)],
     )
 
 

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.lib import format as npy
 
 from common.training.errors import UsageError
+from datasets.classes import lacking
+from datasets.images import square_all
+from datasets.sources import Source
 
-# Names of (training images, their labels, test images, their labels). MedMNIST's validation images
-# are not used: the papers' programs know two splits.
+# Names of (training images, their labels, test images, their labels).
 LAYOUTS = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
+VAL = ("val_images", "val_labels")  # of MedMNIST
 EXPECTED = " or ".join(", ".join(layout) for layout in LAYOUTS)
 IMAGES = "uint8 (N, H, W, 3), or grey (N, H, W)"
 LABELS = "whole numbers 0…C-1, (N,) or (N, 1)"
@@ -35,11 +38,29 @@ class Array:
         return UsageError(f"{self.path}: {self.name} is {self.dtype} {self.shape}; {right}")
 
 
-def read_split(path: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def held_out(path: Path) -> list[str]:
+    """``test``, which is evaluated, and ``val`` if the file has it."""
+    if not path.is_file() or not zipfile.is_zipfile(path):  # read_split says what is wrong
+        return ["test"]
+    with zipfile.ZipFile(path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+    return ["test", "val"] if {*LAYOUTS[1], *VAL} <= names else ["test"]
+
+
+def open_split(name: str, path: Path, split: str, size: int) -> Source:
+    """See ``datasets.sources.open_source``."""
+    pixels, targets, classes = read_split(path, split)
+    notes = lacking(targets, classes, f"{split} of {path}")
+    return Source(name, targets, classes, lambda chosen: square_all(pixels[chosen], size), notes)
+
+
+def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """One split of an npz file: images (N, H, W, 3) uint8, labels (N,) int64, class names.
 
     Classes without a name (no array ``classes``) are called by their number. Nothing is unpickled.
 
+    Args:
+        split: ``train``, ``test`` or, in MedMNIST's layout, ``val``.
     Raises:
         UsageError: no such file, damaged, arrays missing, or of another shape, dtype or content;
             names the array, what it is and what would be right.
@@ -58,18 +79,22 @@ def read_split(path: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[st
             raise UsageError(
                 f"{path}: holds {', '.join(found[:9]) or 'nothing'}; expected {EXPECTED}"
             )
-        arrays = [_header(path, archive, name) for name in layout]
-        for images, labels in (arrays[:2], arrays[2:]):
-            _check_shapes(images, labels)
-        train_labels, test_labels = (_read(archive, labels).reshape(-1) for labels in arrays[1::2])
-        count = _count_classes(arrays[1], train_labels, arrays[3], test_labels)
+        pairs = {"train": layout[:2], "test": layout[2:]}
+        if split == "val":
+            pairs["val"] = VAL
+        images = {key: _header(path, archive, pair[0]) for key, pair in pairs.items()}
+        labels = {key: _header(path, archive, pair[1]) for key, pair in pairs.items()}
+        for key in pairs:
+            _check_shapes(images[key], labels[key])
+        targets = {key: _read(archive, array).reshape(-1) for key, array in labels.items()}
+        count = _count_classes(labels, targets)
         classes = [str(c) for c in range(count)]
         if "classes" in found:
             classes = _names(archive, _header(path, archive, "classes"), count)
-        images = _read(archive, arrays[0] if train else arrays[2])
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=3)
-    return images, (train_labels if train else test_labels).astype(np.int64), classes
+        pixels = _read(archive, images[split])
+    if pixels.ndim == 3:
+        pixels = np.repeat(pixels[..., None], 3, axis=3)
+    return pixels, targets[split].astype(np.int64), classes
 
 
 def _header(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
@@ -111,13 +136,13 @@ def _check_shapes(images: Array, labels: Array) -> None:
         )
 
 
-def _count_classes(
-    train: Array, train_labels: np.ndarray, test: Array, test_labels: np.ndarray
-) -> int:
-    for array, labels in ((train, train_labels), (test, test_labels)):
-        if (lowest := int(labels.min())) < 0:
+def _count_classes(labels: dict[str, Array], targets: dict[str, np.ndarray]) -> int:
+    """C of the training labels; the other splits have no further label."""
+    for key, array in labels.items():
+        if (lowest := int(targets[key].min())) < 0:
             raise array.wrong(f"it has the label {lowest}; number the classes from 0")
-    present = np.unique(train_labels)
+    train = labels["train"]
+    present = np.unique(targets["train"])
     count = int(present[-1]) + 1
     if len(present) < count:
         lacking = int(np.flatnonzero(present != np.arange(len(present)))[0])
@@ -125,11 +150,12 @@ def _count_classes(
             f"it has labels up to {count - 1} but no {lacking}; "
             "number the classes 0…C-1 without a gap"
         )
-    if (highest := int(test_labels.max())) >= count:
-        raise test.wrong(
-            f"it has the label {highest}, {train.name} only 0…{count - 1}; "
-            "a class to be tested needs training images"
-        )
+    for key, array in labels.items():
+        if (highest := int(targets[key].max())) >= count:
+            raise array.wrong(
+                f"it has the label {highest}, {train.name} only 0…{count - 1}; "
+                "a class to be tested needs training images"
+            )
     return count
 
 

@@ -58,6 +58,8 @@ def train(
         image_size=args.image_size,
         num_classes=args.num_classes,
     )
+    for note in data.notes:
+        say(note, flush=True)
     args.num_classes = len(data.classes)
     args.cls_num_list = data.cls_num_list
     if args.train_rule != "None":
@@ -71,6 +73,7 @@ def train(
         process,
         vars(args),
         text_logs=("log_train.csv", "log_test.csv"),
+        split=data.split,
     )
     state = record.resume(args.resume)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)

@@ -66,6 +66,7 @@ def write_report(
             "final": final,
             "best": best,
             "note": f"best is chosen on the {split} set, as in the papers; final is the last epoch",
+            "evaluated": split,
             "epochs": len(history),
             "wall_time_s": sum(row.get("epoch_s", 0.0) for row in history),
             "cls_num_list": list(cls_num_list),

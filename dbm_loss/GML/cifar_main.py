@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
     # Data: a long-tailed training set, the whole test set.
     data = load_cifar(args)
+    for note in data.notes:
+        say(note, flush=True)
     require_images(data.cls_num_list, "the loss")
     for note in margin_notes(args, data.cls_num_list, data.classes):
         say(note, flush=True)
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         best="moco_ckpt.best.pth.tar",
         text_logs=(log,),
         events="tb_logs",
+        split=data.split,
     )
     state = record.resume(args.resume)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)

@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         best="moco_ckpt.best.pth.tar",
         text_logs=(log,),
         events="tb_logs",
+        split=data.split,
     )
     if record.latest.is_file() and not (args.resume or args.overwrite):
         raise UsageError(

@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         imb_factor=1.0 / args.imb_ratio,
         image_size=args.image_size,
     )
+    for note in data.notes:
+        say(note, flush=True)
     counts = data.cls_num_list
     require_images(counts, f"--imb_ratio {args.imb_ratio}")
     for note in margin_notes(args, counts, data.classes):
@@ -80,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         latest="last.pth.tar",
         best="checkpoint.pth.tar",
         text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
+        split=data.split,
     )
     state = record.resume(args.resume)
     if args.evaluate and state is None:

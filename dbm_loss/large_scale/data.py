@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets as tv
 from torchvision import transforms as T
 
 from common.training.errors import UsageError
@@ -23,9 +22,11 @@ from common.training.launch import Process
 from common.training.report import fingerprint
 from datasets.augment.batch import normalize
 from datasets.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD, imagenet_eval
+from datasets.folder import FolderImages, held_out, read_folder
 from datasets.images import read_rgb
-from datasets.listfile import ListFile, find_list, size_warning
+from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader, drawn_by_weight
+from datasets.sources import evaluated
 from dbm_loss.augment import recipes
 
 # Training list and the list that the original evaluates on, in its config/ folder.
@@ -105,6 +106,7 @@ class LargeScale:
         cls_num_list: training images of each class (C,).
         notes: for the user.
         facts: for the report.
+        split: which one the test set is, ``test`` or ``val``.
     """
 
     train: Dataset
@@ -113,6 +115,7 @@ class LargeScale:
     cls_num_list: list[int]
     notes: list[str]
     facts: dict[str, object]
+    split: str = "test"
 
     @property
     def num_classes(self) -> int:
@@ -156,7 +159,8 @@ def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
         "targets_sha256": fingerprint(train.targets.astype("<i8")),
     }
     classes = [str(c) for c in range(train.num_classes)]
-    return LargeScale(train, test, classes, train.cls_num_list, notes, facts)
+    split = split_name(test.list_file)
+    return LargeScale(train, test, classes, train.cls_num_list, notes, facts, split)
 
 
 def _find_list(args: Namespace, name: str) -> Path:
@@ -172,25 +176,23 @@ def _find_list(args: Namespace, name: str) -> Path:
 
 def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     root = Path(args.root)
-    layout = "expected DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/*"
-    splits = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
-    if len(splits) < 2 or splits[0].name != "train":
-        raise UsageError(f"{root}: {layout}")
-    try:
-        train = tv.ImageFolder(str(splits[0]), train_views, loader=read_rgb)
-        test = tv.ImageFolder(str(splits[1]), test_view, loader=read_rgb)
-    except FileNotFoundError as error:
-        raise UsageError(f"{root}: {error}; {layout}") from None
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise UsageError(f"{splits[1]}: other classes than in train/ (differs in {odd!r})")
+    train = read_folder(root, "train")
+    split, *others = held_out(root)
+    test = read_folder(root, split)
     facts = {
-        "train_set": str(splits[0]),
-        "test_set": str(splits[1]),
-        "targets_sha256": fingerprint(np.asarray(train.targets, dtype="<i8")),
+        "train_set": str(root / "train"),
+        "test_set": str(root / split),
+        "targets_sha256": fingerprint(train.targets.astype("<i8")),
     }
-    counts = np.bincount(train.targets, minlength=len(train.classes)).tolist()
-    return LargeScale(train, test, train.classes, counts, [], facts)
+    return LargeScale(
+        FolderImages(train, train_views),
+        FolderImages(test, test_view),
+        train.classes,
+        np.bincount(train.targets).tolist(),
+        [*train.notes, *test.notes, *evaluated(split, others)],
+        facts,
+        split,
+    )
 
 
 def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:

@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         process,
         vars(args),
         text_logs=("log_train.csv", "log_test.csv"),
+        split=data.split,
     )
     state = record.resume(args.resume)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)

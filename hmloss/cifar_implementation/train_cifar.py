@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             rand_number=args.rand_number,
             image_size=args.image_size,
         )
+        for note in data.notes:
+            say(note, flush=True)
         if args.weighting_type != "None":
             require_images(data.cls_num_list, f"--weighting_type {args.weighting_type}")
         if args.loss_type == "LDAM":
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 process,
                 vars(args),
                 text_logs=("train_history.csv", "test_history.csv"),
+                split=data.split,
             )
             state = record.resume(args.resume)
             seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)

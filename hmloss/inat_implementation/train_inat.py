@@ -19,7 +19,7 @@ from common.training import launch, seeds, speed
 from common.training.record import Record
 from common.training.report import fingerprint
 from datasets.augment import recipes
-from datasets.listfile import ListFile, find_list, size_warning
+from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
 from hmloss.inat_implementation import opts
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             process,
             vars(args),
             text_logs=("train_history.csv", "test_history.csv"),
+            split=split_name(val.list_file),
         )
         state = record.resume(args.resume)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)

@@ -229,13 +229,14 @@ def invented(spec):
     classes = spec["num_class"]
     prototypes = r.randint(0, 256, (classes, 8, 8, 3))
     splits = {}
-    for train, per_class in ((True, spec["per_class_train"]), (False, spec["per_class_test"])):
+    for split in ("train", "test"):
+        per_class = spec[f"per_class_{split}"]
         labels = r.permutation(np.repeat(np.arange(classes), per_class))
         large = prototypes[labels].repeat(4, axis=1).repeat(4, axis=2)
         pixels = np.clip(large + r.randint(-40, 41, large.shape), 0, 255).astype(np.uint8)
         names = [str(c) for c in range(classes)]
-        splits[train] = Source("cifar10", labels, names, lambda i, pixels=pixels: pixels[i])
-    return lambda name, root, train, image_size: splits[train]
+        splits[split] = Source("cifar10", labels, names, lambda i, pixels=pixels: pixels[i])
+    return lambda name, root, split, image_size: splits[split]
 
 
 def figures_masked(lines):

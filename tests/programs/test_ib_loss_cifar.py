@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import cifar
 
 from common.training.errors import NonFiniteLoss, UsageError
+from datasets import cifar
 from ib_loss import cifar_train, trainer
 from ib_loss.opts import ARCHS
 from tests.programs import tools
@@ -69,8 +69,7 @@ def test_readme_commands(cifar100, tmp_path, monkeypatch, golden, number):
     command = COMMANDS[number]
     assert command == golden("ib_loss").facts["commands"][number]["argv"]
     # Made-up files have other checksums; forked processes have this, too.
-    monkeypatch.setattr(cifar.CIFAR100, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    monkeypatch.setattr(cifar, "_provide", lambda *_: None)
     small = ["--root", cifar100, "--imb_factor", "0.25", "-a", "resnet20", "-b", "64",
              "--epochs", "2", "--start_ib_epoch", "1",
              "--root_log", tmp_path / "log", "--root_model", tmp_path / "model"]  # fmt: skip
@@ -92,7 +91,7 @@ def test_readme_commands_offline(tmp_path):
         assert done.returncode == 2
         (message,) = (line for line in done.stderr.splitlines() if ": error: " in line)
         assert "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz" in message
-        assert f"--dataset cifar100: not in {tmp_path / 'data'} " in message
+        assert f"cifar-100-python/ is in {tmp_path / 'data'}, and " in message
         assert "put that archive, or its folder cifar-100-python/, into data/" in message
 
 

@@ -44,10 +44,10 @@ def tiny(tmp_path_factory):
 
 def test_the_published_validation_layout_is_read_right(tiny, tmp_path):
     root, order = tiny
-    source = open_source("tinyimagenet", root, train=False)
+    source = open_source("tinyimagenet", root, "val")
     assert source.targets.tolist() == order.tolist()
     assert source.pixels([0, 1]).shape == (2, 64, 64, 3)
-    train = open_source("tinyimagenet", root, train=True)
+    train = open_source("tinyimagenet", root, "train")
     assert train.targets.tolist() == np.repeat(np.arange(200), 2).tolist()
 
     # One folder per class: the same images and labels, class by class.
@@ -59,7 +59,7 @@ def test_the_published_validation_layout_is_read_right(tiny, tmp_path):
         folder.mkdir(parents=True)
         file = f"val_{i}.JPEG"
         (folder / file).symlink_to(root / "tiny-imagenet-200" / "val" / "images" / file)
-    again = open_source("tinyimagenet", tmp_path, train=False)
+    again = open_source("tinyimagenet", tmp_path, "val")
     assert again.targets.tolist() == list(range(200))
     where = int(np.flatnonzero(order == 7)[0])
     np.testing.assert_array_equal(again.pixels([7]), source.pixels([where]))

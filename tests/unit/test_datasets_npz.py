@@ -24,17 +24,17 @@ def write(path, save=np.savez, **arrays):
 
 def test_both_layouts_colour_and_grey_labels_flat_and_in_a_column(tmp_path):
     write(tmp_path / "keras.npz", classes=np.array(["cat", "dog", "emu"]))
-    images, targets, classes = read_split(tmp_path / "keras.npz", train=True)
+    images, targets, classes = read_split(tmp_path / "keras.npz", "train")
     np.testing.assert_array_equal(images, X)
     assert targets.tolist() == Y.tolist() and targets.dtype == np.int64
     assert classes == ["cat", "dog", "emu"]
-    assert read_split(tmp_path / "keras.npz", train=False)[1].tolist() == Y[::2].tolist()
+    assert read_split(tmp_path / "keras.npz", "test")[1].tolist() == Y[::2].tolist()
 
     medmnist = {name: KERAS[keras] for name, keras in zip(LAYOUTS[1], LAYOUTS[0], strict=True)}
     medmnist |= {"train_images": X[..., 0], "train_labels": Y[:, None].astype(np.uint8)}
     medmnist |= {"val_images": X[:1, ..., 0], "val_labels": Y[:1, None]}  # not used
     np.savez_compressed(tmp_path / "med.npz", **medmnist)
-    images, targets, classes = read_split(tmp_path / "med.npz", train=True)
+    images, targets, classes = read_split(tmp_path / "med.npz", "train")
     np.testing.assert_array_equal(images, np.repeat(X[..., :1], 3, axis=3))
     assert targets.tolist() == Y.tolist() and classes == ["0", "1", "2"]
 
@@ -80,9 +80,9 @@ BAD = {
 
 
 def refused(path, words):
-    for train in (True, False):  # whichever split is read first
+    for split in ("train", "test"):  # whichever split is read first
         with pytest.raises(UsageError, match=re.escape(words)) as error:
-            read_split(path, train)
+            read_split(path, split)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -127,7 +127,7 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path):
             damaged[place] = RNG.randint(256)
         path.write_bytes(damaged)
         try:
-            read_split(path, train=True)
+            read_split(path, "train")
         except UsageError:
             refusals += 1
     assert refusals > 200

@@ -155,9 +155,9 @@ def test_image_folder_is_read_lazily_and_checked(tmp_path):
     (tmp_path / "train/a/1.jpg").write_bytes(b"no image")
     with pytest.raises(UsageError, match=r"1\.jpg"):
         data.train[0]
-    (tmp_path / "val/c/1.jpg").rename(tmp_path / "1.jpg")
-    (tmp_path / "val/c").rmdir()
-    with pytest.raises(UsageError, match="'c'"):
+    assert (data.split, data.classes) == ("val", ["a", "b", "c"])
+    (tmp_path / "val/c").rename(tmp_path / "val/d")
+    with pytest.raises(UsageError, match="'d'"):
         load_data(args)
 
 

@@ -1,0 +1,42 @@
+"""Names of classes, and classes without images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.training.errors import UsageError
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Class names, one a line, in the order of the labels; blank lines do not count.
+
+    Raises:
+        UsageError: no such file, not text, no names, or one twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not readable ({error}); expected a class name a line") from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UsageError(f"{path}: no names in it; expected a class name a line")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"{path}: {name!r} stands there {times} times; name each class once")
+    return names
+
+
+def lacking(targets: np.ndarray, classes: Sequence[object], where: object) -> list[str]:
+    """A note if some of the classes have no image among ``targets``, else none."""
+    absent = np.flatnonzero(np.bincount(targets, minlength=len(classes)) == 0)
+    if not len(absent):
+        return []
+    some = ", ".join(str(classes[c]) for c in absent[:3]) + (", …" if len(absent) > 3 else "")
+    return [
+        f"note: {where} has no image of {len(absent)} of the {len(classes)} classes ({some}): "
+        "they have no accuracy"
+    ]

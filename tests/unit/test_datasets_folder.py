@@ -1,0 +1,170 @@
+"""Image folders: what is listed in which order, what is skipped, which split is evaluated."""
+
+from argparse import Namespace
+
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from common.training.errors import UsageError
+from datasets.folder import read_folder
+from datasets.long_tail import load_long_tailed
+from dbm_loss.large_scale import data as large_scale
+
+
+def make(root, *files):
+    """Images of 4x4 pixels, by their paths."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / file)
+    return root
+
+
+def files(split, root):
+    return [path.removeprefix(f"{root}/") for path in split.files]
+
+
+def long_tailed(root):
+    """split, classes, counts, notes of the programs that hold images in memory."""
+    data = load_long_tailed("imagefolder", root, imb_type="none", imb_factor=1.0, image_size=8)
+    return data.split, data.classes, data.cls_num_list, data.notes
+
+
+def large(root):
+    """The same of the programs that read them as they go."""
+    args = Namespace(dataset="imagefolder", root=root, loss_fn="ce", fake_data=0, num_classes=None)
+    data = large_scale.load_data(args)
+    return data.split, data.classes, data.cls_num_list, data.notes
+
+
+BOTH = pytest.mark.parametrize("load", [long_tailed, large])
+
+
+def test_files_come_in_torchvisions_order(tmp_path):
+    make(tmp_path, "train/b/z.jpg", "train/b/2/x.PNG", "train/b/10/x.webp", "train/b-1/y.tif",
+         "train/b-1/a/1.bmp", "train/a/b.c/1.ppm", "train/a/b/1.pgm", "train/a/B/1.jpeg",
+         "train/10/x.png", "train/9/x.png")  # fmt: skip
+    (tmp_path / "train/a/notes.txt").touch()
+    split = read_folder(tmp_path, "train")
+    expected = ImageFolder(tmp_path / "train")
+    assert list(zip(split.files, split.targets, strict=True)) == expected.samples
+    assert split.classes == expected.classes == ["10", "9", "a", "b", "b-1"]
+    assert split.notes == []
+
+
+def test_hidden_files_and_folders_are_skipped_and_counted(tmp_path):
+    make(tmp_path, "train/a/1.png", "train/a/.x.png", "train/a/._1.png", "train/b/1.png",
+         "train/b/@eaDir/1.png", "train/.ipynb_checkpoints/1.png",
+         "train/__MACOSX/a/1.png")  # fmt: skip
+    (tmp_path / "train/a/.DS_Store").touch()  # no image by its name
+    split = read_folder(tmp_path, "train")
+    assert files(split, tmp_path) == ["train/a/1.png", "train/b/1.png"]
+    folder = tmp_path / "train"
+    assert split.notes == [
+        f"note: {folder}: skipped hidden files and folders: 5 (such as {folder}/.ipynb_checkpoints)"
+    ]
+
+
+def test_link_loops_multiply_nothing(tmp_path):
+    make(tmp_path, "train/a/1.png", "train/a/x/1.png", "train/b/1.png", "elsewhere/1.png")
+    folder = tmp_path / "train"
+    (folder / "a" / "loop").symlink_to(folder / "a")
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "a" / "other").symlink_to(folder / "b")
+    (folder / "a" / "more").symlink_to(tmp_path / "elsewhere")  # a folder like any other
+    (folder / "c").symlink_to(make(tmp_path, "store/1.png") / "store")
+    split = read_folder(tmp_path, "train")
+    assert files(split, folder) == ["a/1.png", "a/more/1.png", "a/x/1.png", "b/1.png", "c/1.png"]
+    assert split.notes == [
+        f"note: {folder}: skipped links to folders that are read already: 3 "
+        f"(such as {folder}/a/loop)"
+    ]
+    (folder / "d").symlink_to(folder / "b")
+    with pytest.raises(UsageError, match=r"train/d: the same folder as .*train/b; an image has"):
+        read_folder(tmp_path, "train")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("splits", "evaluated", "notes"),
+    [
+        (["test"], "test", []),
+        (["val"], "val", ["note: what is called test below is the val split"]),
+        (
+            ["val", "test"],
+            "val",
+            [
+                "note: what is called test below is the val split; "
+                "test is there as well and is not used"
+            ],
+        ),
+    ],
+)
+def test_what_is_evaluated_is_said(tmp_path, load, splits, evaluated, notes):
+    for split in ("train", *splits):
+        make(tmp_path, f"{split}/a/1.png", f"{split}/b/1.png")
+    assert load(tmp_path) == (evaluated, ["a", "b"], [1, 1], notes)
+
+
+@BOTH
+def test_a_test_split_may_lack_classes(tmp_path, load):
+    make(tmp_path, *(f"train/{name}/1.png" for name in "abcde"), "test/b/1.png")
+    (tmp_path / "test/c").mkdir()
+    assert load(tmp_path)[3] == [
+        f"note: {tmp_path}/test has no image of 4 of the 5 classes (a, c, d, …): "
+        "they have no accuracy"
+    ]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"image folder .*/root: no such folder; expected DIR/train/<class>"),
+        (["train/1.png"], r"root/train: no class folders in it; expected DIR/train/<class>"),
+        (["test/a/1.png"], r"root/train: no such folder; expected DIR/train/<class>"),
+        (["train/a/1.png"], r"root: neither val/ nor test/ in it; expected DIR/train/<class>"),
+        (["train/a/1.png", "train/b/.1.png", "test/a/1.png"], r"root/train/b: no images in this"),
+        (
+            ["train/a/1.png", "test/a/.1.png"],
+            r"root/test: no images in it, files whose names end in \.jpg, ",
+        ),
+        (
+            ["train/a/1.png", "test/a/1.png", "test/b/1.png"],
+            r"root/test: other classes than in train/ \(differs in 'b'\)",
+        ),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path, load, files, message):
+    make(tmp_path / "root", *files)
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path / "root")
+
+
+@BOTH
+def test_classes_txt_gives_the_order(tmp_path, load):
+    make(tmp_path, "train/10/1.png", "train/2/1.png", "train/2/2.png", "train/ü/1.png",
+         "train/ü/2.png", "train/ü/3.png", "test/2/1.png", "test/10/1.png",
+         "test/ü/1.png")  # fmt: skip
+    (tmp_path / "classes.txt").write_text("\ufeff2\r\n\n 10 \nü\n", encoding="utf-8")
+    assert load(tmp_path) == ("test", ["2", "10", "ü"], [2, 1, 3], [])
+    assert read_folder(tmp_path, "test").targets.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\nc\n", "differs from the folders of train/ in 'b'; expected the name of each of them"),
+        ("a\n", "differs from the folders of train/ in 'b'"),
+        ("a\nb\na\n", "'a' stands there 2 times; name each class once"),
+        ("\n", "no names in it; expected a class name a line"),
+        (b"\xff\xfea\0", "not readable ("),
+    ],
+)
+def test_a_classes_txt_that_does_not_fit_is_refused(tmp_path, content, message):
+    make(tmp_path, "train/a/1.png", "train/b/1.png")
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        read_folder(tmp_path, "train")
+    assert str(error.value).startswith(f"{tmp_path / 'classes.txt'}: {message}")
