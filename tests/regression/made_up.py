@@ -1,11 +1,22 @@
 """Made-up results for the tests: nothing here was trained."""
 
+from tests.regression.results import read_fingerprints
 from tests.regression.table import Row, read_table
 
 
 def find(id_: str, split: str = "all") -> Row:
     """The first row of the table with this id and split."""
     return next(row for row in read_table() if row.id == id_ and row.split == split)
+
+
+def fingerprint(dataset: str, imb_type: str = "exp", imb_ratio: int = 100) -> str:
+    """The fingerprint of a subset, from the committed table."""
+    subset = (dataset, imb_type, str(imb_ratio))
+    return next(
+        pixels
+        for pixels, line in read_fingerprints().items()
+        if (line["dataset"], line["imb_type"], line["imb_ratio"]) == subset
+    )
 
 
 def result(
@@ -17,6 +28,7 @@ def result(
     epochs: int = 200,
     data: str = "cifar10",
     pixels: str = "0" * 64,
+    amp: str = "none",
 ) -> dict:
     """A stored result with these accuracies, on images with this fingerprint."""
     final = {"epoch": epochs - 1, "top1": best - 0.5 if last is None else last}
@@ -27,6 +39,7 @@ def result(
         "epochs": epochs,
         "published_epochs": 200,
         "data": {"dataset": data, "pixels_sha256": pixels},
+        "settings": [{"amp": amp}],
         "final": final,
         "best": {**final, "top1": best},
     }

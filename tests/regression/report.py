@@ -4,12 +4,14 @@
     python tests/regression/report.py
 
 Writes between the lines <!-- results:begin --> and <!-- results:end --> of README.md and of each
-paper's README.md, and tests/regression/pictures/<paper>.png. Twice gives the same as once.
+paper's README.md, between <!-- originals:begin --> and <!-- originals:end --> of README.md, and the
+pictures in tests/regression/pictures/. Twice gives the same as once.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 from common.training.logs import write_text
 from common.training.pictures import save_picture
+from tests.regression import originals
 from tests.regression.results import RESULTS, Comparison, Figures, compare, read_results
-from tests.regression.table import PAPERS, ROOT, STAND_INS, read_table
+from tests.regression.table import PAPERS, ROOT, Row, read_table
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MARKS = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 NAMES = {"ib_loss": "IB", "dbm_loss": "DBM", "hmloss": "HMLoss", "arbloss": "ARB-Loss"}
 DATASETS = {
     "cifar10": "CIFAR-10",
@@ -33,153 +36,251 @@ DATASETS = {
     "isic2019": "ISIC 2019",
 }
 PICTURES = "tests/regression/pictures"
-NOTHING = "No run of this length is stored yet."
+NOTHING = "No run of the published length is stored yet."
 
 
-def cells(comparison: Comparison, with_paper: bool) -> list[str]:
-    """The columns of a README table."""
-    row, ours = comparison.row, comparison.ours
-    setting = DATASETS[row.dataset]
-    if row.imb_type in ("exp", "step"):
-        tail = "long tail" if row.imb_type == "exp" else "step"
-        setting += f", {tail} {row.imb_ratio}"
-    name = row.method if row.split == "all" else f"{row.method}, {row.split}"
-    length = str(comparison.epochs)
-    if not comparison.full_length:
-        length += f" (of {row.epochs})"
-    return [
-        *([NAMES[row.paper]] if with_paper else []),
-        name,
-        setting,
-        comparison.data,
-        length,
-        "none found" if row.published is None else f"{row.published:.2f}",
-        Figures.text(ours.best),
-        Figures.text(ours.last),
-        str(len(ours.seeds)),
-        "" if comparison.difference is None else f"{comparison.difference:+.2f}",
-        comparison.verdict,
+def setting(row: Row) -> str:
+    """Data set and imbalance of a row."""
+    kinds = {"exp": "long tail", "step": "step"}
+    imbalance = f", {kinds[row.imb_type]} {row.imb_ratio}" if row.imb_type in kinds else ""
+    return DATASETS[row.dataset] + imbalance
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
+
+
+def full_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str]:
+    """Runs of the published length beside the published numbers."""
+    header = ["method", "setting", "trained on", "epochs", "reported", "ours, best epoch",
+              "ours, last epoch", "seeds", "difference", "verdict"]  # fmt: skip
+    lines = []
+    for c in comparisons:
+        name = c.row.method if c.row.split == "all" else f"{c.row.method}, {c.row.split}"
+        lines.append([
+            *([NAMES[c.row.paper]] if with_paper else []),
+            name,
+            setting(c.row),
+            c.data,
+            c.length,
+            "none found" if c.row.published is None else f"{c.row.published:.2f}",
+            Figures.text(c.ours.best),
+            Figures.text(c.ours.last),
+            str(len(c.ours.seeds)),
+            "" if c.difference is None else f"{c.difference:+.2f}",
+            c.verdict,
+        ])  # fmt: skip
+    return markdown([*(["paper"] if with_paper else []), *header], lines)
+
+
+def gains_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str]:
+    """Shortened runs: what each method adds to its paper's baseline, ours and published.
+
+    What is the same for all stands above the table.
+    """
+    order = {None: "not judged", True: "as published", False: "NOT as published"}
+    columns = {
+        "paper": [NAMES[c.row.paper] for c in comparisons],
+        "method": [c.row.method for c in comparisons],
+        "over": [c.gain.over for c in comparisons],
+        "setting": [setting(c.row) for c in comparisons],
+        "trained on": [c.data for c in comparisons],
+        "epochs": [c.length for c in comparisons],
+        "seeds": [str(len(c.ours.seeds)) for c in comparisons],
+        "gain, ours": [
+            f"{c.gain.ours:+.2f}" + ("" if math.isnan(c.gain.error) else f" ± {c.gain.error:.2f}")
+            for c in comparisons
+        ],
+        "gain, published": [
+            "none found" if c.gain.published is None else f"{c.gain.published:+.2f}"
+            for c in comparisons
+        ],
+        "order": [order[c.ok] for c in comparisons],
+    }
+    if not with_paper:
+        del columns["paper"]
+    common = [
+        f"{name}: {columns.pop(name)[0]}"
+        for name in ("setting", "trained on", "epochs", "seeds")
+        if len(set(columns[name])) == 1
     ]
+    above = [f"All of them: {'; '.join(common)}.", ""] if common else []
+    return above + markdown(list(columns), zip(*columns.values(), strict=True))
 
 
-def table(comparisons: Sequence[Comparison], with_paper: bool = False) -> list[str]:
-    """Lines of a markdown table, or a line that says that there is nothing."""
-    if not comparisons:
-        return [NOTHING]
-    header = [
-        *(["paper"] if with_paper else []), "method", "setting of the paper", "trained on",
-        "epochs", "reported", "ours, best epoch", "ours, last epoch", "seeds", "difference",
-        "verdict",
-    ]  # fmt: skip
-    lines = [header, ["---"] * len(header)] + [cells(c, with_paper) for c in comparisons]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def remaining(comparisons: Sequence[Comparison], rows: Sequence[Row]) -> str:
+    """One sentence on the published numbers that are not reproduced yet."""
+    cells = [row for row in rows if row.status == "tested" and row.split == "all"]
+    if not cells:
+        return "The paper's tables were not found, so that there is no number to reproduce."
+    reached = {c.row for c in comparisons if c.comparable and c.ok}
+    missed = {c.row for c in comparisons if c.comparable and c.ok is False} & set(cells)
+    left = [row.dataset for row in cells if row not in reached]
+    counts = ", ".join(
+        f"{left.count(name)} on {DATASETS[name]}" for name in DATASETS if name in left
+    )
+    outside = f"; {len(missed)} of them were trained at full length and missed" if missed else ""
+    return (
+        f"Not yet reproduced are {len(left)} of the {len(cells)} published numbers that can be "
+        f"judged ({counts}){outside}."
+    )
 
 
-def section(comparisons: Sequence[Comparison], with_paper: bool = False) -> str:
-    """What stands between the markers: full-length runs, then shortened ones, never together."""
+def by_length(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """Runs of the published length; and shortened ones that have a baseline, over all classes."""
     full = [c for c in comparisons if c.full_length]
-    short = [c for c in comparisons if not c.full_length]
-    lines = ["**Runs of the published length**", "", *table(full, with_paper)]
+    short = [c for c in comparisons if not c.full_length and c.gain and c.row.split == "all"]
+    return full, first_of_each(short)
+
+
+def section(
+    comparisons: Sequence[Comparison], rows: Sequence[Row], with_paper: bool = False
+) -> str:
+    """What stands between the markers: full-length runs, then shortened ones, never together.
+
+    ``rows``: those that the sentence on what is left counts.
+    """
+    full, short = by_length(comparisons)
+    lines = ["**At full length**", ""]
+    if full:
+        shown = first_of_each(c for c in full if c.row.split == "all") if with_paper else full
+        lines += [
+            *full_table(shown, with_paper),
+            "",
+            "Top-1 accuracy in percent on the balanced test set, mean ± standard deviation over "
+            "seeds. The difference is that of the best epoch, which the authors' programs report.",
+        ]
+        if any("JPEG copy" in c.data for c in full):
+            lines[-1] += " Of the test images of CIFAR-10, 20 in 10,000 are from a JPEG copy too."
+    else:
+        lines.append(NOTHING)
+    lines += ["", remaining(full, rows)]
     if short:
         lines += [
             "",
-            "**Shortened runs.** Schedules stretched to fewer epochs: no reproduction of the "
-            "reported number, which stands here for orientation; only the order of the methods is "
-            "judged.",
+            "**Shortened runs: the gain over the baseline.** With schedules stretched to fewer "
+            "epochs, accuracies are not those of the papers; what a method adds to its paper's "
+            "baseline on the same images shows here, in points of top-1.",
             "",
-            *table(short, with_paper),
+            *gains_table(short, with_paper),
         ]
-    if any(c.data.split()[0] in STAND_INS for c in comparisons):
-        lines += [
-            "",
-            "The hexadecimal number is the fingerprint of the training pixels. `imagefolder`, "
-            "`imagefolder16` (its images shrunk to 16x16) and `digits` stand in for CIFAR-10 and "
-            "are other data sets: no difference to a reported number is judged there, only the "
-            "order of the methods.",
-        ]
-    lines += [
-        "",
-        "Top-1 accuracy in percent on the balanced test set, mean ± standard deviation over seeds. "
-        "The difference is that of the best epoch, which the authors' programs report. Made by "
-        "`python tests/regression/report.py` from `tests/regression/results/`.",
-    ]
+    lines += ["", "Made by `python tests/regression/report.py` from `tests/regression/results/`."]
     return "\n".join(lines)
 
 
-def replace_section(path: Path, text: str) -> bool:
+def replace_section(path: Path, text: str, name: str = "results") -> bool:
     """Put ``text`` between the markers of a file; False if it lacks the file or the markers."""
-    if not path.is_file():
+    begin, end = (mark.format(name=name) for mark in MARKS)
+    content = path.read_text() if path.is_file() else ""
+    if begin not in content or end not in content:
         return False
-    content = path.read_text()
-    if BEGIN not in content or END not in content:
-        return False
-    before, rest = content.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    new = f"{before}{BEGIN}\n{text}\n{END}{after}"
+    before, rest = content.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    new = f"{before}{begin}\n{text}\n{end}{after}"
     if new != content:
         write_text(path, new)
     return True
 
 
-def draw(figure, comparisons: Sequence[Comparison]) -> None:
-    """Reported against ours, a line for each row; shortened runs hollow."""
-    figure.set_size_inches(9, 1.4 + 0.3 * len(comparisons))
-    axes = figure.subplots()
-    labels, seen = [], set()
+def draw(figure, full: Sequence[Comparison], short: Sequence[Comparison]) -> None:
+    """Reported against ours at full length, and below it the gains of shortened runs."""
+    heights = [len(part) for part in (full, short) if part]
+    figure.set_size_inches(11, 0.9 * len(heights) + 0.42 * sum(heights))
+    axes = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    if full:
+        pairs = [
+            (
+                f"{c.row.method}, {setting(c.row)}\n{c.data}, {c.length} epochs",
+                c.row.published if c.comparable else None,
+                statistics.fmean(c.ours.best),
+                statistics.stdev(c.ours.best) if len(c.ours.best) > 1 else 0.0,
+            )
+            for c in full
+        ]
+        draw_pairs(axes[0], pairs, ("reported", "ours, best epoch"), ".2f")
+        axes.pop(0).set_xlabel("top-1 accuracy (%) at full length")
+    if short:
+        pairs = [
+            (
+                f"{c.row.method} over {c.gain.over}, {setting(c.row)}\n{c.data}, {c.length} epochs",
+                c.gain.published,
+                c.gain.ours,
+                0.0 if math.isnan(c.gain.error) else c.gain.error,
+            )
+            for c in short
+        ]
+        draw_pairs(axes[0], pairs, ("published", "ours"), "+.2f")
+        axes[0].set_xlabel("gain in shortened runs (points of top-1)")
 
-    def once(label: str) -> str | None:
-        return None if label in seen else seen.add(label) or label
 
-    for y, c in enumerate(reversed(comparisons)):
-        mean = statistics.fmean(c.ours.best)
-        spread = statistics.stdev(c.ours.best) if len(c.ours.best) > 1 else 0.0
-        label = "ours, best epoch" if c.full_length else "ours, best epoch, shortened run"
-        axes.errorbar(
-            mean, y, xerr=spread, fmt="o", color="tab:blue", capsize=3, label=once(label),
-            markerfacecolor="tab:blue" if c.full_length else "white",
-        )  # fmt: skip
-        if c.row.published is not None:
-            axes.plot([c.row.published, mean], [y, y], color="lightgrey", zorder=0)
-            axes.plot(c.row.published, y, "D", color="black", label=once("reported"))
-        setting = f"{DATASETS[c.row.dataset]} {c.row.imb_type} {c.row.imb_ratio}"
-        labels.append(f"{c.row.method}, {setting}\n{c.data}, {c.epochs} epochs")
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylim(-0.6, len(labels) - 0.4)
-    axes.set_xlabel("top-1 accuracy (%), mean ± standard deviation over seeds")
+def draw_pairs(
+    axes,
+    pairs: Sequence[tuple[str, float | None, float, float]],
+    names: tuple[str, str],
+    number: str,
+) -> None:
+    """A line for each (label, reported, ours, spread of ours): two points, their values beside."""
+    for y, (_, reported, ours, spread) in enumerate(reversed(pairs)):
+        axes.errorbar(ours, y, xerr=spread, fmt="o", color="tab:blue", capsize=3)
+        points = [(ours, spread, names[1], "tab:blue")]
+        if reported is not None:
+            axes.plot([reported, ours], [y, y], color="lightgrey", zorder=0)
+            axes.plot(reported, y, "D", color="black")
+            points.append((reported, 0.0, names[0], "black"))
+        for rank, (x, width, name, color) in enumerate(sorted(points)):
+            side = -1 if rank == 0 and len(points) == 2 else 1  # the lower one's words on the left
+            axes.annotate(
+                f"{name} {x:{number}}", (x + side * width, y), xytext=(7 * side, 0),
+                textcoords="offset points", ha="left" if side > 0 else "right", va="center",
+                color=color, fontsize=8,
+            )  # fmt: skip
+    values = [value for pair in pairs for value in pair[1:3] if value is not None]
+    room = 0.35 * (max(values) - min(values)) + 2  # for the words on both sides
+    axes.set_xlim(min(values) - room, max(values) + room)
+    axes.set_yticks(range(len(pairs)), [pair[0] for pair in reversed(pairs)], fontsize=7)
+    axes.set_ylim(-0.6, len(pairs) - 0.4)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=7)
 
 
 def first_of_each(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """One line for a command on one data set: the first of the published numbers it stands for."""
+    """One line for the same runs: the first of the published numbers that they stand for."""
     found = {}
     for c in comparisons:
-        found.setdefault((c.row.id, c.data, c.epochs), c)
+        found.setdefault((c.row.id, c.data, c.length, c.ours), c)
     return list(found.values())
 
 
 def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
     """Rewrite tables and pictures below ``root``; returns what could not be written, in words."""
     rows = read_table()
-    missing = []
+    pictures = root / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    sections = []
     overall = []
     for paper in PAPERS:
-        comparisons = compare([row for row in rows if row.paper == paper], results, rows)
-        headline = first_of_each(c for c in comparisons if c.row.split == "all")
-        overall += headline
-        text = section(comparisons)
-        if headline:
-            pictures = root / PICTURES
-            pictures.mkdir(parents=True, exist_ok=True)
-            save_picture(pictures / f"{paper}.png", draw, headline)
-            text += f"\n\n![Reported accuracies and ours](../{PICTURES}/{paper}.png)"
-        path = root / paper / "README.md"
-        if not replace_section(path, text):
-            missing.append(f"{path}: not there, or without the lines {BEGIN} and {END}")
-    path = root / "README.md"
-    if not replace_section(path, section(overall, with_paper=True)):
-        missing.append(f"{path}: not there, or without the lines {BEGIN} and {END}")
-    return missing
+        own = [row for row in rows if row.paper == paper]
+        comparisons = compare(own, results, rows)
+        overall += comparisons
+        text = section(comparisons, own)
+        full, short = by_length([c for c in comparisons if c.row.split == "all"])
+        path = pictures / f"{paper}.png"
+        if full or short:
+            save_picture(path, draw, first_of_each(full), short)
+            text += f"\n\n![Reported and ours](../{PICTURES}/{path.name})"
+        else:
+            path.unlink(missing_ok=True)
+        sections.append((root / paper / "README.md", text, "results"))
+    sections.append((root / "README.md", section(overall, rows, with_paper=True), "results"))
+    save_picture(pictures / "originals.png", originals.draw)
+    text = "\n".join(originals.section())
+    text += f"\n\n![Training losses of both programs]({PICTURES}/originals.png)"
+    sections.append((root / "README.md", text, "originals"))
+    return [
+        f"{path}: not there, or without the lines {' and '.join(MARKS).format(name=name)}"
+        for path, text, name in sections
+        if not replace_section(path, text, name)
+    ]
 
 
 def main() -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from common.training.logs import write_text
-from tests.regression.table import HERE, ROOT, STAND_INS, Row
+from tests.regression.table import HERE, ROOT, Row
 
 RESULTS = HERE / "results"
+FINGERPRINTS = HERE / "fingerprints.csv"  # of training pixels, and what they are in words
 CURVES = ("train_loss", "loss", "top1", "many", "medium", "few")  # kept of every epoch
 SOURCES = ("ib_loss", "dbm_loss", "hmloss", "arbloss", "common", "datasets")
 
@@ -133,20 +136,74 @@ def figures(row: Row, results: Iterable[dict]) -> Figures | None:
     return Figures(*zip(*found, strict=True)) if found else None
 
 
+@cache
+def read_fingerprints() -> dict[str, dict[str, str]]:
+    """SHA-256 of training pixels -> its line of ``fingerprints.csv``."""
+    with open(FINGERPRINTS, newline="") as file:
+        return {line["pixels_sha256"]: line for line in csv.DictReader(file)}
+
+
+def trained_on(result: dict) -> tuple[str, str]:
+    """What a result was trained on: in words, and as a data set of the table.
+
+    Pixels that no fingerprint names are called unknown. They count as the data set under whose name
+    the program read them: it has looked at the files (of CIFAR: at their checksums).
+    """
+    name, pixels = result["data"]["dataset"], result["data"].get("pixels_sha256")
+    if known := read_fingerprints().get(pixels):
+        return known["words"], known["dataset"]
+    return name if pixels is None else f"{name}, unknown pixels {pixels[:8]}", name
+
+
+def precision(result: dict) -> str:
+    """``none`` (float32), ``bf16`` or ``fp16``."""
+    return result["settings"][-1].get("amp", "none")
+
+
+def difference_of_means(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """First less second, and its standard error (NaN where a single value shows no spread)."""
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    if min(len(first), len(second)) < 2:
+        return difference, math.nan
+    squares = (statistics.variance(values) / len(values) for values in (first, second))
+    return difference, math.sqrt(sum(squares))
+
+
 @dataclass(frozen=True)
-class Comparison:
-    """A row next to our runs of it on one data set, at one length.
+class Gain:
+    """A method against the one that its paper compares it with, trained on the same pixels.
 
     Attributes:
-        data: name of the data set and start of the training pixels' fingerprint.
+        over: the other method. baseline: our mean accuracy of it.
+        ours, error: our gain and its standard error. published: the paper's gain, or None.
+    """
+
+    over: str
+    baseline: float
+    ours: float
+    error: float
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row next to our runs of it on one data set, at one length and precision.
+
+    Attributes:
+        data: what it was trained on, in words. epochs, amp: length and precision.
+        comparable: trained as the published number was, which therefore is the one to reach.
+        difference: to that number; None where not comparable.
         verdict: in words. ok: True or False where something was judged, else None.
     """
 
     row: Row
     data: str
     epochs: int
+    amp: str
     ours: Figures
+    comparable: bool
     difference: float | None
+    gain: Gain | None
     verdict: str
     ok: bool | None
 
@@ -154,81 +211,94 @@ class Comparison:
     def full_length(self) -> bool:
         return self.epochs == self.row.epochs
 
-
-def data_label(result: dict) -> str:
-    """Data set and fingerprint: results on different pixels never share a line."""
-    facts = result["data"]
-    label = facts["dataset"]
-    if "pixels_sha256" in facts:
-        label += f" {facts['pixels_sha256'][:8]}"
-    return label
+    @property
+    def length(self) -> str:
+        """Epochs, with the precision where it is not float32."""
+        text = str(self.epochs) if self.full_length else f"{self.epochs} of {self.row.epochs}"
+        return text if self.amp == "none" else f"{text}, {self.amp}"
 
 
 def compare(rows: Sequence[Row], results: Sequence[dict], table: Sequence[Row]) -> list[Comparison]:
-    """Compare every row that has results; ``table`` holds the rows' baselines."""
-    groups: dict[tuple[str, str, int], list[dict]] = {}
+    """Compare every row that has results; ``table`` holds the rows' baselines.
+
+    Results on different pixels, of different length or precision never share a comparison.
+    """
+    groups: dict[tuple, list[dict]] = {}
     for result in results:
-        group = (result["id"], data_label(result), result["epochs"])
-        groups.setdefault(group, []).append(result)
+        pixels = (result["data"]["dataset"], result["data"].get("pixels_sha256"))
+        conditions = (pixels, result["epochs"], precision(result))
+        groups.setdefault((result["id"], conditions), []).append(result)
     found = []
     for row in rows:
-        for (id_, data, epochs), members in groups.items():
-            if id_ != row.id:
+        for (id_, conditions), members in groups.items():
+            if id_ != row.id or (ours := figures(row, members)) is None:
                 continue
-            ours = figures(row, members)
-            if ours is None:
-                continue
-            baseline = _baseline(row, table)
-            rival = groups.get((row.better_than, data, epochs), [])
-            found.append(_compare(row, data, epochs, ours, baseline, rival))
+            rivals = groups.get((row.better_than, conditions), [])
+            gain = _gain(row, ours, _baseline(row, table), rivals)
+            found.append(_compare(row, members[0], ours, gain))
     return found
 
 
 def _baseline(row: Row, table: Sequence[Row]) -> Row | None:
     """The row that this one claims to beat, from the same source if it is there."""
     candidates = [
-        other
-        for other in table
-        if other.id == row.better_than
-        and other.split == row.split
-        and other.status == "tested"
-        and other.published is not None
+        other for other in table if other.id == row.better_than and other.split == row.split
     ]
-    same = [other for other in candidates if other.source == row.source]
-    return (same or candidates or [None])[0]
+    tested = [other for other in candidates if other.status == "tested"]
+    same = [other for other in tested if other.source == row.source]
+    return (same or tested or candidates or [None])[0]
 
 
-def _compare(
-    row: Row, data: str, epochs: int, ours: Figures, baseline: Row | None, rival: Sequence[dict]
-) -> Comparison:
-    values = ours.of(row.score)
-    mean = statistics.fmean(values)
-    difference = None if row.published is None else mean - row.published
+def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict]) -> Gain | None:
+    theirs = figures(row, rivals)
+    if baseline is None or theirs is None:
+        return None
+    tested = row.status == baseline.status == "tested"
+    return Gain(
+        baseline.method,
+        statistics.fmean(theirs.of(row.score)),
+        *difference_of_means(ours.of(row.score), theirs.of(row.score)),
+        row.published - baseline.published if tested else None,
+    )
+
+
+def _compare(row: Row, result: dict, ours: Figures, gain: Gain | None) -> Comparison:
+    words, dataset = trained_on(result)
+    epochs, amp = result["epochs"], precision(result)
+    comparable = dataset == row.dataset and epochs == row.epochs and amp == "none"
+    difference = None
+    if comparable and row.published is not None:
+        difference = statistics.fmean(ours.of(row.score)) - row.published
     judged, ok = [], []
     if row.status == "misprint":
         judged.append("misprint, not judged")
     elif row.status != "tested":
         judged.append("recorded, not judged")
     else:
-        if data.split()[0] not in STAND_INS and epochs == row.epochs:
+        if comparable:
             within = abs(difference) <= row.tolerance
             side = "within" if within else "above" if difference > 0 else "below"
             judged.append(f"{side} ± {row.tolerance:g}")
             ok.append(within)
-        claim = row.published - baseline.published if baseline else 0.0
-        if claim > row.tolerance / 2 and rival:
-            gain = mean - statistics.fmean(figures(row, rival).of(row.score))
-            holds = gain > 0
-            method = baseline.method
+        elif epochs == row.epochs:
+            judged.append("not judged: " + ("other data" if dataset != row.dataset else amp))
+        if gain and gain.published is not None and gain.published > row.tolerance / 2:
             judged.append(
-                f"{'better' if holds else 'NOT better'} than {method} "
-                f"({gain:+.2f}, published {claim:+.2f})"
+                f"{'better' if gain.ours > 0 else 'NOT better'} than {gain.over} "
+                f"({gain.ours:+.2f}, published {gain.published:+.2f})"
             )
-            ok.append(holds)
+            ok.append(gain.ours > 0)
     return Comparison(
-        row, data, epochs, ours, difference, "; ".join(judged) or "for orientation",
-        all(ok) if ok else None,
+        row, words, epochs, amp, ours, comparable, difference, gain,
+        "; ".join(judged) or "for orientation", all(ok) if ok else None,
     )  # fmt: skip
+
+
+def _reported(comparison: Comparison) -> str:
+    if not comparison.full_length:  # not to be set beside the accuracy of a shortened run
+        return ""
+    published = comparison.row.published
+    return "none" if published is None else f"{published:.2f}"
 
 
 def text_table(comparisons: Sequence[Comparison]) -> str:
@@ -240,9 +310,9 @@ def text_table(comparisons: Sequence[Comparison]) -> str:
             c.row.id,
             c.row.split,
             c.data,
-            str(c.epochs) if c.full_length else f"{c.epochs} of {c.row.epochs}",
+            c.length,
             str(len(c.ours.seeds)),
-            "none" if c.row.published is None else f"{c.row.published:.2f}",
+            _reported(c),
             Figures.text(c.ours.best),
             Figures.text(c.ours.last),
             "" if c.difference is None else f"{c.difference:+.2f}",

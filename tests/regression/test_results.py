@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tests.regression.made_up import find, result
+from tests.regression.made_up import find, fingerprint, result
 from tests.regression.results import compare, from_report, read_results, text_table, write_result
 from tests.regression.table import read_table
 
@@ -38,26 +38,97 @@ def test_published_data_at_full_length_is_judged_by_the_tolerance(best, word, ok
     assert comparison.ok is ok and comparison.full_length
 
 
+@pytest.mark.parametrize(
+    ("result_", "words", "verdict"),
+    [
+        (
+            result(IB, 77.9, data="npz", pixels=fingerprint("cifar10")),
+            "CIFAR-10, 1 of 12,406 training images from a JPEG copy",
+            "within ± 1.2",
+        ),
+        (
+            result(IB, 77.9, data="imagefolder", pixels=fingerprint("cifar10_jpeg")),
+            "CIFAR-10 re-encoded as JPEG",
+            "not judged: other data",
+        ),
+        (
+            # The original's files replaced by others, past the test of their checksums.
+            result(IB, 77.9, data="cifar10", pixels=fingerprint("cifar10_jpeg")),
+            "CIFAR-10 re-encoded as JPEG",
+            "not judged: other data",
+        ),
+        (
+            result(IB, 77.9, data="npz", pixels=fingerprint("cifar100")),
+            "CIFAR-100",
+            "not judged: other data",
+        ),
+        (
+            result(IB, 77.9, data="npz", pixels="c0ffee00" + "0" * 56),
+            "npz, unknown pixels c0ffee00",
+            "not judged: other data",
+        ),
+        (
+            result(IB, 77.9, data="cifar10", pixels="c0ffee00" + "0" * 56),
+            "cifar10, unknown pixels c0ffee00",
+            "within ± 1.2",
+        ),
+        (
+            result(IB, 77.9, data="npz", pixels=fingerprint("cifar10"), amp="bf16"),
+            "CIFAR-10, 1 of 12,406 training images from a JPEG copy",
+            "not judged: bf16",
+        ),
+    ],
+)
+def test_what_a_run_was_trained_on_is_said_and_decides_whether_it_is_judged(
+    result_, words, verdict
+):
+    comparison = judge([result_])
+    assert (comparison.data, comparison.verdict) == (words, verdict)
+    judged = verdict == "within ± 1.2"
+    assert comparison.ok is (True if judged else None)
+    assert comparison.difference == (pytest.approx(77.9 - 78.26) if judged else None)
+
+
+def test_cifar_100_from_an_npz_file_is_judged():
+    id_ = "ib_loss-cifar100-step50-ib"
+    stored = result(id_, 40.0, data="npz", pixels=fingerprint("cifar100", "step", 50))
+    assert judge([stored], id_).data == "CIFAR-100"
+    assert judge([stored], id_).difference == pytest.approx(40.0 - find(id_).published)
+
+
 @pytest.mark.parametrize(("ib", "ok"), [(60.0, True), (50.0, False), (49.0, False)])
 @pytest.mark.parametrize(("data", "epochs"), [("imagefolder", 200), ("cifar10", 10)])
 def test_other_data_and_shorter_runs_are_judged_by_the_order_alone(ib, ok, data, epochs):
     runs = [result(CE, 50.0, data=data, epochs=epochs), result(IB, ib, data=data, epochs=epochs)]
     comparison = judge(runs)
-    assert comparison.ok is ok
-    assert comparison.verdict.startswith("better than CE" if ok else "NOT better than CE")
+    assert comparison.ok is ok and comparison.difference is None
+    assert ("NOT better than CE" in comparison.verdict) is not ok
     assert "±" not in comparison.verdict
+    gain = comparison.gain
+    assert (gain.over, gain.baseline, gain.ours) == ("CE", 50.0, ib - 50.0)
+    assert gain.published == pytest.approx(78.26 - 70.87)
     assert judge(runs, CE).ok is None
 
 
-def test_only_runs_on_the_same_pixels_and_of_the_same_length_are_compared():
-    ib = result(IB, 60.0, data="imagefolder", pixels="a" * 64)
-    others = [
-        result(CE, 50.0, data="imagefolder", pixels="b" * 64),
-        result(CE, 50.0, data="imagefolder", pixels="a" * 64, epochs=10),
-    ]
-    comparison = judge([ib, *others])
-    assert comparison.ok is None and comparison.verdict == "for orientation"
-    assert comparison.data == "imagefolder aaaaaaaa"
+def test_the_gain_has_the_standard_error_of_a_difference_of_means():
+    runs = [result(CE, 70.0 + seed, seed=seed) for seed in range(3)]
+    runs += [result(IB, 78.0 + 2 * seed, seed=seed) for seed in range(3)]
+    gain = judge(runs).gain
+    assert gain.ours == pytest.approx(9.0) and gain.error == pytest.approx(math.sqrt(5 / 3))
+    assert math.isnan(judge([runs[0], runs[3]]).gain.error)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"pixels": "b" * 64}, {"epochs": 10}, {"amp": "bf16"}, {"data": "npz"}],
+    ids=["pixels", "epochs", "amp", "reader"],
+)
+def test_only_runs_on_the_same_pixels_of_the_same_length_and_precision_are_compared(other):
+    same = {"data": "imagefolder", "pixels": "a" * 64}
+    runs = [result(IB, 60.0, **same), result(CE, 50.0, **same | other)]
+    assert judge(runs).gain is None and judge(runs).ok is None
+    (one, another) = compare([find(IB)], [runs[0], result(IB, 50.0, **same | other)], TABLE)
+    assert one.ours.best == (60.0,) and another.ours.best == (50.0,)
 
 
 def test_a_claim_smaller_than_the_spread_is_not_judged():
@@ -97,9 +168,11 @@ def test_groups_of_classes_are_compared_with_their_own_cells():
 
 
 def test_the_terminal_table_says_what_was_trained():
-    runs = [result(IB, 70.0, epochs=10, data="imagefolder", pixels="c0ffee00" + "0" * 56)]
-    text = text_table([judge(runs)])
-    assert "10 of 200" in text and "imagefolder c0ffee00" in text and "78.26" in text
+    short = result(IB, 70.0, epochs=10, data="npz", pixels=fingerprint("cifar10"), amp="bf16")
+    text = text_table([judge([short])])
+    assert "10 of 200, bf16" in text and "1 of 12,406 training images from a JPEG copy" in text
+    assert "78.26" not in text  # a number after 200 epochs
+    assert "78.26" in text_table([judge([result(IB, 70.0)])])
 
 
 def test_a_result_is_what_the_program_reported(tmp_path):

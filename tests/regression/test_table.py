@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 
+from datasets.long_tail import load_long_tailed
+from tests.regression import originals, table
 from tests.regression import results as results_module
-from tests.regression import table
-from tests.regression.results import read_results
+from tests.regression.results import precision, read_fingerprints, read_results
 from tests.regression.table import PAPERS, ROOT, commands, fill, read_table, select, settings
 
 ROWS = read_table()
@@ -46,6 +47,15 @@ def test_the_command_trains_what_the_row_says(paper):
             assert found["arbloss"] == row.method.startswith("ARB"), row.id
         with_margin = "DBM" in row.method or row.id.endswith("_classwise")
         assert found.get("use_dbm", False) == with_margin, row.id
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_cifar_from_npz_files_reaches_every_program(dataset):
+    for row in select(list(COMMANDS.values()), datasets=[dataset]):
+        for words in commands(row, table.NPZ):
+            found = parse(fill(words, root="DIR"))
+            root = next(found[k] for k in ("root", "data_dir", "data_path", "data") if k in found)
+            assert (found["dataset"], str(root)) == ("npz", f"DIR/{dataset}.npz"), row.id
 
 
 @pytest.mark.parametrize("data", table.STAND_INS)
@@ -130,33 +140,53 @@ def test_select_combines_its_conditions():
     assert len(select(ROWS)) == len(ROWS)
 
 
-@pytest.mark.parametrize("result", RESULTS, ids=lambda r: f"{r['id']}_{r['seed']}")
-def test_stored_results_still_parse_to_the_same_settings(result):
-    row = COMMANDS[result["id"]]
-    stand_in = result["data"]["dataset"] if result["data"]["dataset"] in table.STAND_INS else ""
-    now = commands(row, stand_in, result["epochs"])
-    assert [" ".join(fill(words, seed=result["seed"])) for words in now] == [
-        " ".join(part.split()) for part in result["command"].replace("'", "").split(" && ")
-    ]
-    for words, stored in zip(now, result["settings"], strict=True):
-        found = parse(words, result["seed"])
-        assert {key: found.get(key) for key in stored} == stored
+def test_every_subset_of_cifar_in_the_table_has_a_fingerprint():
+    lines = read_fingerprints().values()
+    assert all(len(line["pixels_sha256"]) == 64 for line in lines)
+    known = {(line["dataset"], line["imb_type"], line["imb_ratio"]) for line in lines}
+    rows = select(ROWS, datasets=["cifar10", "cifar100"])
+    assert {(row.dataset, row.imb_type, row.imb_ratio) for row in rows} <= known
 
 
-@pytest.mark.parametrize("result", RESULTS, ids=lambda r: f"{r['id']}_{r['seed']}")
-def test_stored_results_are_whole(result):
-    assert len(result["curves"]["top1"]) == result["epochs"]
-    assert result["best"]["top1"] == pytest.approx(max(result["curves"]["top1"]))
-    assert result["final"]["top1"] == result["curves"]["top1"][-1]
-    assert sum(result["cls_num_list"]) > 0 and result["wall_time_s"] > 0
-    assert {"commit", "code_sha256", "versions"} <= result.keys()
-    text = str(result)
-    assert "/root/" not in text and "/work/" not in text and "/home/" not in text
+def test_fingerprints_are_those_that_the_programs_report():
+    digits = [line for line in read_fingerprints().values() if line["dataset"] == "digits"]
+    for line in (digits[0], digits[-1]):
+        factor = 1 / float(line["imb_ratio"])
+        data = load_long_tailed("digits", "", imb_type=line["imb_type"], imb_factor=factor)
+        assert data.facts["pixels_sha256"] == line["pixels_sha256"]
+
+
+def test_stored_results_still_parse_to_the_same_settings():
+    for result in RESULTS:
+        row, last = COMMANDS[result["id"]], result["settings"][-1]
+        data = result["data"]["dataset"]
+        data = data if data in (table.NPZ, *table.STAND_INS) else ""
+        now = commands(row, data, result["epochs"], last["channels_last"], precision(result))
+        now = [fill(words, seed=result["seed"]) for words in now]
+        then = result["command"].replace("'", "").split(" && ")
+        assert [" ".join(words) for words in now] == then, result["id"]
+        for words, stored in zip(now, result["settings"], strict=True):
+            found = settings(words)
+            assert {key: found.get(key) for key in stored} == stored, result["id"]
+
+
+def test_stored_results_are_whole():
+    for result in [*RESULTS, *read_results(originals.FOLDER)]:
+        if result["curves"]:
+            assert len(result["curves"]["top1"]) == result["epochs"]
+            assert result["best"]["top1"] == pytest.approx(max(result["curves"]["top1"]))
+            assert result["final"]["top1"] == result["curves"]["top1"][-1]
+        assert sum(result["cls_num_list"]) > 0 and result["wall_time_s"] > 0
+        assert {"commit", "code_sha256", "versions"} <= result.keys()
+        text = str(result)
+        assert "/root/" not in text and "/work/" not in text and "/home/" not in text
 
 
 def test_results_are_stored_under_the_name_of_their_run():
-    paths = sorted(results_module.RESULTS.glob("*.json"))
-    for path, result in zip(paths, RESULTS, strict=True):
-        row = COMMANDS[result["id"]]
-        data = result["data"]["dataset"]
-        assert path.stem == results_module.key(row, data, result["epochs"], result["seed"])
+    for folder in (results_module.RESULTS, originals.FOLDER):
+        for path, result in zip(sorted(folder.glob("*.json")), read_results(folder), strict=True):
+            row, data = COMMANDS[result["id"]], result["data"]["dataset"]
+            name = results_module.key(
+                row, data, result["epochs"], result["seed"], precision(result)
+            )
+            assert path.stem == name

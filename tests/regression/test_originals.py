@@ -1,0 +1,51 @@
+"""The authors' own program and ours, on the same files, with the same flags and seeds, agree."""
+
+import csv
+
+import pytest
+
+from tests.regression import originals
+from tests.regression.results import read_results, trained_on
+
+
+@pytest.mark.parametrize("pair", originals.accuracies(), ids=lambda p: f"{p.method}-{p.epoch}")
+def test_accuracies_agree_within_three_standard_errors(pair):
+    recorded = 2 if (pair.method, pair.epoch) == ("IB", "last") else 3
+    assert (len(pair.ours), len(pair.theirs)) == (3, recorded)
+    difference, error = pair.difference
+    assert abs(difference) <= 3 * error
+
+
+def test_ours_are_runs_on_the_same_data_with_the_same_flags():
+    with open(originals.FOLDER / "results.csv", newline="") as file:
+        flags = {(line["flags"], line["seed"]) for line in csv.DictReader(file)}
+    ours = read_results(originals.FOLDER)
+    assert len(ours) == len(flags) == 6
+    for run in ours:
+        assert trained_on(run) == ("CIFAR-10 re-encoded as JPEG", "cifar10_jpeg")
+        words = run["command"].removeprefix("python ib_loss/cifar_train.py ")
+        assert any(words.startswith(f"{line} --seed {seed} --root") for line, seed in flags)
+
+
+def test_from_the_same_weights_the_training_losses_agree_within_two_percent():
+    curves = originals.losses()
+    for seed, theirs in curves["theirs from ours"].items():
+        ours = curves["ours"][seed]
+        assert list(theirs) == [8, 9, 10, 11]
+        assert [ours[e] for e in theirs] == pytest.approx(list(theirs.values()), rel=0.02)
+
+
+def test_in_whole_runs_the_mean_training_losses_agree_within_six_percent():
+    """After the first epoch, in which the two seeds of the authors' program differ by 19 %."""
+    curves = originals.losses()
+    theirs, ours = originals.mean(curves["theirs"]), originals.mean(curves["ours"])
+    assert len(theirs) == len(ours) == originals.EPOCHS
+    later = range(1, originals.EPOCHS)
+    assert [ours[e] for e in later] == pytest.approx([theirs[e] for e in later], rel=0.06)
+
+
+def test_the_section_shows_means_spread_and_differences():
+    text = "\n".join(originals.section())
+    assert "| CE | best | 43.52 ± 1.20 | 43.52 ± 3.20 | +0.00 ± 1.97 | +0.0 |" in text
+    assert "| IB | best | 51.43 ± 1.12 | 50.08 ± 0.67 | -1.35 ± 0.76 | -1.8 |" in text
+    assert "| ours to that |" in text and "+1.1 % | +0.2 % | +1.1 % | -0.1 % |" in text
