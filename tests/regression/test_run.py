@@ -109,11 +109,14 @@ def test_teacher_and_student_are_one_job(tmp_path):
 
 def test_processes_share_cores_and_take_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     shares = [run.environment(slot, 4, ["4", "5"]) for slot in range(4)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in shares] == ["4", "5", "4", "5"]
     assert {env["OMP_NUM_THREADS"] for env in shares} == {"4"}
     assert run.environment(0, 1, ["4", "5"])["CUDA_VISIBLE_DEVICES"] == "4,5"  # all of them
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's word
+    assert run.environment(0, 4, [])["OMP_NUM_THREADS"] == "2"
 
 
 def test_the_time_left_is_told_from_the_epochs_of_this_start(monkeypatch, capsys, tmp_path, images):
