@@ -272,7 +272,7 @@ def run_epoch(
     """Train an epoch, evaluate, log, and write the checkpoint."""
     config, process, record = run.config, run.process, run.record
     start = time.perf_counter()
-    seeds.seed_everything(run.seed, epoch)
+    seeds.seed_everything(run.seed, "training", epoch)
     run.train_loader.set_epoch(epoch)
     row = {"epoch": epoch, "lr": optimizer.param_groups[-1]["lr"]}
     means, norms = train_one_epoch(

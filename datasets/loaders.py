@@ -76,10 +76,11 @@ class _EpochPlan:
     ) -> None:
         self._order, self._batch_size, self._seed = order, batch_size, seed
         self._process, self._drop_last, self._even = process, drop_last, even
+        self._augment = "augment" if even else "augment in evaluation"
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        generator = torch.Generator().manual_seed(derive(self._seed, epoch))
+        generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
         self.epoch, self.start_batch = epoch, start_batch
         self.batches = epoch_batches(
             self._order(generator),
@@ -90,13 +91,13 @@ class _EpochPlan:
         )
 
     def batch_seed(self, batch: int) -> int:
-        return derive(self._seed, self.epoch, batch, self._process.rank)
+        return derive(self._seed, self._augment, self.epoch, batch, self._process.rank)
 
     def sample_seed(self, batch: int, position: int) -> int:
         # Of the place in the global batch: a sample may be drawn more than once, and the number of
         # processes changes nothing.
         place = self._process.rank + position * self._process.world_size
-        return derive(self._seed, self.epoch, batch, place)
+        return derive(self._seed, self._augment, self.epoch, batch, place)
 
 
 class DeviceLoader:

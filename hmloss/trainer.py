@@ -95,7 +95,7 @@ def train_run(
     tally = None
     for epoch in range(start_epoch, args.epochs):
         start = time.perf_counter()
-        seeds.seed_everything(seed, epoch)
+        seeds.seed_everything(seed, "training", epoch)
         train_loader.set_epoch(epoch)
         stage = in_hml_stage(epoch, args.loss_type, args.start_hm_epoch)
         lr = learning_rate(epoch, args.lr, stage, schedule)

@@ -137,7 +137,7 @@ def train(
     tally = None
     for epoch in range(args.start_epoch, args.epochs):
         start = time.perf_counter()
-        seeds.seed_everything(seed, epoch)
+        seeds.seed_everything(seed, "training", epoch)
         train_loader.set_epoch(epoch)
         ib_phase = in_ib_phase(epoch, args.loss_type, args.start_ib_epoch)
         lr = learning_rate(epoch, args.lr, ib_phase, schedule)

@@ -19,16 +19,20 @@ def choose_seed(seed: int | None) -> int:
     return int(broadcast_object(seed))
 
 
-def derive(seed: int, *keys: int) -> int:
-    """A 63-bit seed that depends on ``seed`` and the keys (epoch, step, sample, …) alone."""
-    text = ",".join(str(int(key)) for key in (seed, *keys))
+def derive(seed: int, stream: str, *keys: int) -> int:
+    """A 63-bit seed that depends on ``seed``, ``stream`` and the keys (epoch, step, …) alone.
+
+    ``stream`` says what is drawn: without it the order of an epoch and what the program draws in it
+    would be the same random numbers.
+    """
+    text = ",".join((str(int(seed)), stream, *(str(int(key)) for key in keys)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def seed_everything(seed: int, *keys: int) -> None:
-    """Seed torch (all devices), numpy's legacy generator and ``random``; with keys, derived."""
-    if keys:
-        seed = derive(seed, *keys)
+def seed_everything(seed: int, stream: str | None = None, *keys: int) -> None:
+    """Seed torch (all devices), numpy's legacy generator and ``random``; with a stream, derived."""
+    if stream is not None:
+        seed = derive(seed, stream, *keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

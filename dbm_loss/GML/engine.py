@@ -224,7 +224,7 @@ def train_one_epoch(
     for step, (views, target, index) in enumerate(loader, start=start_step):
         data_time.update(time.perf_counter() - end)
         # The order in which MoCo shuffles its keys, also after a resume within the epoch.
-        seed_everything(record.seed, epoch, step)
+        seed_everything(record.seed, "moco", epoch, step)
         with autocast(process.device, args.amp):
             if is_moco:
                 out = model(*views, labels=target, index=index, contrast=contrast)

@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.cmo:
         weights = sample_weights(data.train.targets, beta=1.0)
         order = drawn_by_weight(weights, len(weights))
-        balanced_loader, _ = make_loaders(data, seed=seeds.derive(seed, 1), order=order, **feed)
+        its_seed = seeds.derive(seed, "balanced")
+        balanced_loader, _ = make_loaders(data, seed=its_seed, order=order, **feed)
 
     say(f"==> creating {args.network}", flush=True)
     seeds.seed_everything(seed)
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     tally = None
     for epoch in range(start_epoch, args.epochs):
         start = time.perf_counter()
-        seeds.seed_everything(seed, epoch)
+        seeds.seed_everything(seed, "training", epoch)
         train_loader.set_epoch(epoch)
         lr = schedule(epoch)
         for group in optimizer.param_groups:

@@ -20,6 +20,7 @@ from torchvision import transforms as T
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.report import fingerprint
+from common.training.seeds import derive
 from datasets.augment.batch import normalize
 from datasets.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD, imagenet_eval
 from datasets.folder import FolderImages, held_out, read_folder
@@ -238,9 +239,8 @@ def make_loaders(
     balanced = None
     if args.cmo:
         weights = balanced_weights(data.train.targets, data.cls_num_list, args.weighted_alpha)
-        balanced = WorkersLoader(
-            data.train, seed=seed + 1, order=drawn_by_weight(weights, len(data.train)), **shared
-        )
+        order = drawn_by_weight(weights, len(data.train))
+        balanced = WorkersLoader(data.train, seed=derive(seed, "balanced"), order=order, **shared)
     return (
         WorkersLoader(data.train, seed=seed, **shared),
         WorkersLoader(data.test, seed=seed, train=False, **shared),

@@ -143,7 +143,8 @@ def train_one_epoch(
         mixed = None
         if pasted is not None:
             foreground, labels, _ = next(pasted)
-            seed_everything(seed, epoch, step)  # the same box in every process, also after resume
+            # The same box in every process, also after a resume.
+            seed_everything(seed, "cutmix", epoch, step)
             if np.random.rand() < args.mixup_prob:
                 mixed = labels, cutmix(x, foreground)
         with autocast(device, args.amp):

@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     for epoch in range(args.start_epoch, args.epochs):
         say("START!!", flush=True)
         start = time.perf_counter()
-        seeds.seed_everything(seed, epoch)
+        seeds.seed_everything(seed, "training", epoch)
         lr = schedule(epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -219,7 +219,8 @@ def train_run(
         if patience == 0:
             break
         start = time.perf_counter()
-        seeds.seed_everything(seed, epoch, process.rank)  # dropout differs between processes
+        # Dropout differs between processes.
+        seeds.seed_everything(seed, "training", epoch, process.rank)
         train_loader.set_epoch(epoch)
         val_loader.set_epoch(epoch)
         criterion = criteria[in_hml_stage(epoch, args.loss_type, args.start_hm_epoch)]

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from common.training.launch import Process
+from common.training.seeds import derive, seed_everything
 from datasets.loaders import (
     DeviceLoader,
     WorkersLoader,
     drawn_by_weight,
     epoch_batches,
+    in_order,
     prefetch,
     shuffled,
 )
@@ -93,6 +95,24 @@ def test_without_workers_the_programs_generators_are_left_alone():
     np.random.seed(0)
     everything(workers())
     assert (torch.rand(3).tolist(), np.random.rand()) == expected
+
+
+def test_the_order_is_not_what_the_program_draws_in_the_epoch():
+    """As mixup's partners in an epoch of one batch: each image would be mixed with one known."""
+    loader = WorkersLoader(
+        ArrayDataset(IMAGES, TARGETS, noisy_image), 23, workers=0, seed=1, process=CPU
+    )
+    loader.set_epoch(2)
+    _, _, order = everything(loader)
+    seed_everything(1, "training", 2)
+    assert not torch.equal(order, torch.randperm(23))
+    torch.manual_seed(derive(1, "order", 2))
+    assert torch.equal(order, torch.randperm(23))
+
+
+def test_training_and_evaluation_are_augmented_differently():
+    in_stored_order = workers(order=in_order(23))
+    assert not torch.equal(everything(in_stored_order)[0], everything(workers(train=False))[0])
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
