@@ -122,9 +122,10 @@ def make_loaders(
         "workers": workers, "seed": seed, "process": process, "memory_format": memory_format
     }  # fmt: skip
     if isinstance(data, ListData):
+        test_batch_size = -(-batch_size // process.world_size)  # as large as those of training
         return (
             WorkersLoader(data.train, batch_size, order=order, **shared),
-            WorkersLoader(data.test, batch_size, train=False, **shared),
+            WorkersLoader(data.test, test_batch_size, train=False, **shared),
         )
     return long_tail.make_loaders(
         data,

@@ -3,7 +3,8 @@
 Both yield batches ``(images or views, target, index)`` on the training device, images in the wanted
 memory format. Both are replayable: everything that an epoch draws derives from (seed, epoch),
 whatever the number of workers, and ``set_epoch`` may start in the middle of an epoch. With several
-processes each takes its share of every global batch.
+processes each takes its share of every global batch in training; in evaluation they take turns with
+whole batches.
 """
 
 from __future__ import annotations
@@ -42,24 +43,26 @@ def drawn_by_weight(weights: Sequence[float], num_samples: int) -> Order:
 def epoch_batches(
     order: torch.Tensor, batch_size: int, process: Process, *, drop_last: bool, even: bool
 ) -> list[torch.Tensor]:
-    """This process's part of each global batch.
+    """The batches of this process.
 
     Args:
-        order: sample indices of the whole epoch. batch_size: over all processes.
-        even: training: every process gets equally many samples of a batch (the last batch wraps
-            around where it does not divide). Otherwise nothing is repeated (evaluation).
+        order: sample indices of the whole epoch.
+        batch_size: in training over all processes, in evaluation of each.
+        even: training: every process gets equally many samples of each batch (the last batch wraps
+            around where it does not divide). Otherwise the processes take turns: whole batches, so
+            that a loss is that of one process, and no sample twice (evaluation).
     """
-    batches = []
-    for batch in order.split(batch_size):
-        if drop_last and len(batch) < batch_size:
-            break
-        if even and len(batch) % process.world_size:
-            wanted = -(-len(batch) // process.world_size) * process.world_size
-            batch = batch.repeat(-(-wanted // len(batch)))[:wanted]
-        share = batch[process.rank :: process.world_size]
-        if len(share):
-            batches.append(share)
-    return batches
+    batches = [batch for batch in order.split(batch_size) if len(batch)]
+    if drop_last and batches and len(batches[-1]) < batch_size:
+        batches.pop()
+    if not even:
+        return batches[process.rank :: process.world_size]
+    shares = []
+    for batch in batches:
+        wanted = -(-len(batch) // process.world_size) * process.world_size
+        batch = batch.repeat(-(-wanted // len(batch)))[:wanted]
+        shares.append(batch[process.rank :: process.world_size])
+    return shares
 
 
 class _EpochPlan:
@@ -96,8 +99,12 @@ class _EpochPlan:
     def sample_seed(self, batch: int, position: int) -> int:
         # Of the place in the global batch: a sample may be drawn more than once, and the number of
         # processes changes nothing.
-        place = self._process.rank + position * self._process.world_size
-        return derive(self._seed, self._augment, self.epoch, batch, place)
+        rank, world_size = self._process.rank, self._process.world_size
+        if self._even:
+            position = rank + position * world_size
+        else:
+            batch = rank + batch * world_size
+        return derive(self._seed, self._augment, self.epoch, batch, position)
 
 
 class DeviceLoader:
@@ -105,10 +112,11 @@ class DeviceLoader:
 
     Args:
         images: uint8, (N, H, W, 3) as data sets hold them. targets: labels, (N,).
-        batch_size: over all processes.
+        batch_size: in training over all processes, in evaluation of each.
         transform: ``(uint8 (B, 3, H, W), CPU generator) -> float images`` or a tuple of views.
         order: samples of an epoch, default each once, shuffled.
-        train: equal shares for all processes; otherwise no sample is repeated.
+        train: equal shares of each batch for all processes; otherwise (evaluation) they take turns
+            with whole batches, and no sample is repeated.
         memory_format: of the images that the loader yields.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.evaluation import Running, Tally, accuracy, group_line, result_lines
+from common.gather import gather_batch
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
@@ -98,7 +99,7 @@ def train_one_epoch(
         data_time.update(time.perf_counter() - end)
         with autocast(process.device, args.amp):
             logits, features = model(images, return_features=True)
-            loss = compute_loss(criterion, logits, target, features)
+            loss = compute_loss(criterion, *map(gather_batch, (logits, target, features)))
         guard.check(loss, epoch=epoch, step=step, lr=lr)
 
         acc1, acc5 = accuracy(logits, target, topk=(1, 5))

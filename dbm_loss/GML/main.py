@@ -96,14 +96,13 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # --batch_size and --workers are those of a machine.
     local, machines = process.local_world_size, process.world_size // process.local_world_size
     batch_size = train_batch_size(args, len(data.train), machines)
+    share = max(batch_size // process.world_size, 1)
     feed = {
         "workers": -(-args.workers // local), "seed": seed, "process": process,
         "memory_format": memory_format, "finish": normalized(args),
     }  # fmt: skip
-    train_loader = WorkersLoader(
-        data.train, batch_size // process.world_size * process.world_size, drop_last=True, **feed
-    )
-    test_loader = WorkersLoader(data.test, batch_size, train=False, **feed)
+    train_loader = WorkersLoader(data.train, share * process.world_size, drop_last=True, **feed)
+    test_loader = WorkersLoader(data.test, share, train=False, **feed)
 
     # Model: query and key encoder with a cosine classifier, and the queue.
     teacher = None

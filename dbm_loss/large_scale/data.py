@@ -233,17 +233,19 @@ def make_loaders(
     Batches are ``(images, target, index)`` with all views of the images below each other.
     """
     shared = {
-        "batch_size": args.batch_size, "workers": args.workers, "process": process,
-        "memory_format": memory_format, "finish": stacked(args.dataset),
+        "workers": args.workers, "process": process, "memory_format": memory_format,
+        "finish": stacked(args.dataset),
     }  # fmt: skip
+    test_batch_size = -(-args.batch_size // process.world_size)  # as large as those of training
     balanced = None
     if args.cmo:
         weights = balanced_weights(data.train.targets, data.cls_num_list, args.weighted_alpha)
         order = drawn_by_weight(weights, len(data.train))
-        balanced = WorkersLoader(data.train, seed=derive(seed, "balanced"), order=order, **shared)
+        its_seed = derive(seed, "balanced")
+        balanced = WorkersLoader(data.train, args.batch_size, seed=its_seed, order=order, **shared)
     return (
-        WorkersLoader(data.train, seed=seed, **shared),
-        WorkersLoader(data.test, seed=seed, train=False, **shared),
+        WorkersLoader(data.train, args.batch_size, seed=seed, **shared),
+        WorkersLoader(data.test, test_batch_size, seed=seed, train=False, **shared),
         balanced,
     )
 

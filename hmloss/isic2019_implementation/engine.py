@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally, accuracy
+from common.gather import gather_batch
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
@@ -63,7 +64,7 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
             logits = model(images)
-            loss = criterion(logits, target)
+            loss = criterion(gather_batch(logits), gather_batch(target))
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
