@@ -12,7 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from common.training.errors import UsageError
-from common.training.flags import Parser
+from common.training.flags import Parser, check_numbers
 
 # Keys, defaults and order of the original; the keys after the comment line are added here.
 DEFAULTS = {
@@ -92,8 +92,6 @@ CHOICES = {
     "amp": ("none", "bf16", "fp16"),
     "mode": ("stage1", "stage2"),
 }
-LEAST = {"print_freq": 1, "num_classes": 1, "batch_size": 1, "num_epochs": 1, "image_size": 8}
-LEAST |= {"workers": 0}
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 KINDS = {
     bool: "True or False",
@@ -192,9 +190,8 @@ def _set(config: CfgNode, key: object, value: object, source: str) -> None:
         need = KINDS[kind]
         if key in CHOICES:
             need = f"one of {', '.join(CHOICES[key])}"
-        elif key in LEAST:
-            need = f"a whole number from {LEAST[key]} on"
         raise UsageError(f"{source}: {key} must be {need}, got {value!r}")
+    check_numbers({key: parsed}, f"{source}: ", smooth_head=(0, 1), smooth_tail=(0, 1))
     config[key] = parsed
 
 
@@ -217,7 +214,7 @@ def _fits(key: str, value: object, kind: type) -> bool:
         return len(value) == 2 and all(type(v) is int for v in value) and value[0] <= value[1]
     if key in CHOICES:
         return value in CHOICES[key]
-    return value >= LEAST.get(key, value)
+    return True
 
 
 def check(config: CfgNode, stage: int | None = None) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection, Sequence
 
 from common.models import resnet
+from common.training.flags import LARGEST, Parser
 from common.training.schedules import unreached
 from hmloss.schedule import Schedule
 
@@ -159,22 +160,12 @@ def add_our_flags(parser: argparse.ArgumentParser, gamma: float) -> None:
     )
 
 
-def check(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, schedule: Schedule
-) -> Schedule:
-    """Refuse impossible values with exit code 2; fill in ``start_hm_epoch``.
+def check(parser: Parser, args: argparse.Namespace, schedule: Schedule) -> Schedule:
+    """Refuse impossible values; fill in ``start_hm_epoch``.
 
     Returns: the schedule, stretched if asked for.
     """
     check_losses(parser, args)
-    check_least(
-        parser,
-        ("--epochs", args.epochs, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--num_runs", args.num_runs, 1),
-        ("--workers", args.workers, 0),
-        ("--print_freq", args.print_freq, 1),
-    )
     if args.pretrained and args.arch not in resnet.PRETRAINED and args.weights is None:
         known = ", ".join(resnet.PRETRAINED)
         parser.error(f"--pretrained: no ImageNet weights exist for {args.arch}, only for {known}")
@@ -185,21 +176,17 @@ def check(
     return schedule
 
 
-def check_losses(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_losses(parser: Parser, args: argparse.Namespace) -> None:
     """What every program of this folder checks."""
-    if args.delta <= 0:
-        parser.error(f"--delta {args.delta}: must be above 0; outliers lie below 1.2/delta")
-    if args.gamma < 0:
-        parser.error(f"--gamma {args.gamma}: must be at least 0")
+    parser.check_numbers(
+        args,
+        delta=(1, LARGEST),
+        num_runs=(1, 10_000),
+        delay=(1, LARGEST),
+        step_size_up=(1, LARGEST),
+    )
     if args.evaluate and not args.resume:
         parser.error("--evaluate: name the checkpoint to evaluate with --resume")
-
-
-def check_least(parser: argparse.ArgumentParser, *limits: tuple[str, int, int]) -> None:
-    """Refuse flags, given as (flag, value, smallest value), that are too small."""
-    for flag, value, least in limits:
-        if value < least:
-            parser.error(f"{flag} {value}: must be at least {least}")
 
 
 def loss_notes(args: argparse.Namespace, epochs: int) -> list[str]:

@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", default="hml.png", help="file to write (default: hml.png)")
     args = parser.parse_args(argv)
+    parser.check_numbers(args)
     if min(args.delta) <= 0:
         raise UsageError(f"--delta {min(args.delta):g}: must be above 0")
     save_picture(Path(args.out), draw, args.delta)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from common.models import resnet, resnet_cifar
-from common.training.flags import Parser, add_run_flags
+from common.training.flags import Parser, add_run_flags, check_start_epoch
 from common.training.schedules import unreached
 from ib_loss.schedule import Schedule
 
@@ -22,7 +22,7 @@ DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder", "npz
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 
 
-def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
+def get_parser(program: str = "cifar") -> Parser:
     """The parser of a program, ``"cifar"`` or ``"tiny"``; both have the same flags."""
     tiny = program == "tiny"
     parser = Parser(
@@ -179,10 +179,12 @@ def get_parser(program: str = "cifar") -> argparse.ArgumentParser:
 def parse_args(
     argv: Sequence[str] | None, program: str, schedule: Schedule
 ) -> tuple[argparse.Namespace, Schedule]:
-    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+    """Parse and check a command line.
 
     Returns: the flags, with ``num_classes`` (unless the data decides), ``start_ib_epoch`` and the
     run name ``store_name`` filled in; and the schedule, stretched if asked for.
+    Raises:
+        UsageError: it asks for the impossible.
     """
     parser = get_parser(program)
     args = parser.parse_args(argv)
@@ -194,13 +196,8 @@ def parse_args(
             f"--num_classes {args.num_classes}: {args.dataset} has {expected} classes; "
             f"give {expected} or leave the flag out"
         )
-    for flag, value, least in (
-        ("--epochs", args.epochs, 1), ("--batch-size", args.batch_size, 1),
-        ("--workers", args.workers, 0), ("--print_freq", args.print_freq, 1),
-        ("--image_size", args.image_size, 8),
-    ):  # fmt: skip
-        if value < least:
-            parser.error(f"{flag} {value}: must be at least {least}")
+    parser.check_numbers(args)
+    check_start_epoch(args.start_epoch, args.epochs)
     if not 0 < args.imb_factor <= 1:
         parser.error(f"--imb_factor {args.imb_factor}: smallest / largest class, 0 < f <= 1")
     if args.evaluate and not args.resume:

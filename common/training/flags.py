@@ -3,7 +3,68 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+from collections.abc import Mapping
 from typing import NoReturn
+
+from common.training.errors import UsageError
+
+LARGEST = 2**63 - 1  # of the whole numbers that torch and NumPy take
+# Smallest and largest value of a number by its flag or key; any other begins at 0.
+LIMITS = {
+    "epochs": (1, LARGEST),
+    "num_epochs": (1, LARGEST),
+    "batch_size": (1, LARGEST),
+    "print_freq": (1, LARGEST),
+    "num_classes": (1, 1_000_000),
+    "workers": (0, 1024),
+    "image_size": (8, 8192),
+    "rand_number": (0, 2**32 - 1),  # NumPy's legacy generator takes no more
+    "fake_data": (0, 100_000_000),
+}
+# Of the place of a process, which the launch checks, not of the training.
+PLACES = {"gpu", "local_rank", "rank", "world_size"}
+
+
+def check_numbers(
+    numbers: Mapping[str, object], where: str = "", **limits: tuple[float, float]
+) -> None:
+    """Refuse numbers that are negative, not finite or beyond their limits, before any training.
+
+    Args:
+        numbers: values by flag (``--lr``) or key (``lr``), also lists of them; others are skipped.
+        where: what the message starts with, say the file that a key stands in.
+        limits: smallest and largest value of some of them, instead of ``LIMITS``.
+    Raises:
+        UsageError: names the flag, the value and the limit.
+    """
+    for flag, value in numbers.items():
+        name = flag.lstrip("-").replace("-", "_")
+        low, high = limits.get(name) or LIMITS.get(name) or (0, None)
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) not in (int, float) or name in PLACES:
+                continue
+            most = high if high is not None else LARGEST
+            if high is None and isinstance(number, float):
+                most = sys.float_info.max
+            if not low <= number <= most:  # NaN neither
+                wrong = f"must be at least {low}" if number < low else f"must be at most {most}"
+                if not math.isfinite(number):
+                    wrong = f"must be a finite number, at least {low}"
+                raise UsageError(f"{where}{flag} {number}: {wrong}")
+
+
+def check_start_epoch(start_epoch: int, epochs: int) -> None:
+    """Refuse a first epoch (from 0) behind the last one.
+
+    Raises:
+        UsageError: nothing would be trained.
+    """
+    if start_epoch >= epochs:
+        raise UsageError(
+            f"--start-epoch {start_epoch}: the last of --epochs {epochs} is epoch {epochs - 1}"
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,7 +74,18 @@ class Parser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        """Raises UsageError, as every check of the flags does: one process says it, exit code 2."""
+        raise UsageError(message)
+
+    def check_numbers(self, args: argparse.Namespace, **limits: tuple[float, float]) -> None:
+        """``check_numbers`` of all flags, under their first long names."""
+        flags = {
+            next(name for name in action.option_strings if name.startswith("--")): action.dest
+            for action in self._actions
+            if action.option_strings
+        }
+        numbers = {flag: getattr(args, dest, None) for flag, dest in flags.items()}
+        check_numbers(numbers, **limits)
 
     def _get_option_tuples(self, option_string: str) -> list[tuple]:
         """The flags that an abbreviation may mean: the original's, as far as there are any.

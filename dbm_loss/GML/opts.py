@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 
 from common.models import resnet, resnet_cifar
 from common.training.errors import UsageError
-from common.training.flags import Parser, add_run_flags
+from common.training.flags import LARGEST, Parser, add_run_flags, check_start_epoch
 from common.training.schedules import unreached
 from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.GML.schedule import Schedule, StepSchedule
@@ -67,7 +66,7 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: true or false")
 
 
-def get_parser(program: str) -> argparse.ArgumentParser:
+def get_parser(program: str) -> Parser:
     """The parser of ``cifar_main``, ``cifar_ce`` or ``main``.
 
     Every flag takes hyphens and underscores; the original's CIFAR programs took the one, its
@@ -231,7 +230,7 @@ def parse_args(
         if getattr(args, name) != parser.get_default(name):
             raise UsageError(f"--{name} {getattr(args, name)}: {reason}")
     _check_names(args, program)
-    _check_numbers(args, program)
+    _check_numbers(parser, args)
     if program == "main":
         schedule = Schedule(
             args.lr, args.epochs, args.warmup_epochs, args.cos, tuple(args.schedule),
@@ -242,6 +241,7 @@ def parse_args(
         raise UsageError(f"--schedule {' '.join(map(str, args.schedule))}: give two epochs")
     times = args.epoch_multiplier
     args.epochs *= times
+    check_start_epoch(args.start_epoch, args.epochs)
     first, second = (step * times for step in args.schedule)
     schedule = StepSchedule(
         args.lr, args.epochs, args.warmup_epochs * times, (first, second), times,
@@ -283,29 +283,19 @@ def _check_names(args: argparse.Namespace, program: str) -> None:
         raise UsageError("--use_dbm: the margin is an angle and needs --normalize true")
 
 
-def _check_numbers(args: argparse.Namespace, program: str) -> None:
-    least = {
-        "epochs": 1, "batch_size": 2, "workers": 0, "print_freq": 1, "warmup_epochs": 0,
-        "fake_data": 0, "moco_dim": 1, "moco_k": 1, "base_k": 0,
-    }  # fmt: skip
-    if program == "main":
-        least |= {"save_every": 0, "randaug_m": 0, "randaug_n": 0}
-    else:
-        least |= {"epoch_multiplier": 1, "image_size": 8, "start_epoch": 0}
-    for name, value in least.items():
-        if getattr(args, name) < value:
-            raise UsageError(f"--{name} {getattr(args, name)}: must be at least {value}")
-    for name in (
-        "lr", "momentum", "weight_decay", "alpha", "beta", "gamma", "max_margin", "tau",
-        "lambda_inst",
-    ):  # fmt: skip
-        value = getattr(args, name)
-        if not math.isfinite(value) or value < 0:
-            raise UsageError(f"--{name} {value}: a finite number, not negative")
-    if not 0 <= args.moco_m <= 1:
-        raise UsageError(f"--moco-m {args.moco_m}: between 0 and 1")
-    if not (math.isfinite(args.moco_t) and args.moco_t > 0):
-        raise UsageError(f"--moco-t {args.moco_t}: greater than 0")
+def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
+    parser.check_numbers(
+        args,
+        batch_size=(2, LARGEST),
+        epoch_multiplier=(1, 1000),
+        feat_dim=(1, LARGEST),
+        feat_t=(1, LARGEST),
+        moco_dim=(1, 65_536),
+        moco_k=(1, 100_000_000),
+        moco_m=(0, 1),
+    )
+    if args.moco_t == 0:
+        raise UsageError("--moco-t 0: must be above 0")
 
 
 def notes(args: argparse.Namespace, schedule: StepSchedule | Schedule) -> list[str]:

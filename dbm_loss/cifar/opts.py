@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
 from common.training.errors import UsageError
-from common.training.flags import Parser, add_run_flags
+from common.training.flags import LARGEST, Parser, add_run_flags
 from dbm_loss.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
@@ -31,7 +32,7 @@ def _ratio(text: str) -> int | float:
     return int(value) if value.is_integer() else value
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """The argument parser; every original flag with its alias and default, then ours."""
     parser = Parser(description="Difficulty-aware balancing margin on long-tailed CIFAR")
     add = parser.add_argument
@@ -197,7 +198,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
         args.cos_scale = NCL_SCALE
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         args.loader = "workers"
-    _check(args)
+    _check(parser, args)
     args.margin_norm = margin_norm(args)
     ratio = args.imb_ratio if args.imb_type == "exp" else "none"
     args.out = os.path.join(args.out, args.dataset, args.name, f"ir_{ratio}", "")
@@ -214,21 +215,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     return args, schedule
 
 
-def _check(args: argparse.Namespace) -> None:
-    for flag, value, least in (
-        ("--epochs", args.epochs, 1),
-        ("--batch-size", args.batch_size, 2),
-        ("--warmup", args.warmup, 0),
-        ("--workers", args.workers, 0),
-        ("--image_size", args.image_size, 8),
-        ("--imb_ratio", args.imb_ratio, 1),
-        ("--lr", args.lr, 0),
-        ("--wd", args.wd, 0),
-        ("--momentum", args.momentum, 0),
-        ("--max_margin", args.max_margin, 0),
-    ):
-        if not value >= least:  # NaN is not either
-            raise UsageError(f"{flag} {value}: must be at least {least}")
+def _check(parser: Parser, args: argparse.Namespace) -> None:
+    parser.check_numbers(args, batch_size=(2, LARGEST), imb_ratio=(1, sys.float_info.max))
     if args.nesterov and not args.momentum:
         raise UsageError("--nesterov: needs --momentum above 0")
     if args.use_dbm and not args.use_norm:

@@ -1,11 +1,10 @@
 """The flags of the large-scale programs: the original's names, defaults and meaning."""
 
 import argparse
-import math
 from collections.abc import Sequence
 
 from common.training.errors import UsageError
-from common.training.flags import Parser, add_run_flags
+from common.training.flags import LARGEST, Parser, add_run_flags, check_start_epoch
 from common.training.schedules import unreached
 from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.large_scale.models import ARCHITECTURES
@@ -27,7 +26,7 @@ REFUSED = {
 CUTMIX_FLAGS = ("mixup_prob", "start_data_aug", "end_data_aug", "weighted_alpha")
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """The argument parser; every original flag with its alias and default, then ours."""
     parser = Parser(
         description="Difficulty-aware Balancing Margin on ImageNet-LT and iNaturalist 2018"
@@ -188,7 +187,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.margin_norm = margin_norm(args)
     args.cmo = args.cmo or args.data_aug == "CMO"
     _check_loss(args, parser)
-    _check_numbers(args)
+    parser.check_numbers(args, test_epoch=(1, LARGEST), mixup_prob=(0, 1))
+    check_start_epoch(args.start_epoch, args.epochs)
     args.store_name = "_".join(
         str(part)
         for part in (
@@ -265,27 +265,3 @@ def _check_loss(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
                 raise UsageError(f"--{name}: it belongs to CMO; add --cmo or leave it out")
     if args.evaluate and not args.resume:
         raise UsageError("--evaluate: say which checkpoint, --resume CKPT")
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for name, least in (
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("workers", 0),
-        ("start_epoch", 0),
-        ("test_epoch", 1),
-        ("print_freq", 1),
-        ("save_every", 0),
-        ("fake_data", 0),
-    ):
-        value = getattr(args, name)
-        if value < least:
-            raise UsageError(f"--{name} {value}: at least {least}")
-    for name in ("lr", "cos_scale", "tau", "max_margin", "lambda_inst", "weight_decay", "momentum"):
-        value = getattr(args, name)
-        if not math.isfinite(value) or value < 0:
-            raise UsageError(f"--{name} {value}: a finite number, not negative")
-    if not 0 <= args.mixup_prob <= 1:
-        raise UsageError(f"--mixup_prob {args.mixup_prob}: a probability, 0 to 1")
-    if args.start_epoch >= args.epochs:
-        raise UsageError(f"--start-epoch {args.start_epoch}: --epochs {args.epochs} is no more")

@@ -20,7 +20,7 @@ ARCHS = {
 }
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(description="Hard mining loss on long-tailed CIFAR")
     add = parser.add_argument
     add(
@@ -65,19 +65,21 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Schedule]:
-    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+    """Parse and check a command line.
 
     Returns: the flags, ``ir_list`` a list and ``start_hm_epoch`` filled in; the schedule, stretched
     if asked for.
+    Raises:
+        UsageError: it asks for the impossible.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
+    flag = "--imb_ratio"
     if args.ir_list is None:
-        args.ir_list = [0.01 if args.imb_factor is None else args.imb_factor]
+        flag, args.ir_list = "--imb_factor", [0.01 if args.imb_factor is None else args.imb_factor]
     for ratio in args.ir_list:
         if not 0 < ratio <= 1:
-            parser.error(f"--imb_ratio {ratio}: smallest / largest class, 0 < r <= 1")
-    flags.check_least(parser, ("--image_size", args.image_size, 8))
+            parser.error(f"{flag} {ratio}: smallest / largest class, 0 < r <= 1")
     return args, flags.check(parser, args, Schedule())
 
 

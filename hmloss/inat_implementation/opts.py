@@ -20,7 +20,7 @@ ARCHS = {
 }
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(description="Hard mining loss on iNaturalist 2018")
     flags.add_training_flags(
         parser, arch="resnet50", archs=ARCHS, loss_type="HML", batch_size=256, num_runs=1
@@ -49,13 +49,14 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Schedule]:
-    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+    """Parse and check a command line.
 
     Returns: the flags, ``start_hm_epoch`` filled in; the schedule, stretched if asked for.
+    Raises:
+        UsageError: it asks for the impossible.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
-    flags.check_least(parser, ("--image_size", args.image_size, 8))
     return args, flags.check(parser, args, Schedule())
 
 

@@ -26,7 +26,7 @@ def boolean(text: str) -> bool:
     return value
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(description="Hard mining loss on ISIC 2019, melanoma against nevi")
     add = parser.add_argument
     add(
@@ -199,27 +199,17 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check a command line; ends with exit code 2 where it asks for the impossible.
+    """Parse and check a command line.
 
     Returns: the flags, with folders as paths, ``start_hm_epoch`` and ``store_name`` filled in.
+    Raises:
+        UsageError: it asks for the impossible.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
     flags.check_losses(parser, args)
-    flags.check_least(
-        parser,
-        ("--num_epochs", args.num_epochs, 1),
-        ("--batch_size", args.batch_size, 1),
-        ("--delay", args.delay, 1),
-        ("--num_runs", args.num_runs, 1),
-        ("--workers", args.workers, 0),
-        ("--print_freq", args.print_freq, 1),
-        ("--image_size", args.image_size, 8),
-    )
     if not 0 < args.ratio_finetune <= 100:
         parser.error(f"--ratio_finetune {args.ratio_finetune}: a percentage, 0 < r <= 100")
-    if args.step_size_up is not None and args.step_size_up < 1:
-        parser.error(f"--step_size_up {args.step_size_up}: must be at least 1")
     for name, value in UNUSED.items():
         if getattr(args, name) != value:
             flag = "--wd" if name == "weight_decay" else f"--{name}"

@@ -90,7 +90,7 @@ def test_values_are_read_leniently(key, word, value):
         (["lr", "null"], "lr must be a number"),
         (["lr", "True"], "lr must be a number"),
         (["num_epochs", "2.0"], "num_epochs must be a whole number"),
-        (["num_epochs", "0"], "num_epochs must be a whole number from 1 on"),
+        (["num_epochs", "0"], "command line: num_epochs 0: must be at least 1"),
         (["arbloss", "1"], "arbloss must be True or False"),
         (["smooth_head", "big"], "smooth_head must be a number"),
         (["head_class_idx", "3"], "head_class_idx must be two whole numbers"),
@@ -98,7 +98,7 @@ def test_values_are_read_leniently(key, word, value):
         (["gpu", "cuda:0"], "gpu must be a whole number"),
         (["dataset", "mnist"], "dataset must be one of cifar10, cifar100, digits"),
         (["amp", "int8"], "amp must be one of none, bf16, fp16"),
-        (["image_size", "4"], "image_size must be a whole number from 8 on"),
+        (["image_size", "4"], "command line: image_size 4: must be at least 8"),
     ],
 )
 def test_wrong_words_are_one_line_errors(words, message):
@@ -224,8 +224,6 @@ def test_every_added_key_is_in_the_readme():
         assert f"`{key}`" in text, key
 
 
-def test_cfg_is_required(capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_cfg_is_required():
+    with pytest.raises(UsageError, match="--cfg"):
         parse_args("test", ["lr", "1"])
-    assert stop.value.code == 2
-    assert "--cfg" in capsys.readouterr().err

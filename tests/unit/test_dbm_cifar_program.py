@@ -111,11 +111,9 @@ def test_contradictions_are_refused(command, names):
     "command",
     ["--loss_fn ride", "--dataset cifar", "--aug_type xx_none", "--scheduler cosin", "--lr fast"],
 )
-def test_unknown_values_list_the_choices(command, capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_unknown_values_list_the_choices(command):
+    with pytest.raises(UsageError, match=command.split()[0]):
         parse(command)
-    assert stop.value.code == 2
-    assert command.split()[0] in capsys.readouterr().err
 
 
 def test_help_says_which_flags_are_dead():

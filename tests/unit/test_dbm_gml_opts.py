@@ -84,7 +84,7 @@ def test_classes_follow_from_the_data():
         ("cifar_main", ["--reload", "x"], "--reload x"),
         ("cifar_main", ["--path_t", "x", "--arch_t", "resnet18"], "--arch_t resnet18: one of"),
         ("cifar_main", ["--normalize", "no", "--use-dbm"], "--use_dbm: the margin is an angle"),
-        ("cifar_main", ["--moco-t", "0"], "--moco-t 0.0: greater than 0"),
+        ("cifar_main", ["--moco-t", "0"], "--moco-t 0: must be above 0"),
         ("cifar_main", ["--moco-m", "2"], "--moco-m 2.0"),
         ("cifar_main", ["--beta", "nan"], "--beta nan"),
         ("cifar_main", ["--epochs", "0"], "--epochs 0: must be at least 1"),

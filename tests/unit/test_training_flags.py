@@ -1,5 +1,7 @@
 """common.training.flags: the parser that all programs use."""
 
+from pathlib import Path
+
 import pytest
 
 import arbloss.opts
@@ -10,6 +12,9 @@ import hmloss.cifar_implementation.opts
 import hmloss.inat_implementation.opts
 import hmloss.isic2019_implementation.opts
 import ib_loss.opts
+from common.training.errors import UsageError
+from common.training.flags import PLACES, check_numbers
+from ib_loss.schedule import CIFAR
 
 DBM_CIFAR = (
     "name network epochs batch-size update-epoch lr,learning-rate lr_decay momentum wd nesterov "
@@ -32,16 +37,99 @@ PARSERS = {
 
 
 @pytest.mark.parametrize("program", PARSERS)
-def test_bad_usage_is_one_line_and_exit_code_2(program, capsys):
-    parser = PARSERS[program]()
-    parser.prog = "program.py"
+def test_bad_usage_is_one_line(program, capsys):
     required = ["--cfg", "x.yaml"] if program == "arbloss" else []
-    with pytest.raises(SystemExit) as exit:
-        parser.parse_args([*required, "--no_such_flag"])
-    assert exit.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "program.py: error: unrecognized arguments: --no_such_flag\n"
+    with pytest.raises(UsageError) as error:
+        PARSERS[program]().parse_args([*required, "--no_such_flag"])
+    assert str(error.value) == "unrecognized arguments: --no_such_flag"
+    assert capsys.readouterr() == ("", "")
+
+
+CONFIG = Path(arbloss.opts.__file__).parent / "config/cifar10/cifar10_imb001.yaml"
+PARSE = {
+    "ib_loss": lambda argv: ib_loss.opts.parse_args(argv, "cifar", CIFAR),
+    "dbm_loss/cifar": dbm_loss.cifar.opts.parse_args,
+    "dbm_loss/large_scale": lambda argv: dbm_loss.large_scale.opts.parse_args(
+        ["--dataset", "inat", *argv]
+    ),
+    "dbm_loss/GML/main": lambda argv: dbm_loss.GML.opts.parse_args(
+        ["--mark", "m", "--aug", "randcls_sim", *argv], "main"
+    ),
+    "dbm_loss/GML/cifar_main": lambda argv: dbm_loss.GML.opts.parse_args(
+        ["--mark", "m", "--imb-factor", "0.1", *argv], "cifar_main"
+    ),
+    "dbm_loss/GML/cifar_ce": lambda argv: dbm_loss.GML.opts.parse_args(
+        ["--mark", "m", "--imb-factor", "0.1", *argv], "cifar_ce"
+    ),
+    "hmloss/cifar": hmloss.cifar_implementation.opts.parse_args,
+    "hmloss/inat": hmloss.inat_implementation.opts.parse_args,
+    "hmloss/isic2019": hmloss.isic2019_implementation.opts.parse_args,
+}
+NUMBERS = [
+    (program, flag, action)
+    for program in PARSE
+    for action in PARSERS[program]()._actions
+    if action.type is not None and action.dest not in PLACES
+    for flag in [name for name in action.option_strings if name.startswith("--")][:1]
+    if getattr(action.type, "__name__", "") in ("int", "float", "_seed", "_ratio")
+]
+
+
+def refusal(parse, words):
+    """What is said against the words; an empty string if they are taken."""
+    try:
+        parse(words)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("program", PARSE)
+def test_every_number_is_checked_before_training(program):
+    flags = {flag: action for name, flag, action in NUMBERS if name == program}
+    assert {"--seed", "--momentum", "--workers"} <= flags.keys()
+    for flag, action in flags.items():
+        values = ["nan", "inf", "-inf", "-1"]
+        if action.type is int:
+            values += [str(2**63), str(10**30)]
+        for value in values:
+            said = refusal(PARSE[program], [f"{flag}={value}"])
+            assert any(name in said for name in action.option_strings), (flag, value, said)
+            assert "\n" not in said
+
+
+def test_every_number_of_a_configuration_is_checked():
+    def parse(words):
+        arbloss.opts.check(arbloss.opts.load_config(CONFIG, words), 1)
+
+    kinds = {key: type(default) for key, default in arbloss.opts.DEFAULTS.items()}
+    for key, kind in (kinds | arbloss.opts.NULLABLE).items():
+        if kind not in (int, float, list) or key in PLACES:
+            continue
+        for value in ("nan", "inf", "-inf", -1, *(() if kind is float else (2**63, 10**30))):
+            said = refusal(parse, [key, f"[{value}, {value}]" if kind is list else str(value)])
+            assert key in said and "\n" not in said, (key, value)
+
+
+def test_messages_of_numbers():
+    def said(flag, value, **limits):
+        with pytest.raises(UsageError) as error:
+            check_numbers({flag: value}, **limits)
+        return str(error.value)
+
+    assert said("--lr", -0.1) == "--lr -0.1: must be at least 0"
+    assert said("--lr", float("nan")) == "--lr nan: must be a finite number, at least 0"
+    assert said("--seed", 10**30).endswith(": must be at most 9223372036854775807")
+    assert said("--image_size", 4) == "--image_size 4: must be at least 8"
+    assert said("--batch-size", 1, batch_size=(2, 9)) == "--batch-size 1: must be at least 2"
+    assert said("--schedule", [160, -1]) == "--schedule -1: must be at least 0"
+    check_numbers({"--lr": 1e20, "--gpu": -1, "--cos": True, "--name": "x", "--seed": None})
+
+
+@pytest.mark.parametrize("program", ["ib_loss", "dbm_loss/large_scale", "dbm_loss/GML/cifar_main"])
+def test_a_first_epoch_behind_the_last_is_refused(program):
+    with pytest.raises(UsageError, match="--start-epoch 5: the last of --epochs 5 is epoch 4"):
+        PARSE[program](["--epochs", "5", "--start-epoch", "5"])
 
 
 def original_flags(program, golden):
@@ -100,6 +188,6 @@ def test_every_abbreviation_of_the_original_means_what_it_meant(program, golden,
                 try:
                     if parser.parse_args([*required, short, *value]) != expected:
                         wrong.append(short)
-                except SystemExit:
+                except UsageError:
                     wrong.append(short)
     assert not wrong

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("dataset_dir", help="folder with BEN/ and MAL/")
     parser.add_argument("--image_size", type=int, default=300, help="(default: 300)")
     args = parser.parse_args(argv)
+    parser.check_numbers(args, image_size=(1, 8192))
     paths = find_images(args.dataset_dir)["path"]
     progress = Progress("mean and std", len(paths))
 

@@ -41,7 +41,7 @@ RECORD = "preprocess.json"  # the settings with which a folder was made
 UNREADABLE = "unreadable.txt"
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder with the official JPEGs")
     parser.add_argument("--ground_truth", required=True, help="official ground-truth csv")
@@ -160,7 +160,9 @@ def plan(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    parser.check_numbers(args, workers=(1, 1024))
     output = Path(args.output)
     settings = settings_from(args)
     todo, complaints, done = plan(Path(args.images), Path(args.ground_truth), output)
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for complaint in complaints:
         progress.line(f"unreadable: {complaint}")
     try:
-        for complaint in convert_all(todo, settings, max(args.workers, 1)):
+        for complaint in convert_all(todo, settings, args.workers):
             if complaint:
                 complaints.append(complaint)
                 progress.line(f"unreadable: {complaint}")

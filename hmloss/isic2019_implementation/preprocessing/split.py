@@ -38,7 +38,7 @@ from hmloss.isic2019_implementation.data import (
 )
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_dir", default="dataset", help="folder with BEN/ and MAL/ (default: dataset)"
@@ -68,7 +68,9 @@ def copy_tree(table: pd.DataFrame, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    parser.check_numbers(args, seed=(0, 2**32 - 1))  # what NumPy's legacy generator takes
     if not (args.train_ratio > 0 and args.val_ratio > 0 and args.train_ratio + args.val_ratio < 1):
         raise UsageError(
             f"--train_ratio {args.train_ratio} --val_ratio {args.val_ratio}: "
