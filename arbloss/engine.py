@@ -86,7 +86,7 @@ def train_one_epoch(
     """
     meters = batch_time, losses, top1, top5 = [AverageMeter() for _ in FIELDS]
     lr = optimizer.param_groups[0]["lr"]
-    guard = FiniteGuard()
+    guard = FiniteGuard(network, optimizer)
     bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     norms = None
     network.train()

@@ -28,7 +28,7 @@ from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_text
-from common.training.record import Record
+from common.training.old_record import Record
 from datasets.long_tail import LongTailed
 
 LATEST, BEST = "current.pth.tar", "model_best.pth.tar"

@@ -101,7 +101,7 @@ def whole_batch(
     loader = DeviceLoader(images, targets, BATCH, batch.cifar_train, seed=0,
                           process=launch.Process(device))  # fmt: skip
     model, optimizer = build(arch, device, channels_last)
-    guard = precision.FiniteGuard()
+    guard = precision.FiniteGuard(model, optimizer)
 
     def epoch() -> tuple[float, float]:
         start = end = wait(device)

@@ -14,8 +14,8 @@ from common.gather import gather_batch
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
+from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
-from common.training.record import Record
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
 Meter = AverageMeter | Running  # last value and mean
@@ -66,7 +66,7 @@ def train_one_epoch(
     batch_time, data_time = AverageMeter(), AverageMeter()
     losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
-    guard = FiniteGuard()
+    guard = FiniteGuard(model, optimizer)
     progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     model.train()
     end = time.perf_counter()

@@ -91,7 +91,7 @@ def train_one_epoch(
     batch_time, data_time = AverageMeter(), AverageMeter()
     losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
-    guard = FiniteGuard()
+    guard = FiniteGuard(model, optimizer)
     progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     model.train()
     end = time.perf_counter()

@@ -12,8 +12,7 @@ from torch import nn
 
 from common.evaluation import group_line, result_lines
 from common.imbalance import sample_weights
-from common.training import checkpoint, launch, precision, seeds, speed
-from common.training.errors import UsageError
+from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
 from datasets.loaders import drawn_by_weight
@@ -44,9 +43,8 @@ def train(
     process = launch.start(args.gpu)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
     memory_format = speed.memory_format(args.channels_last)
-    say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
-        say(note, flush=True)
+        process.say(note)
 
     # Data: a long-tailed training set, the whole test set.
     data = load_long_tailed(
@@ -59,7 +57,7 @@ def train(
         num_classes=args.num_classes,
     )
     for note in data.notes:
-        say(note, flush=True)
+        process.say(note)
     args.num_classes = len(data.classes)
     args.cls_num_list = data.cls_num_list
     if args.train_rule != "None":
@@ -72,10 +70,11 @@ def train(
         Path(args.root_model) / args.store_name,
         process,
         vars(args),
+        data.facts,
         text_logs=("log_train.csv", "log_test.csv"),
         split=data.split,
     )
-    state = record.resume(args.resume)
+    state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
@@ -95,7 +94,7 @@ def train(
         **transforms,
     )
 
-    say(f"=> creating model '{args.arch}'", flush=True)
+    process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args, weights=state is None)
     model = model.to(memory_format=memory_format)
@@ -106,29 +105,20 @@ def train(
         model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
     )
     scaler = precision.grad_scaler(process.device, args.amp)
-    best_acc1 = 0.0
-    if args.evaluate and state is None:
-        raise UsageError(f"--evaluate --resume {args.resume}: there is no {record.latest} yet")
+    record.restore(model, optimizer, scaler)
     if state is not None:
-        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
-        if not args.evaluate:
-            if "optimizer" not in state:
-                raise UsageError(f"--resume {args.resume}: has no optimiser state, only weights")
-            optimizer.load_state_dict(state["optimizer"])
-            scaler.load_state_dict(state.get("scaler", {}))
-        args.start_epoch = state["epoch"]
-        # The checkpoint's own figure is float32, as in the original: a tie would look like a best.
-        best_acc1 = record.best_score or float(state["best_acc1"])
-    say("cls num list:", flush=True)
-    say(data.cls_num_list, flush=True)
+        args.start_epoch = record.epoch
+    process.say("cls num list:")
+    process.say(data.cls_num_list)
 
+    # Of the phase in which the checkpoint was made.
+    criterion = build_criterion(
+        args, data.cls_num_list, max(args.start_epoch - 1, 0), schedule.drw_epoch
+    ).to(process.device)
     if args.evaluate:
-        epoch = max(args.start_epoch - 1, 0)  # the phase in which the checkpoint was made
-        criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
-        criterion = criterion.to(process.device)
         tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
         result = tally.result(data.cls_num_list)
-        say(result_lines(result) + group_line(result), flush=True)
+        process.say(result_lines(result) + group_line(result))
         return result
 
     record.open(seed)
@@ -156,22 +146,12 @@ def train(
         row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        is_best = row["top1"] > best_acc1
-        best_acc1 = max(row["top1"], best_acc1)
-        record.end_epoch(row, is_best=is_best)
+        best_acc1 = max(row["top1"], record.best_score)
         log_epoch(record, row, best_acc1)
-        record.save(
-            {
-                "epoch": epoch + 1,
-                "arch": args.arch,
-                "state_dict": launch.unwrap(model).state_dict(),
-                "best_acc1": torch.tensor(best_acc1),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-            },
-            is_best=is_best,
-        )
-    record.finish(data.cls_num_list, confusion=tally and tally.confusion, **data.facts)
+        record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
+    if tally is None:  # killed after its last epoch
+        tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
+    record.finish(data.cls_num_list, confusion=tally.confusion)
     train_loader.close()
     test_loader.close()
     return record.history[-1] if record.history else None

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import hashlib
 import os
 import pickle
+import re
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.training.errors import UsageError, writing
+from common.training.precision import first_non_finite
 
-# Numpy numbers, which some published checkpoints hold among their tensors: data like the rest.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_NUMBERS = [
-    _NUMPY_SCALAR,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # before numpy 2
+# Besides tensors and Python's own: what published checkpoints hold among them. Data, no code.
+_SCALAR = np.float64(0).__reduce__()[0]
+_ARRAY = np.zeros(0).__reduce__()[0]
+SAFE_TYPES = [
+    argparse.Namespace,
+    np.ndarray,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # before numpy 2
+    _ARRAY,
+    (_ARRAY, "numpy.core.multiarray._reconstruct"),
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgSU"},
 ]
 
 
@@ -75,29 +87,119 @@ def save(state: Mapping[str, object], *paths: str | Path) -> None:
                 raise
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint. Pickled code in it is never run.
+def load(path: str | Path, flag: str = "--resume") -> dict:
+    """Read a checkpoint into memory. Its checksums are verified, code in it is never run.
 
+    Args:
+        flag: where the user named the file; for the message.
     Raises:
-        UsageError: the file is missing, cut short, no checkpoint, or holds more than data.
+        UsageError: the file is missing, cut short, damaged, no checkpoint, or holds more than data.
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"--resume {path}: no such file; give a checkpoint that exists")
+        raise UsageError(f"{flag} {path}: no such file; give a checkpoint that exists")
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            state = torch.load(path, map_location=device, weights_only=True)
+        _verify(path)
+        with torch.serialization.safe_globals(SAFE_TYPES):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"{path}: refused, it is damaged or holds more than tensors and numbers ({reason})"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path}: {_refusal(path, error)}") from None
+    except PermissionError:
+        raise UsageError(f"{path}: no permission to read it") from None
+    except UsageError:
+        raise
+    except Exception as error:  # whatever torch meets in a file of other bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path}: not a complete checkpoint, cut short? ({reason})") from None
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, not a checkpoint dictionary")
     return state
+
+
+def _verify(path: Path) -> None:
+    """Compare the checksums in a file of torch.save with its bytes, which torch itself does not.
+
+    Files from before torch 1.6 have none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Torch leaves a tensor that is marked as a folder as it finds the memory.
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 0x10]
+            damaged = next(iter(folders), None) or archive.testzip()
+    except Exception:  # zipfile, zlib and struct have an error each
+        damaged = "its directory"
+    if damaged:
+        raise UsageError(
+            f"{path}: damaged, the checksum of {damaged} is wrong; take another copy, or an "
+            "earlier checkpoint"
+        )
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    """What in a file is refused, and what helps; torch's own message tells how to run its code."""
+    found = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.\w+)", str(error))
+    if found is None:
+        return "damaged, or no checkpoint of torch.save"
+    name = found[1]
+    return (
+        f"refused, {_where(path, name)} is of {name}, and to make one could run code; only "
+        "tensors, numbers, text, lists and dictionaries are read. If you trust the file, read it "
+        "with the program that wrote it, put plain values in that place, and torch.save it anew"
+    )
+
+
+def _where(path: Path, name: str) -> str:
+    """The entry of a file that holds an object of the type ``name``, say ``entry 'args'``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            with archive.open(pickled) as file:
+                state = _Outline(file).load()
+        return next(_find(state, name), "something in it")
+    except Exception:  # only the message is less exact
+        return "something in it"
+
+
+class _Outline(pickle.Unpickler):
+    """Reads the structure of a file; a class that it names becomes an empty one of that name."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        return type(f"{module}.{name}", (_Empty,), {})
+
+    def persistent_load(self, _: object) -> None:
+        return None
+
+
+class _Empty:
+    def __new__(cls, *_: object) -> _Empty:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def append(self, _: object) -> None:
+        pass
+
+    def __setitem__(self, *_: object) -> None:
+        pass
+
+
+def _find(value: object, name: str, where: str = "") -> Iterator[str]:
+    own = value if isinstance(value, type) else type(value)
+    if own.__name__ == name:
+        yield f"entry {where}" if where else "all of it"
+    entries = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, (list, tuple)):
+        entries = enumerate(value)
+    for key, entry in entries:
+        yield from _find(entry, name, f"{where}[{key!r}]" if where else repr(key))
 
 
 def find(resume: str, latest: str | Path) -> Path | None:
@@ -113,17 +215,76 @@ def find(resume: str, latest: str | Path) -> Path | None:
     return Path(resume)
 
 
-def plain_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def load_state_dict(path: str | Path, flag: str = "--weights") -> dict[str, Tensor]:
+    """The weights in a file: a bare state dict, or that of a checkpoint; without ``module.``.
+
+    Raises:
+        UsageError: as ``load``; or there is no state dict.
+    """
+    state = load(path, flag)
+    state = state.get("state_dict", state)
+    check_state_dict(state, path)
+    return plain_keys(state)
+
+
+def download(url: str) -> Path:
+    """A published weight file, from torch's download cache or its server.
+
+    Raises:
+        UsageError: it cannot be had, or it is damaged: its name holds its SHA-256.
+    """
+    name = Path(urlsplit(url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    match = re.search(r"-([0-9a-f]{8,})\.", name)
+    prefix = match[1] if match else None
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UsageError(
+                f"cannot download {url} ({error}): fetch it elsewhere and give --weights FILE"
+            ) from None
+    elif prefix:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(prefix):
+            raise UsageError(f"{path}: damaged, its SHA-256 is not {prefix}…; delete it")
+    return path
+
+
+def plain_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict without the ``module.`` prefix that DataParallel and DDP put before every key."""
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
 
 
-def load_weights(module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: object) -> None:
+def check_state_dict(state_dict: object, source: object) -> None:
+    """Refuse what is no dictionary of finite tensors, naming the entry.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise UsageError(f"{source}: its state dict is a {kind}, not a dictionary of tensors")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise UsageError(f"{source}: entry {key!r} of its state dict is a {kind}, no tensor")
+    if (key := first_non_finite(state_dict)) is not None:
+        raise UsageError(
+            f"{source}: {key} holds values that are not finite, the run that made it had "
+            "diverged; take an earlier checkpoint"
+        )
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:
     """Load a state dict strictly, with or without ``module.`` prefixes.
 
     Raises:
         UsageError: it belongs to another architecture; says which entries differ.
     """
+    check_state_dict(state_dict, source)
     state_dict = plain_keys(state_dict)
     own = module.state_dict()
     # Files from before batch norm counted its batches lack the counters.
@@ -145,3 +306,56 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, torch.Tensor], sour
                 f"it {what} {sorted(entries)[0]}{more}"
             )
     module.load_state_dict(state_dict)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: object, source: object) -> None:
+    """Give an optimiser the momentum of a checkpoint; its rates, decay and so on stay its own.
+
+    Raises:
+        UsageError: it belongs to an optimiser of another kind, or to another network.
+    """
+    own = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    kind = type(optimizer).__name__
+    wrong = f"{source}: its 'optimizer' is not {kind}'s of this network"
+    try:
+        groups, entries = state["param_groups"], state["state"]
+        found = [len(group["params"]) for group in groups]
+        if found != sizes:
+            raise UsageError(f"{wrong}: it has groups of {found} parameters, here are {sizes}")
+        for key in ("momentum", "betas"):
+            if (key in groups[0]) != (key in own[0]):
+                raise UsageError(f"{wrong}: another kind, {key!r} is in only one of them")
+        for index, entry in entries.items():
+            shape = parameters[index].shape
+            for key, value in entry.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != shape:
+                    raise UsageError(
+                        f"{wrong}: {key} of parameter {index} is {tuple(value.shape)}, not "
+                        f"{tuple(shape)}"
+                    )
+        if (name := first_non_finite(entries)) is not None:
+            raise UsageError(f"{source}: {name} of its 'optimizer' is not finite; it had diverged")
+        optimizer.load_state_dict(state)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{wrong} ({type(error).__name__}: {error})") from None
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: object, source: object) -> None:
+    """Give a gradient scaler the scale of a checkpoint.
+
+    Raises:
+        UsageError: that is no state of a scaler.
+    """
+    try:
+        if any(value < 0 for value in state.values()):
+            raise ValueError("a negative scale")
+        scaler.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{source}: its 'scaler' is not that of --amp fp16 ({error})") from None

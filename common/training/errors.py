@@ -15,7 +15,7 @@ class RunError(Exception):
 
 
 class NonFiniteLoss(RunError):
-    """The training loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite: the run has diverged."""
 
 
 @contextlib.contextmanager

@@ -128,6 +128,16 @@ def add_run_flags(
         "precision)",
     )
     group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in the folders of an earlier run: its logs and checkpoints are removed",
+    )
+    group.add_argument(
+        "--other_data",
+        action="store_true",
+        help="go on with --resume although the data are not those that the run began with",
+    )
+    group.add_argument(
         "--stretch_schedule",
         action="store_true",
         help="scale the milestones and phase switches, made for the paper's number of epochs, "

@@ -41,6 +41,11 @@ class Process:
     def distributed(self) -> bool:
         return self.world_size > 1
 
+    def say(self, text: object) -> None:
+        """Print a line, in the one process that prints."""
+        if self.is_main:
+            print(text, flush=True)
+
 
 def run(main: Callable[[Sequence[str] | None], object]) -> None:
     """Run a program's ``main``. Exit code: 2 bad usage, 1 a run that cannot go on, 130 Ctrl-C."""

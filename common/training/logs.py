@@ -30,7 +30,7 @@ def prepare_folders(*folders: str | Path) -> None:
             if not folder.is_dir():
                 print(f"creating folder {folder}", flush=True)
                 folder.mkdir(parents=True)
-            probe = folder / f".write-test-{os.getpid()}"
+            probe = folder / f".{os.getpid()}.part"  # of a killed run: removed by the next one
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -68,23 +68,19 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file atomically; NaN becomes null, as JSON has no NaN."""
-    write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+    value = json.loads(json.dumps(plain(value)), parse_constant=lambda _: None)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """A value as JSON and checkpoints can hold it: arrays as lists, what else there is as text."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return plain(value.tolist())
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 class TextLog:

@@ -1,14 +1,20 @@
-"""Half precision, and the guard against a loss that is no number."""
+"""Half precision, and the guard against losses and weights that are no numbers."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from common.training.errors import NonFiniteLoss
+from common.training.launch import all_reduce_sum, unwrap
+
+CURE = "the run has diverged, what was saved before is kept. Lower --lr, or look for broken images"
 
 
 @contextlib.contextmanager
@@ -35,36 +41,72 @@ def grad_scaler(device: torch.device, amp: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
 
-class FiniteGuard:
-    """Stops a run whose loss is NaN or infinite, naming epoch, step and learning rate.
+def first_non_finite(value: object, name: str = "") -> str | None:
+    """Name of the first number or tensor in nested dictionaries and lists that is NaN or infinite.
 
-    On a GPU the value of a step is read one step later, when it is there already: no stall.
+    The tensors of a device are looked at together: it is waited for once.
+    """
+    found = list(_floats(value, name))
+    if not found:
+        return None
+    flags = [value.isfinite().all() for _, value in found]
+    if all(torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()):
+        return None
+    return next(name for (name, _), flag in zip(found, flags, strict=True) if not flag)
+
+
+def _floats(value: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield name, value.detach()
+    elif isinstance(value, float):
+        yield name, torch.tensor(value)
+    elif isinstance(value, (Mapping, list, tuple)):
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in entries:
+            yield from _floats(entry, f"{name}.{key}" if name else str(key))
+
+
+class FiniteGuard:
+    """Stops a run whose loss, weights or momentum became NaN or infinite, saying when.
+
+    All processes stop at the same step. On a GPU the loss of a step is read one step later, when
+    it is there already: no stall.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._model, self._optimizer = model, optimizer
         self._pending: tuple[torch.Tensor, str] | None = None
+        self._where = "the start"
 
     def check(self, loss: torch.Tensor, *, epoch: int, step: int, lr: float) -> None:
         """Raises NonFiniteLoss; ``loss`` is a scalar, ``epoch`` and ``step`` count from 0."""
-        where = f"epoch {epoch}, step {step}, learning rate {lr:g}"
+        self._where = f"epoch {epoch}, step {step}, learning rate {lr:g}"
+        loss = loss.detach().double()
+        if dist.is_initialized():  # one that is not finite makes the sum so
+            loss = loss.clone()
+            all_reduce_sum(loss)
+        before, self._pending = self._pending, (loss, self._where)
         if loss.device.type == "cpu":
-            self._read(loss.detach(), where)
-            return
-        pending, self._pending = self._pending, (loss.detach(), where)
-        if pending is not None:
-            self._read(*pending)
+            before, self._pending = self._pending, None
+        self._read(before)
 
     def close(self) -> None:
-        """Look at the last step's value (call after the loop)."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._read(*pending)
+        """Look at the last loss and at what the steps made of the network (call after the loop).
+
+        A checkpoint may be written afterwards.
+        """
+        last, self._pending = self._pending, None
+        self._read(last)
+        optimizer = {"optimizer": self._optimizer.state_dict()}
+        name = first_non_finite({**unwrap(self._model).state_dict(), **optimizer})
+        device = next(self._model.parameters()).device
+        bad = torch.tensor(float(name is not None), device=device)
+        all_reduce_sum(bad)
+        if bad:
+            raise NonFiniteLoss(f"{name or 'the model'} is not finite after {self._where}; {CURE}")
 
     @staticmethod
-    def _read(loss: torch.Tensor, where: str) -> None:
-        value = float(loss)
-        if value != value or value in (float("inf"), float("-inf")):
-            raise NonFiniteLoss(
-                f"the loss is {value} at {where}; the last good checkpoint is kept. "
-                "Lower --lr, or look for broken images"
-            )
+    def _read(pending: tuple[torch.Tensor, str] | None) -> None:
+        if pending is not None and not math.isfinite(value := float(pending[0])):
+            raise NonFiniteLoss(f"the loss is {value} at {pending[1]}; {CURE}")

@@ -1,21 +1,42 @@
-"""The record of a run: folders, logs, history, checkpoints, report. Process 0 writes it."""
+"""The record of a run: its folders, logs, history and checkpoints, and what goes on from them.
+
+    record = Record(log_dir, model_dir, process, vars(args), data.facts)
+    state = record.resume(args.resume, args.epochs)
+    ...
+    record.restore(model, optimizer, scaler)
+    record.open(seed)
+    for epoch in range(record.epoch, args.epochs):
+        ...
+        record.end_epoch(row)
+    record.finish(cls_num_list)
+
+All processes call all methods; process 0 writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from common.training import checkpoint, logs, report
-from common.training.errors import UsageError
-from common.training.launch import Process, barrier
+from common.training import checkpoint, launch, logs, precision, report
+from common.training.errors import NonFiniteLoss, UsageError
+from common.training.launch import Process
+from common.training.lock import lock_folders
 
 # Settings that may change between a run and its continuation without changing what it computes.
 FREE_TO_CHANGE = {
-    "resume", "workers", "gpu", "local_rank", "print_freq", "evaluate", "start_epoch", "seed",
-    "root_log", "root_model", "out", "root_path", "root", "data", "data_dir", "save_every",
+    "resume", "overwrite", "other_data", "workers", "gpu", "local_rank", "print_freq", "evaluate",
+    "start_epoch", "seed", "root_log", "root_model", "out", "root_path", "root", "data", "data_dir",
+    "save_every",
 }  # fmt: skip
+
+REPORTS = ("metrics.csv", "report.json", "curves.png", "per_class.png", "confusion.png")
 
 
 class Record:
@@ -25,14 +46,21 @@ class Record:
         log_dir: logs, metrics.csv, report.json, pictures, tensorboard events.
         model_dir: checkpoints.
         process: only ``process.is_main`` writes.
-        settings: the parsed flags, stored with the checkpoint and compared on resume.
-        latest, best: checkpoint file names.
+        settings: the parsed flags, stored with the checkpoint and compared on resume. Of them
+            ``overwrite``, ``other_data`` and ``evaluate`` count here, too, if they are there.
+        facts: what identifies the data. What ends in ``sha256`` has to be the same on resume.
+        latest, best: checkpoint file names; numbered: that of those that are kept, ``{}`` for the
+            epoch.
         text_logs: names of the original's text logs, written by ``log[name].write``.
         events: folder of the tensorboard events within ``log_dir``.
         split, score: what the history is evaluated on, and the figure that chooses the best.
+        later_of_equals: of epochs with the same score the last is the best, not the first.
 
     Attributes:
+        epoch: epochs that are finished, and so the 0-based number of the next one.
         history: one dictionary per finished epoch. best_row: the best of them, or None.
+        best_score: what an epoch has to beat to be the best.
+        seed: of the run, None if it is not known yet.
         log: {name: TextLog}. writer: tensorboard writer (None in other processes).
     """
 
@@ -42,56 +70,146 @@ class Record:
         model_dir: str | Path,
         process: Process,
         settings: Mapping[str, object],
+        facts: Mapping[str, object] | None = None,
         *,
         latest: str = "ckpt.pth.tar",
         best: str = "ckpt.best.pth.tar",
+        numbered: str = "",
         text_logs: Sequence[str] = (),
         events: str = "",
         split: str = "test",
         score: str = "top1",
+        later_of_equals: bool = False,
     ) -> None:
         self.log_dir, self.model_dir = Path(log_dir), Path(model_dir)
         self.latest, self.best = self.model_dir / latest, self.model_dir / best
         self.process = process
-        self.settings = {key: _plain(value) for key, value in settings.items()}
+        self.settings, self.facts = logs.plain(dict(settings)), dict(facts or {})
+        self.epoch = 0
         self.history: list[dict] = []
         self.best_row: dict | None = None
+        self.best_score = 0.0
         self.seed: int | None = None
         self.split, self.score = split, score
+        self.log: dict[str, logs.TextLog] = {}
+        self.writer = None
+        self._better = operator.ge if later_of_equals else operator.gt
+        self._numbered = numbered
         self._text_logs = text_logs
         self._events = self.log_dir / events
+        self._claimed, self._locks = False, []
+        self._source: Path | None = None  # the checkpoint, and what is in it
+        self._state: dict | None = None
+        self._continues = False  # a run in these folders
+        self._only_weights = bool(self.settings.get("evaluate"))
         self._offsets: dict[str, int] = {}
-        if process.is_main:
-            logs.prepare_folders(self.log_dir, self.model_dir)
-            in_logs = (*text_logs, "metrics.csv", "report.json")
-            logs.prepare_files(self.latest, self.best, *(self.log_dir / name for name in in_logs))
-        barrier()
 
-    def resume(self, flag: str, weights: str = "state_dict") -> dict | None:
-        """The checkpoint that ``--resume`` names, with this record set to its state; None without.
+    def claim(self, flag: str) -> None:
+        """Lock the folders for this run and refuse those that hold another one.
 
-        Files of the original programs, which know nothing of history and seed, are accepted.
-        ``weights`` is the key without which a file is no checkpoint of this program.
+        With ``--resume`` of a file in these folders, or ``auto``, their run may go on; with
+        ``--overwrite`` it may be replaced, which happens in ``open``.
+
+        Raises:
+            UsageError: they cannot be written, another process writes them, or they hold a run.
         """
+        own = flag == "auto" or (flag and Path(flag).resolve().parent == self.model_dir.resolve())
+        overwrite = self.settings.get("overwrite")
+        if overwrite and own:
+            raise UsageError(
+                f"--overwrite with --resume {flag}: start anew or go on, leave one of them out"
+            )
+
+        def claim() -> None:
+            logs.prepare_folders(self.log_dir, self.model_dir)
+            names = [*self._text_logs, *REPORTS[:2]]
+            logs.prepare_files(self.latest, self.best, *(self.log_dir / name for name in names))
+            self._locks = lock_folders([self.log_dir, self.model_dir])
+            for folder in (self.log_dir, self.model_dir):
+                for part in folder.glob(".*.part"):  # of writes that a kill cut short
+                    part.unlink(missing_ok=True)
+            if not (own or overwrite):
+                self._refuse_a_run()
+
+        self._in_main(claim)
+        self._claimed = True
+
+    def resume(self, flag: str, epochs: int) -> dict | None:
+        """Read the checkpoint that ``--resume`` names and take up its history; None without one.
+
+        Files of the original programs, which know nothing of history and seed, are accepted. With
+        ``--evaluate`` nothing is locked or created, and weights alone are enough. With
+        ``--other_data`` the fingerprints of the data may have changed.
+
+        Args:
+            epochs: of the whole run.
+
+        Raises:
+            UsageError: see ``claim``, which is called where it has not been; the file is no
+                checkpoint, its data are others, or nothing is left to be done.
+        """
+        evaluate = self._only_weights
+        if not (self._claimed or evaluate):
+            self.claim(flag)
         path = checkpoint.find(flag, self.latest)
         if path is None:
+            if evaluate:
+                raise UsageError(f"--evaluate --resume {flag}: there is no {self.latest} yet")
             return None
         state = checkpoint.load(path)
-        for key in ("epoch", weights):
-            if key not in state:
-                raise UsageError(
-                    f"--resume {path}: has no {key!r}, not a checkpoint of this program"
-                )
-        if self.process.is_main:
-            print(f"=> loaded checkpoint '{path}' (epoch {state['epoch']})", flush=True)
+        _check(state, path, weights_alone=evaluate)
         run = state.get("run", {})
-        self.history = run.get("history", [])
-        self.best_row = run.get("best_row")
+        self.epoch = operator.index(state.get("epoch", epochs))
+        self._source, self._state = path, state
         self.seed = run.get("seed")
-        if path.resolve() == self.latest.resolve():  # another run's logs are not this one's
+        self.history, self.best_row = run.get("history", []), run.get("best_row")
+        for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
+            row["epoch"] = epoch  # some programs counted from 1 once
+        scores = [row[self.score] for row in [self.best_row] if row]
+        scores += [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
+        self.best_score = max(scores, default=0.0)
+        after = f" (epoch {self.epoch})" if "epoch" in state else ""
+        self.process.say(f"=> loaded checkpoint '{path}'{after}")
+        if evaluate:
+            return state
+        if self.epoch > epochs or (self.epoch == epochs and not self.history):
+            raise UsageError(
+                f"--resume {path}: {self.epoch} epochs are done and {epochs} asked for; evaluate "
+                "it with --evaluate, or ask for more"
+            )
+        self._continues = "run" in state and path.resolve().parent == self.model_dir.resolve()
+        if self._continues:  # the logs of another run are not this one's
             self._offsets = run.get("offsets", {})
+        elif flag != "auto" and not self.settings.get("overwrite"):
+            self._in_main(self._refuse_a_run)
+        self._compare_data(run.get("facts", {}), path)
         self._note_changes(run.get("settings", {}))
         return state
+
+    def _refuse_a_run(self) -> None:
+        files = [self.latest, self.best, *(self.log_dir / name for name in REPORTS[:2])]
+        if any(file.exists() for file in files) or self._numbered_files():
+            raise UsageError(
+                f"{self.model_dir}: holds a run already; go on with --resume auto, replace it with "
+                "--overwrite, or give this run another folder"
+            )
+
+    def _numbered_files(self) -> list[Path]:
+        pattern = re.sub(r"{.*?}", "*", self._numbered)
+        return list(self.model_dir.glob(pattern)) if pattern else []
+
+    def _compare_data(self, before: Mapping[str, object], path: Path) -> None:
+        changed = [
+            f"{key} was {str(before[key])[:12]}… and is {str(value)[:12]}…"
+            for key, value in self.facts.items()
+            if key.endswith("sha256") and before.get(key, value) != value
+        ]
+        if not changed:
+            return
+        changes = f"--resume {path}: the data are not those of this run, {'; '.join(changed)}"
+        if not self.settings.get("other_data"):
+            raise UsageError(f"{changes}. Bring them back, or accept these with --other_data")
+        self.process.say(f"note: {changes}")
 
     def _note_changes(self, before: Mapping[str, object]) -> None:
         changed = [
@@ -99,36 +217,132 @@ class Record:
             for key, value in self.settings.items()
             if key in before and before[key] != value and key not in FREE_TO_CHANGE
         ]
-        if changed and self.process.is_main:
-            print(f"note: resuming with changed settings: {', '.join(changed)}", flush=True)
+        if changed:
+            self.process.say(f"note: resuming with changed settings: {', '.join(changed)}")
+
+    def restore(
+        self,
+        model: nn.Module | Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        *,
+        optional: Mapping[str, str] | None = None,
+    ) -> None:
+        """Set model, optimiser and scaler to the checkpoint's state, if there is one to go on from.
+
+        The checkpoints of this run will hold what they are then.
+
+        Args:
+            model: under the key ``state_dict``, or several modules under a key each.
+            optional: {key: sentence} of what a file of the original lacks; the sentence is said.
+
+        Raises:
+            UsageError: something is missing, or belongs to another network or optimiser.
+        """
+        modules = model if isinstance(model, Mapping) else {"state_dict": model}
+        self._modules = {key: launch.unwrap(module) for key, module in modules.items()}
+        self._optimizer, self._scaler = optimizer, scaler
+        if self._state is None:
+            return
+        state, source = self._state, f"--resume {self._source}"
+        if self._only_weights and len(modules) == 1 and "state_dict" not in state:
+            state = {"state_dict": state}  # bare weights
+        wanted = [*modules] if self._only_weights else [*modules, "optimizer"]
+        for key in wanted:
+            if key in state:
+                continue
+            if key not in (optional or {}):
+                cure = "; weights alone are for --evaluate" if key == "optimizer" else ""
+                raise UsageError(f"{source}: has no {key!r}, no checkpoint of this program{cure}")
+            self.process.say(f"note: {self._source}: {optional[key]}")
+        for key, module in self._modules.items():
+            if key in state:
+                checkpoint.load_weights(module, state[key], source)
+        if not self._only_weights:
+            if "optimizer" in state:
+                checkpoint.load_optimizer(optimizer, state["optimizer"], source)
+            if state.get("scaler"):  # that of a float32 run is empty
+                checkpoint.load_scaler(scaler, state["scaler"], source)
+        self._state = None  # its weights need no more memory
 
     def open(self, seed: int) -> None:
         """Open the logs: anew, or cut back to where the checkpoint was taken."""
+        if not self._claimed:
+            self.claim("")
         self.seed = seed
         writes = self.process.is_main
+        if writes and not self._continues:
+            stale = [self.latest, self.best, *self._numbered_files()]
+            stale += [self.log_dir / name for name in REPORTS]
+            stale += self._events.glob("events.out.tfevents.*")
+            for file in stale:  # of the run that is replaced, or of one killed in its first epoch
+                if self._source is None or file.resolve() != self._source.resolve():
+                    file.unlink(missing_ok=True)
         self.log = {
             name: logs.TextLog(self.log_dir / name if writes else None, self._offsets.get(name))
             for name in self._text_logs
         }
-        self.writer = None
         if writes:
-            self.writer = logs.Events(self._events, start_epoch=len(self.history))
+            self.writer = logs.Events(self._events, start_epoch=self.epoch)
 
-    @property
-    def best_score(self) -> float:
-        """Best score so far, 0 before the first epoch."""
-        return self.best_row[self.score] if self.best_row else 0.0
+    def is_best(self, row: Mapping[str, object]) -> bool:
+        """Whether an epoch beats ``best_score``; the first does in any case."""
+        if self.score not in row:  # it was not evaluated
+            return False
+        first = self.best_row is None and self.best_score == 0
+        return first or self._better(row[self.score], self.best_score)
 
-    def end_epoch(self, row: dict, *, is_best: bool) -> None:
-        """Append a finished epoch to the history and rewrite metrics.csv."""
+    def end_epoch(self, row: dict, *, numbered: bool = False, **entries: object) -> None:
+        """Append a finished epoch to the history, rewrite metrics.csv, and write the checkpoint.
+
+        Args:
+            row: the epoch's figures, "epoch" counted from 0.
+            numbered: keep a checkpoint under the epoch's number, too.
+            entries: what else the checkpoint holds, as plain values and tensors.
+
+        Raises:
+            NonFiniteLoss: a loss, weight or moment is NaN or infinite; nothing is written then.
+        """
+        for key in ("train_loss", "loss"):
+            if not math.isfinite(row.get(key, 0.0)):
+                raise NonFiniteLoss(
+                    f"{key} is {row[key]} in epoch {row['epoch']}; {precision.CURE}"
+                )
+        state = self._snapshot(row["epoch"] + 1, entries)
+        self.epoch = row["epoch"] + 1
+        paths = [self.latest]
+        if numbered:
+            paths.insert(0, self.model_dir / self._numbered.format(self.epoch))
+        if self.is_best(row):
+            self.best_score = row[self.score]
+            paths.insert(0, self.best)  # the latest is the last: a kill before repeats the epoch
         self.history.append(row)
-        if is_best or self.best_row is None:
+        if self.best_row is None or (
+            self.score in row and self._better(row[self.score], self.best_row[self.score])
+        ):
             self.best_row = row
         if self.process.is_main:
             report.write_metrics(self.log_dir, self.history)
+        self._write(state, *paths)
 
-    def save(self, state: Mapping[str, object], *, is_best: bool = False) -> None:
-        """Write the checkpoint, the best one first: a kill between the two repeats the epoch."""
+    def save(self, **entries: object) -> None:
+        """Write the checkpoint in the middle of an epoch; ``entries`` say where."""
+        self._write(self._snapshot(self.epoch, entries), self.latest)
+
+    def _snapshot(self, epoch: int, entries: Mapping[str, object]) -> dict:
+        """What the checkpoint holds besides the record; ``NonFiniteLoss`` if it shall not be."""
+        state = {
+            "epoch": epoch,
+            **entries,
+            **{key: module.state_dict() for key, module in self._modules.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+        if (name := precision.first_non_finite(state)) is not None:
+            raise NonFiniteLoss(f"{name} is not finite after {epoch} epochs; {precision.CURE}")
+        return state
+
+    def _write(self, state: Mapping[str, object], *paths: Path) -> None:
         if self.process.is_main:
             if self.writer is not None:
                 self.writer.flush()
@@ -138,10 +352,10 @@ class Record:
                 "best_row": self.best_row,
                 "offsets": {name: log.offset for name, log in self.log.items()},
                 "settings": self.settings,
+                "facts": logs.plain(self.facts),
             }
-            paths = [self.best, self.latest] if is_best else [self.latest]
             checkpoint.save({**state, "run": run}, *paths)
-        barrier()
+        launch.barrier()
 
     def finish(self, cls_num_list: Sequence[int], **facts: object) -> None:
         """Write the report of a run that reached its last epoch, and close the logs."""
@@ -155,31 +369,59 @@ class Record:
                 seed=self.seed,
                 split=self.split,
                 device=self.process.device,
-                **facts,
+                **{**self.facts, **facts},
             )
             final, best = self.history[-1], self.best_row
             name = "top-1" if self.score == "top1" else self.score
-            print(
+            self.process.say(
                 f"last epoch {final['epoch']}: {name} {final[self.score]:.3f}; "
                 f"best on the {self.split} set, epoch {best['epoch']}: {best[self.score]:.3f}; "
-                f"report in {self.log_dir}",
-                flush=True,
+                f"report in {self.log_dir}"
             )
         self.close()
 
     def close(self) -> None:
-        """Close logs and event file."""
+        """Close logs and event file, and unlock the folders."""
         for log in self.log.values():
             log.close()
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+        for lock in self._locks:
+            lock.close()
+
+    def _in_main(self, action: Callable[[], None]) -> None:
+        """Do something in process 0; a ``UsageError`` ends all processes."""
+        message = None
+        if self.process.is_main:
+            try:
+                action()
+            except UsageError as error:
+                message = str(error)
+        message = launch.broadcast_object(message)
+        if message is not None:
+            raise UsageError(message)
 
 
-def _plain(value: object) -> object:
-    """A setting as a checkpoint and JSON can hold it."""
-    if isinstance(value, (torch.Tensor,)):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+def _check(state: Mapping[str, object], path: Path, *, weights_alone: bool) -> None:
+    """Refuse a checkpoint whose epoch or record is no such thing; weights may be all it holds."""
+    epoch = state.get("epoch", 0 if weights_alone else None)
+    try:
+        valid = operator.index(epoch) >= 0 and not isinstance(epoch, bool)
+    except TypeError:
+        valid = False
+    if "epoch" not in state and not weights_alone:
+        raise UsageError(f"--resume {path}: has no 'epoch', not a checkpoint of this program")
+    if not valid:
+        raise UsageError(f"--resume {path}: its 'epoch' is {epoch!r}, not a number of epochs")
+    for key in ("best_acc1", "best_bacc"):
+        try:
+            valid = math.isfinite(float(state.get(key, 0)))
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise UsageError(f"--resume {path}: its {key!r} is {state[key]!r}, not an accuracy")
+    run = state.get("run", {})
+    history = run.get("history", []) if isinstance(run, dict) else None
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise UsageError(f"--resume {path}: its 'run' is not the record of a run")

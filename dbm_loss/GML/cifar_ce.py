@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, seeds, speed
-from common.training.record import Record
+from common.training.old_record import Record
 from datasets.long_tail import make_loaders, require_images
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts

@@ -16,8 +16,8 @@ from common.training import checkpoint
 from common.training.errors import UsageError
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
+from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
-from common.training.record import Record
 from common.training.seeds import seed_everything
 from datasets.loaders import DeviceLoader, WorkersLoader
 from dbm_loss.GML.losses import GMLLoss
@@ -215,7 +215,7 @@ def train_one_epoch(
     lr = optimizer.param_groups[0]["lr"]
     is_moco = isinstance(unwrap(model), MoCo)
     contrast = args.alpha > 0 or args.beta > 0
-    guard = FiniteGuard()
+    guard = FiniteGuard(model, optimizer)
     bar = Progress(f"epoch {epoch}", steps, enabled=process.is_main)
     bar.step(start_step)
     batch_time, data_time = AverageMeter(), AverageMeter()

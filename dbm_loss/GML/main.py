@@ -28,7 +28,7 @@ from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.logs import write_text
-from common.training.record import Record
+from common.training.old_record import Record
 from datasets.loaders import WorkersLoader
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts

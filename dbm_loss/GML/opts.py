@@ -201,7 +201,6 @@ def _add_ours(parser: argparse.ArgumentParser, cifar: bool) -> None:
         return
     add("--list_dir", "--list-dir", metavar="DIR",
         help="folder of the list files, if they are neither in imagenet_inat/data/ nor in --data")
-    add("--overwrite", action="store_true", help="start anew in the folder of an earlier run")
     add("--save_every", "--save-every", type=int, default=0, metavar="N",
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)")
     # fmt: on

@@ -16,8 +16,8 @@ from common.evaluation import Tally
 from common.gather import gather_batch
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
+from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
-from common.training.record import Record
 from dbm_loss.augment import batch, recipes
 from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.cifar.schedule import Schedule
@@ -143,7 +143,7 @@ def train_one_epoch(
     """
     losses = AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
-    guard = FiniteGuard()
+    guard = FiniteGuard(model, optimizer)
     cast = partial(autocast, process.device, args.amp)
     progress = Progress(f"Training {epoch + 1}", len(loader), enabled=process.is_main)
     model.train()

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 from common.imbalance import sample_weights
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
-from common.training.record import Record
+from common.training.old_record import Record
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from dbm_loss.cifar import opts

@@ -13,8 +13,8 @@ from common.evaluation import Tally
 from common.gather import gather_batch
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import Progress
+from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
-from common.training.record import Record
 from common.training.seeds import seed_everything
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.cutmix import cutmix
@@ -132,7 +132,7 @@ def train_one_epoch(
     ``start_step``. ``save(step)`` writes a checkpoint and is called every ``--save_every`` steps.
     """
     device, lr = process.device, optimizer.param_groups[0]["lr"]
-    guard = FiniteGuard()
+    guard = FiniteGuard(model, optimizer)
     bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     bar.step(start_step)
     pasted = None if balanced is None else iter(balanced)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.logs import write_text
-from common.training.record import Record
+from common.training.old_record import Record
 from dbm_loss.flags import margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import load_data, make_loaders

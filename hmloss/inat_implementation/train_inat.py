@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.training import launch, seeds, speed
-from common.training.record import Record
+from common.training.old_record import Record
 from common.training.report import fingerprint
 from datasets.augment import recipes
 from datasets.listfile import ListFile, find_list, size_warning, split_name

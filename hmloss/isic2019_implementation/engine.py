@@ -54,7 +54,7 @@ def train_one_epoch(
     ``learning_rate`` gives the rate of a step of this epoch; "lr" is that of the last one.
     """
     losses, top1 = AverageMeter(), AverageMeter()
-    guard = FiniteGuard()
+    guard = FiniteGuard(model, optimizer)
     progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     model.train()
     for step, (images, target, _) in enumerate(loader):

@@ -27,8 +27,8 @@ from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
+from common.training.old_record import Record
 from common.training.pictures import picture
-from common.training.record import Record
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
 from hmloss.engine import build_criterion

@@ -10,7 +10,7 @@ import torch
 from common.imbalance import class_counts, inverse_frequency_weights
 from common.training.errors import UsageError
 from common.training.launch import Process
-from common.training.record import Record
+from common.training.old_record import Record
 from dbm_loss.cifar import engine, opts
 from dbm_loss.cifar.models import build_model
 from dbm_loss.cifar.schedule import Schedule

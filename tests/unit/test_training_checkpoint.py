@@ -1,9 +1,13 @@
 """Checkpoints appear complete or not at all, and are read without running what they hold."""
 
+import argparse
+import collections
+import decimal
 import errno
 import io
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,17 +96,85 @@ def test_cut_short_is_said(tmp_path, length):
         checkpoint.load(path)
 
 
+def test_every_damaged_byte_is_noticed_or_changes_nothing(tmp_path):
+    path = tmp_path / "ckpt.pth"
+    state = {"epoch": 1, "state_dict": {"w": torch.arange(40.0), "b": torch.ones(3)}}
+    checkpoint.save(state, path)
+    good = path.read_bytes()
+    refused = 0
+    for at in range(0, len(good), 3):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        try:
+            loaded = checkpoint.load(path)
+        except UsageError:
+            refused += 1
+            continue
+        assert loaded["epoch"] == 1 and loaded["state_dict"].keys() == {"w", "b"}
+        for key, value in state["state_dict"].items():
+            assert torch.equal(loaded["state_dict"][key], value), at
+    assert refused > 100
+
+
+def test_a_damaged_weight_is_named(tmp_path):
+    path = tmp_path / "ckpt.pth"
+    checkpoint.save({"epoch": 1, "state_dict": {"w": torch.full((100,), 1.5)}}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(np.float32(1.5).tobytes() * 100) + 5] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["state_dict"]["w"][1] != 1.5  # torch takes it
+    with pytest.raises(UsageError) as error:
+        checkpoint.load(path)
+    assert str(error.value) == (
+        f"{path}: damaged, the checksum of archive/data/0 is wrong; take another copy, or an "
+        "earlier checkpoint"
+    )
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("sprung",)
 
 
-def test_code_in_a_file_is_never_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("value", "where"), [
+    ({"state_dict": Trap()}, "entry 'state_dict' is of posix.mkdir"),
+    ({"epoch": 1, "args": {"lr": [0.1, decimal.Decimal(2)]}},
+     "entry 'args'['lr'][1] is of decimal.Decimal"),
+    (Trap(), "all of it is of posix.mkdir"),
+])  # fmt: skip
+def test_code_in_a_file_is_never_run_and_the_entry_named(tmp_path, monkeypatch, value, where):
     monkeypatch.chdir(tmp_path)
-    torch.save({"epoch": 1, "state_dict": Trap()}, "evil.pth")
-    with pytest.raises(UsageError, match=r"evil\.pth: refused"):
+    torch.save(value, "evil.pth")
+    with pytest.raises(UsageError) as error:
         checkpoint.load("evil.pth")
+    message = str(error.value)
+    assert message.startswith(f"evil.pth: refused, {where}, and to make one could run code; only")
+    assert "torch.save it anew" in message
+    assert "weights_only" not in message and "\n" not in message
     assert not os.path.exists("sprung")
+
+
+def test_what_published_checkpoints_hold_is_read(tmp_path):
+    state = {
+        "args": argparse.Namespace(lr=0.1, cls_num_list=np.array([5, 2])),
+        "best_acc1": np.float64(71.5),
+        "per_class": np.ones((2, 3), dtype=np.float32),
+        "state_dict": collections.OrderedDict(w=torch.ones(2)),
+    }
+    torch.save(state, tmp_path / "original.pth")
+    loaded = checkpoint.load(tmp_path / "original.pth")
+    assert loaded["best_acc1"] == 71.5 and loaded["args"].cls_num_list.tolist() == [5, 2]
+    assert loaded["per_class"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("state", "words"), [
+    ([1], "its state dict is a list, not a dictionary of tensors"),
+    ({"w": [1.0]}, "entry 'w' of its state dict is a list, no tensor"),
+    ({"w": torch.tensor([1, float("inf")])}, "w holds values that are not finite, the run that"),
+])  # fmt: skip
+def test_a_state_dict_of_something_else_is_named(tmp_path, state, words):
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=rf"w\.pth: {words}"):
+        checkpoint.load_state_dict(tmp_path / "w.pth")
 
 
 def test_find(tmp_path):
@@ -134,3 +206,50 @@ def test_another_architecture_is_refused_with_the_difference(model, words):
     state = nn.Sequential(nn.Linear(2, 3)).state_dict()
     with pytest.raises(UsageError, match=words):
         checkpoint.load_weights(model, state, "file")
+
+
+def network(width=3):
+    return nn.Linear(2, width)
+
+
+def trained(kind, model=None):
+    model = network() if model is None else model
+    optimizer = kind(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def sgd(parameters, lr=0.1, momentum=0.9):
+    return torch.optim.SGD(parameters, lr, momentum=momentum)
+
+
+def test_an_optimizer_takes_the_momentum_and_keeps_its_settings():
+    before, optimizer = trained(sgd), sgd(network().parameters(), lr=0.5, momentum=0.8)
+    checkpoint.load_optimizer(optimizer, before.state_dict(), "file")
+    assert optimizer.param_groups[0]["lr"] == 0.5 and optimizer.param_groups[0]["momentum"] == 0.8
+    (weight, _) = optimizer.param_groups[0]["params"]
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(("state", "words"), [
+    (trained(torch.optim.Adam).state_dict(), "another kind, 'momentum' is in only one of them"),
+    (trained(sgd, network(4)).state_dict(),
+     r"momentum_buffer of parameter 0 is \(4, 2\), not \(3, 2\)"),
+    (trained(sgd, nn.Linear(2, 3, bias=False)).state_dict(),
+     r"it has groups of \[1\] parameters, here are \[2\]"),
+    ({"state": {}}, "KeyError: 'param_groups'"),
+    ([1, 2], "TypeError"),
+    ("text", "TypeError"),
+    ({"state": {9: {}}, "param_groups": trained(sgd).state_dict()["param_groups"]}, "IndexError"),
+])  # fmt: skip
+def test_another_optimizer_is_refused(state, words):
+    with pytest.raises(UsageError, match=f"file: its 'optimizer' is not SGD's of this .*{words}"):
+        checkpoint.load_optimizer(sgd(network().parameters()), state, "file")
+
+
+@pytest.mark.parametrize("state", [{"scale": 1.0}, [1.0], {"scale": "high"}, {"scale": -1.0}])
+def test_another_scaler_is_refused(state):
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    with pytest.raises(UsageError, match="file: its 'scaler' is not that of --amp fp16"):
+        checkpoint.load_scaler(scaler, state, "file")

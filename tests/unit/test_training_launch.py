@@ -47,7 +47,8 @@ def test_a_program_bug_keeps_its_traceback():
 
 
 def test_finite_guard_names_the_place():
-    guard = precision.FiniteGuard()
+    model = torch.nn.Linear(1, 1)
+    guard = precision.FiniteGuard(model, torch.optim.SGD(model.parameters(), 0.1))
     guard.check(torch.tensor(1.5), epoch=0, step=0, lr=0.1)
     with pytest.raises(NonFiniteLoss, match=r"inf at epoch 3, step 7, learning rate 0\.1"):
         guard.check(torch.tensor(float("inf")), epoch=3, step=7, lr=0.1)

@@ -1,4 +1,4 @@
-"""Logs that can be cut back, meters, the record of a run, its report."""
+"""Logs that can be cut back, meters, the report of a run."""
 
 import json
 import os
@@ -14,12 +14,8 @@ from tensorboardX.proto import event_pb2
 
 from common.training import logs
 from common.training.errors import RunError, UsageError
-from common.training.launch import Process
-from common.training.record import Record
 from common.training.report import write_report
 from common.training.schedules import stretch, unreached
-
-CPU = Process(torch.device("cpu"))
 
 
 def test_a_log_is_cut_back_to_the_checkpoint(tmp_path):
@@ -83,7 +79,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
     with pytest.raises(RunError, match=r"/log: cannot be written \(Is a directory\)"):
         logs.write_json(tmp_path / "log", {})
     with pytest.raises(UsageError, match=r"ckpt\.pth\.tar: a folder is where this file goes"):
-        Record(tmp_path, tmp_path, CPU, {})
+        logs.prepare_files(tmp_path / "ckpt.pth.tar")
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pth.tar", "log"]
 
 
@@ -134,39 +130,6 @@ def row(epoch, top1):
         "top1": top1, "top5": 90.0, "loss": 1.5, "ece": 3.0, "cls_acc": [0.5, 0.25, float("nan")],
         "many": top1, "medium": float("nan"), "few": 1.0, "epoch_s": 0.5,
     }  # fmt: skip
-
-
-def test_a_resumed_record_equals_an_unbroken_one(tmp_path):
-    def run(folder, epochs, resume):
-        record = Record(folder, folder, CPU, {"lr": 0.1}, text_logs=("log",))
-        state = record.resume(resume)
-        record.open(seed=4 if state is None else record.seed)
-        for epoch in range(state["epoch"] if state else 0, epochs):
-            record.log["log"].write(f"epoch {epoch}\n")
-            is_best = (score := [3.0, 9.0, 5.0][epoch]) > record.best_score
-            record.end_epoch(row(epoch, score), is_best=is_best)
-            record.save({"epoch": epoch + 1, "state_dict": {}}, is_best=is_best)
-        return record
-
-    run(tmp_path / "a", 3, "").finish([5, 2, 1])
-    broken = run(tmp_path / "b", 2, "")
-    broken.log["log"].write("half an epo")  # a kill in the middle of epoch 2
-    broken.close()
-    run(tmp_path / "b", 3, "auto").finish([5, 2, 1])
-    for name in ("log", "metrics.csv"):
-        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
-    reports = [json.loads((tmp_path / x / "report.json").read_text()) for x in "ab"]
-    assert reports[0]["best"]["epoch"] == reports[1]["best"]["epoch"] == 1
-    assert reports[0]["final"]["top1"] == 5.0 and reports[0]["seed"] == reports[1]["seed"] == 4
-
-
-def test_other_processes_write_nothing(tmp_path):
-    record = Record(tmp_path / "x", tmp_path / "y", Process(torch.device("cpu"), 1, 1), {})
-    record.open(0)
-    record.end_epoch(row(0, 1.0), is_best=True)
-    record.save({"epoch": 1, "state_dict": {}})
-    record.finish([1])
-    assert os.listdir(tmp_path) == []
 
 
 def test_report_pictures_show_something(tmp_path):

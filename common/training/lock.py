@@ -1,0 +1,58 @@
+"""A run's folders belong to it alone while it lives, however it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+from common.training.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing locks there
+    fcntl = None
+
+
+def lock_folders(folders: Iterable[Path]) -> list[TextIO]:
+    """Lock folders until the returned files are closed or the process ends.
+
+    Record locks of POSIX: the workers that a process forks do not inherit them, and none that
+    outlives a killed run by some seconds keeps out the run that goes on.
+
+    Raises:
+        UsageError: another run has locked one of them; says which process.
+    """
+    files = []
+    try:
+        for folder in sorted(set(folders)):
+            files.append(open(folder / ".lock", "a+"))  # noqa: SIM115 (closed by the caller)
+            _lock(files[-1], folder)
+    except UsageError:
+        for file in files:
+            file.close()
+        raise
+    return files
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise UsageError(
+            f"{folder}: another run is writing there, {file.read() or 'an unknown process'}; wait "
+            "until it has ended, or give this run another folder"
+        ) from None
+    except OSError as error:
+        print(
+            f"note: {folder} cannot be locked ({error.strerror}): start no second run there",
+            flush=True,
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+    file.flush()

@@ -1,0 +1,369 @@
+"""The record of a run: what goes on from it, what it refuses, what it never writes."""
+
+import json
+import multiprocessing
+import os
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from common.training import checkpoint, report
+from common.training.errors import NonFiniteLoss, UsageError
+from common.training.launch import Process
+from common.training.record import Record
+
+CPU = Process(torch.device("cpu"))
+FACTS = {"dataset": "digits", "pixels_sha256": "0" * 64}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(report, "picture", lambda path, draw, *args: None)
+
+
+def row(epoch, top1):
+    return {
+        "epoch": epoch, "lr": 0.1, "train_loss": 2.0 / (epoch + 1), "train_top1": top1 + 5,
+        "top1": top1, "top5": 90.0, "loss": 1.5, "ece": 3.0, "cls_acc": [0.5, 0.25, float("nan")],
+        "many": top1, "medium": float("nan"), "few": 1.0, "epoch_s": 0.5,
+    }  # fmt: skip
+
+
+class Run:
+    """A program of one weight; in epoch e the weight becomes e + 1 and the score ``SCORES[e]``."""
+
+    SCORES = (3.0, 9.0, 5.0, 9.0)
+
+    def __init__(self, folder, resume="", epochs=4, facts=FACTS, kind=torch.optim.SGD, **settings):
+        options = settings.pop("options", {})
+        self.model = nn.Linear(1, 1, bias=False)
+        self.optimizer = kind(self.model.parameters(), 0.1)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=settings.get("amp") == "fp16")
+        self.record = Record(
+            folder / "log", folder / "model", CPU, settings, facts,
+            numbered="{}_ckpt.pth.tar", text_logs=("log",), **options,
+        )  # fmt: skip
+        self.state = self.record.resume(resume, epochs)
+        self.record.restore(self.model, self.optimizer, self.scaler)
+
+    def train(self, epochs=4):
+        record = self.record
+        record.open(4 if record.seed is None else record.seed)
+        for epoch in range(record.epoch, epochs):
+            nn.init.constant_(self.model.weight, epoch + 1)
+            record.log["log"].write(f"epoch {epoch}\n")
+            record.writer.add_scalar("top1", self.SCORES[epoch], epoch)
+            record.end_epoch(row(epoch, self.SCORES[epoch]), numbered=epoch == 2, arch="line")
+        return self
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def weight(path):
+    return float(torch.load(path, weights_only=True)["state_dict"]["weight"])
+
+
+def test_a_resumed_record_equals_an_unbroken_one(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    Run(a).train().record.finish([5, 2, 1])
+    broken = Run(b).train(2).record
+    broken.log["log"].write("half an epo")  # a kill in the middle of epoch 2
+    broken.close()
+    Run(b, "auto").train().record.finish([5, 2, 1])
+    for name in ("log", "metrics.csv"):
+        assert (a / "log" / name).read_text() == (b / "log" / name).read_text()
+    assert pd.read_csv(a / "log" / "metrics.csv")["epoch"].tolist() == [0, 1, 2, 3]
+    reports = [json.loads((x / "log" / "report.json").read_text()) for x in (a, b)]
+    for found in reports:
+        assert found["best"]["epoch"] == 1 and found["final"]["top1"] == 9.0
+        assert found["seed"] == 4 and found["pixels_sha256"] == "0" * 64
+    model = a / "model"
+    assert sorted(os.listdir(model)) == [
+        ".lock", "3_ckpt.pth.tar", "ckpt.best.pth.tar", "ckpt.pth.tar",
+    ]  # fmt: skip
+    assert weight(model / "ckpt.best.pth.tar") == 2 and weight(model / "ckpt.pth.tar") == 4
+    assert weight(model / "3_ckpt.pth.tar") == 3
+
+
+def test_of_equals_the_first_or_the_last_is_the_best(tmp_path):
+    Run(tmp_path, options={"later_of_equals": True}).train().record.close()
+    assert weight(tmp_path / "model" / "ckpt.best.pth.tar") == 4
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("ckpt.best", 2), ("3_ckpt", 3)])
+def test_the_runs_own_best_or_numbered_checkpoint_goes_back_to_its_epoch(tmp_path, name, epochs):
+    whole = Run(tmp_path / "whole").train().record
+    whole.finish([5, 2, 1])
+    Run(tmp_path / "back").train().record.close()
+    back = Run(tmp_path / "back", str(tmp_path / "back" / "model" / f"{name}.pth.tar"))
+    assert back.record.epoch == epochs and back.record.seed == 4
+    assert back.model.weight.item() == epochs
+    back.train().record.finish([5, 2, 1])
+    for path in ("log/log", "log/metrics.csv"):
+        assert files(tmp_path / "back")[path] == files(tmp_path / "whole")[path]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    other = Process(torch.device("cpu"), 1, 1)
+    record = Record(tmp_path / "x", tmp_path / "y", other, {})
+    model = nn.Linear(1, 1)
+    record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
+    record.open(0)
+    record.end_epoch(row(0, 1.0))
+    record.finish([1])
+    assert os.listdir(tmp_path) == []
+
+
+def spoil_loss(run, bad):
+    return {"loss": bad}
+
+
+def spoil_train_loss(run, bad):
+    return {"train_loss": bad}
+
+
+def spoil_weight(run, bad):
+    nn.init.constant_(run.model.weight, bad)
+    return {}
+
+
+def spoil_buffer(run, bad):
+    run.model.register_buffer("mean", torch.tensor([0.0, bad]))
+    return {}
+
+
+def spoil_momentum(run, bad):
+    run.optimizer.state[run.model.weight]["momentum_buffer"] = torch.full((1, 1), bad)
+    return {}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(("spoil", "words"), [
+    (spoil_loss, "loss is {bad} in epoch 3;"),
+    (spoil_train_loss, "train_loss is {bad} in epoch 3;"),
+    (spoil_weight, "state_dict.weight is not finite after 4 epochs;"),
+    (spoil_buffer, "state_dict.mean is not finite after 4 epochs;"),
+    (spoil_momentum, "optimizer.state.0.momentum_buffer is not finite after 4 epochs;"),
+])  # fmt: skip
+def test_nothing_is_written_of_an_epoch_that_diverged(tmp_path, spoil, words, bad):
+    run = Run(tmp_path).train(3)
+    before = files(tmp_path)
+    with pytest.raises(NonFiniteLoss) as error:
+        run.record.end_epoch({**row(3, 99.0), **spoil(run, bad)}, numbered=True)
+    assert str(error.value).startswith(words.format(bad=bad))
+    assert str(error.value).endswith(
+        "the run has diverged, what was saved before is kept. Lower --lr, or look for broken images"
+    )
+    run.record.close()
+    after = files(tmp_path)
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in before if "events" not in name)
+
+
+def hold(folder, ready, release, grandchild):
+    """Claim the folders in another process and keep them until released."""
+    record = Record(folder / "log", folder / "model", CPU, {})
+    record.claim("auto")
+    if grandchild and os.fork() == 0:  # a worker that outlives its killed parent
+        os.read(release, 1)
+        os._exit(0)
+    os.write(ready, b"x")
+    if not grandchild:
+        os.read(release, 1)
+    os._exit(0)
+
+
+def start_holder(folder, grandchild=False):
+    ready, release = os.pipe(), os.pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=hold, args=(folder, ready[1], release[0], grandchild)
+    )
+    process.start()
+    os.read(ready[0], 1)
+    return process, release[1]
+
+
+@pytest.mark.parametrize("settings", [{"resume": "auto"}, {"overwrite": True}])
+def test_a_living_run_keeps_its_folders(tmp_path, settings):
+    Run(tmp_path).train(2).record.close()
+    before = files(tmp_path)
+    process, release = start_holder(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path, **settings)
+    assert str(error.value).startswith(
+        f"{tmp_path / 'log'}: another run is writing there, process {process.pid} of "
+    )
+    os.write(release, b"x")
+    process.join()
+    assert files(tmp_path) == before
+    Run(tmp_path, **settings).record.close()
+
+
+def test_workers_of_a_killed_run_do_not_keep_its_folders(tmp_path):
+    process, release = start_holder(tmp_path, grandchild=True)
+    process.join()
+    Run(tmp_path, "auto").record.close()
+    os.write(release, b"x")
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path):
+    Run(tmp_path).train(2).record.close()
+    before = files(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'model'}: holds a run already; go on with --resume auto, replace it with "
+        "--overwrite, or give this run another folder"
+    )
+    with pytest.raises(UsageError, match="--overwrite with --resume auto: start anew or go on"):
+        Run(tmp_path, "auto", overwrite=True)
+    assert files(tmp_path) == before
+    for name in ("model/ckpt.pth.tar", "model/ckpt.best.pth.tar"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UsageError, match="holds a run already"):  # its metrics are left
+        Run(tmp_path)
+
+
+def test_another_runs_checkpoint_does_not_replace_the_run_in_a_folder(tmp_path):
+    Run(tmp_path / "a").train(2).record.close()
+    Run(tmp_path / "b").train(1).record.close()
+    other = str(tmp_path / "b" / "model" / "ckpt.pth.tar")
+    with pytest.raises(UsageError, match="holds a run already"):
+        Run(tmp_path / "a", other)
+    anew = Run(tmp_path / "a", other, overwrite=True).train()
+    assert anew.record.epoch == 4 and len(anew.record.history) == 4
+    assert (tmp_path / "a" / "log" / "log").read_text() == "epoch 1\nepoch 2\nepoch 3\n"
+
+
+def test_overwrite_removes_the_run_once_the_new_one_begins(tmp_path):
+    Run(tmp_path).train().record.finish([5, 2, 1])
+    (tmp_path / "model" / "mine.txt").write_text("not the run's")
+    run = Run(tmp_path, overwrite=True)
+    assert (tmp_path / "model" / "ckpt.pth.tar").exists()
+    run.record.open(7)
+    found = files(tmp_path)
+    assert {name for name in found if "events" not in name} == {"log/log", "model/mine.txt"}
+    assert found["log/log"] == b"" and sum("events" in name for name in found) == 1
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_at_the_start(tmp_path):
+    (tmp_path / "model" / "ckpt.pth.tar").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"ckpt\.pth\.tar: a folder is where this file goes"):
+        Run(tmp_path)
+
+
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
+    Run(tmp_path).train(1).record.close()
+    for name in ("model/.ckpt.pth.tar.ab12.part", "log/.metrics.csv.cd34.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "log" / "my.part").write_text("not the run's")
+    Run(tmp_path, "auto").record.close()
+    assert [name for name in files(tmp_path) if name.endswith(".part")] == ["log/my.part"]
+
+
+def test_other_data_are_refused_or_accepted(tmp_path, capsys):
+    Run(tmp_path).train(1).record.close()
+    other = FACTS | {"pixels_sha256": "f" * 64}
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path, "auto", facts=other)
+    path = tmp_path / "model" / "ckpt.pth.tar"
+    assert str(error.value) == (
+        f"--resume {path}: the data are not those of this run, pixels_sha256 was 000000000000… and "
+        "is ffffffffffff…. Bring them back, or accept these with --other_data"
+    )
+    Run(tmp_path, "auto", facts=other, other_data=True).train(2).record.close()
+    assert f"note: --resume {path}: the data are not those of this run" in capsys.readouterr().out
+    Run(tmp_path, "auto", facts=other).record.close()  # accepted once
+    Run(tmp_path, "auto", facts=other | {"labels_sha256": "1"}).record.close()  # unknown then
+
+
+def change(path, **entries):
+    state = torch.load(path, weights_only=True)
+    for key, value in entries.items():
+        if value is None and key not in ("epoch",):
+            del state[key]
+        else:
+            state[key] = value
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(("entries", "words"), [
+    ({"epoch": "three"}, "its 'epoch' is 'three', not a number of epochs"),
+    ({"epoch": None}, "its 'epoch' is None, not a number of epochs"),
+    ({"epoch": -3}, "its 'epoch' is -3, not a number of epochs"),
+    ({"epoch": True}, "its 'epoch' is True, not a number of epochs"),
+    ({"epoch": 2.5}, "its 'epoch' is 2.5, not a number of epochs"),
+    ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it with --evaluate, or"),
+    ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not an accuracy"),
+    ({"run": [1]}, "its 'run' is not the record of a run"),
+    ({"run": {"history": [1]}}, "its 'run' is not the record of a run"),
+    ({"run": None, "epoch": 4}, "4 epochs are done and 4 asked for; evaluate it with --evaluate"),
+    ({"state_dict": None}, "has no 'state_dict', no checkpoint of this program"),
+    ({"state_dict": [1]}, "its state dict is a list, not a dictionary of tensors"),
+    ({"state_dict": {"weight": torch.ones(2, 1)}}, r".* it differs: weight is \(2, 1\),"),
+    ({"optimizer": None}, "has no 'optimizer', .*; weights alone are for --evaluate"),
+    ({"optimizer": {"state": {}}}, "its 'optimizer' is not SGD's of this network"),
+])  # fmt: skip
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, entries, words):
+    Run(tmp_path / "a").train(2).record.close()
+    path = tmp_path / "a" / "model" / "ckpt.pth.tar"
+    change(path, **entries)
+    with pytest.raises(UsageError, match=f"ckpt.pth.tar: {words}"):
+        Run(tmp_path / "b", str(path))
+
+
+def test_a_checkpoint_without_epoch_is_no_checkpoint(tmp_path):
+    checkpoint.save({"state_dict": {}}, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match=r"x\.pth: has no 'epoch', not a checkpoint of this"):
+        Run(tmp_path, str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_weights_alone_can_be_evaluated(tmp_path, wrapped):
+    weights = {"module.weight": torch.full((1, 1), 7.0)}
+    torch.save({"state_dict": weights} if wrapped else weights, tmp_path / "w.pth")
+    run = Run(tmp_path, str(tmp_path / "w.pth"), evaluate=True)
+    assert run.model.weight.item() == 7 and run.record.epoch == 4
+    assert os.listdir(tmp_path) == ["w.pth"]  # nothing is created or locked
+    with pytest.raises(UsageError, match=r"--evaluate --resume auto: there is no .* yet"):
+        Run(tmp_path, "auto", evaluate=True)
+
+
+def test_half_precision_goes_on_from_full_and_back(tmp_path):
+    Run(tmp_path).train(1).record.close()
+    run = Run(tmp_path, "auto", amp="fp16")
+    run.scaler.scale(torch.ones(1))
+    run.train(2).record.close()
+    scale = torch.load(tmp_path / "model" / "ckpt.pth.tar", weights_only=True)["scaler"]["scale"]
+    assert scale == 65536.0
+    Run(tmp_path, "auto").record.close()
+
+
+def test_checkpoints_of_earlier_versions_go_on(tmp_path):
+    """They hold no facts and no best score, and some programs counted epochs from 1."""
+    Run(tmp_path).train(2).record.close()
+    path = tmp_path / "model" / "ckpt.pth.tar"
+    run = torch.load(path, weights_only=True)["run"]
+    history = [{**old, "epoch": old["epoch"] + 1} for old in run["history"]]
+    del run["facts"]
+    change(path, run={**run, "history": history, "best_row": history[1]})
+    record = Run(tmp_path, "auto").train().record
+    assert [epoch["epoch"] for epoch in record.history] == [0, 1, 2, 3]
+    assert record.best_row["epoch"] == 1 and record.best_score == 9.0
+
+
+def test_an_originals_best_is_the_one_to_beat(tmp_path):
+    Run(tmp_path / "a").train(1).record.close()
+    path = tmp_path / "a" / "model" / "ckpt.pth.tar"
+    change(path, run=None, scaler=None, best_acc1=torch.tensor(8.0))
+    record = Run(tmp_path / "b", str(path)).train(3).record
+    assert record.best_score == 9.0 and [old["epoch"] for old in record.history] == [1, 2]
+    assert weight(tmp_path / "b" / "model" / "ckpt.best.pth.tar") == 2
