@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.training import checkpoint, report
+from common.training import checkpoint, pictures
 from common.training.errors import NonFiniteLoss, UsageError
 from common.training.launch import Process
 from common.training.record import Record
@@ -20,7 +20,7 @@ FACTS = {"dataset": "digits", "pixels_sha256": "0" * 64}
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(report, "picture", lambda path, draw, *args: None)
+    monkeypatch.setattr(pictures, "picture", lambda path, draw, *args: None)
 
 
 def row(epoch, top1):
