@@ -15,8 +15,8 @@ from yacs.config import CfgNode
 from arbloss.opts import CIFAR_LIKE
 from common.training.errors import UsageError
 from common.training.launch import Process
-from datasets import long_tail
-from datasets.augment import recipes
+from datasets import augment, long_tail
+from datasets.augment.colours import INAT_MEAN, INAT_STD
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
 
@@ -70,14 +70,14 @@ def _load_lists(config: CfgNode) -> ListData:
     folders = [Path(config.list_path)] if config.list_path else [root, SHIPPED_LISTS]
     colours = {}
     if config.dataset == "ina2018":
-        colours = {"mean": recipes.INAT_MEAN, "std": recipes.INAT_STD}
+        colours = {"mean": INAT_MEAN, "std": INAT_STD}
     train_list, test_list = (find_list(name, folders) for name in LISTS[config.dataset])
-    train = ListFile(train_list, root, recipes.imagenet_train(jitter=0.4, **colours))
+    train = ListFile(train_list, root, augment.recipes.imagenet_train(jitter=0.4, **colours))
     if train.num_classes != config.num_classes:
         raise UsageError(
             f"num_classes {config.num_classes}: {train_list} has {train.num_classes} classes"
         )
-    test = ListFile(test_list, root, recipes.imagenet_eval(**colours), train.num_classes)
+    test = ListFile(test_list, root, augment.recipes.imagenet_eval(**colours), train.num_classes)
     class_map = largest_first(train.cls_num_list)
     train.relabel(class_map)
     test.relabel(class_map)

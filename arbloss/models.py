@@ -6,27 +6,16 @@ The parts keep separate state dicts under the names of MiSLAS, so published chec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
-from common.models import resnet, resnet_cifar
-from common.models.resnet_cifar import kaiming_redraw
+from common import models
+from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS, constructor
+from common.models.resnet_cifar import ResNetCIFAR, kaiming_redraw
 from common.training.errors import UsageError
 
-CIFAR_BACKBONES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
-IMAGENET_BACKBONES = (
-    "resnet10",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x4d",
-    "resnext101_32x8d",
-    "resnext152_32x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
+BACKBONES = (
+    *CIFAR_RESNETS, *IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d",
+    "resnext152_32x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
 
 
 class Classifier(nn.Module):
@@ -91,9 +80,12 @@ class Network(nn.Module):
         self.shift_bn = shift_bn
         self.model = build_backbone(backbone, shortened=places)
         width = self.model.feature_dim
-        small = isinstance(self.model, resnet_cifar.ResNetCIFAR)
+        small = isinstance(self.model, ResNetCIFAR)
         self.classifier = Classifier(width, num_classes, kaiming=small)
-        self.block = Bottleneck(width, width // Bottleneck.expansion) if places else None
+        self.block = None
+        if places:
+            bottleneck = models.resnet.Bottleneck
+            self.block = bottleneck(width, width // bottleneck.expansion)
         self.lws_model = LearnableWeightScaling(num_classes) if stage == 2 else None
         if places or stage == 2:
             self.model.requires_grad_(False)
@@ -132,11 +124,9 @@ def build_backbone(name: str, shortened: bool = False) -> nn.Module:
         UsageError: no backbone of that name; says which there are.
     """
     arch = name.removesuffix("_fe")
-    if name != arch and arch in CIFAR_BACKBONES:
-        return getattr(resnet_cifar, arch)(num_classes=None)
-    if name != arch and arch in IMAGENET_BACKBONES:
-        if shortened and arch == "resnet152":
-            return resnet.ResNet(Bottleneck, [3, 8, 36, 2], num_classes=None)
-        return getattr(resnet, arch)(num_classes=None)
-    names = ", ".join(f"{arch}_fe" for arch in (*CIFAR_BACKBONES, *IMAGENET_BACKBONES))
-    raise UsageError(f"backbone {name}: choose one of {names}")
+    if name == arch or arch not in BACKBONES:
+        names = ", ".join(f"{arch}_fe" for arch in BACKBONES)
+        raise UsageError(f"backbone {name}: choose one of {names}")
+    if shortened and arch == "resnet152":
+        return models.resnet.ResNet(models.resnet.Bottleneck, [3, 8, 36, 2], num_classes=None)
+    return constructor(arch)(num_classes=None)

@@ -19,7 +19,7 @@ from arbloss import opts, trainer
 from arbloss.engine import build_criterion, class_counter
 from arbloss.models import Network
 from arbloss.schedules import cosine_lr, step_lr
-from common.models.resnet import load_pretrained
+from common import models
 from common.training import launch, seeds
 from common.training.schedules import stretch
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     network = Network(config.backbone, config.num_classes, places=places)
     if places and not config.not_pretrained and run.state is None:
         arch = config.backbone.removesuffix("_fe")
-        load_pretrained(network.model, arch, config.weights or None)
+        models.resnet.load_pretrained(network.model, arch, config.weights or None)
     network = trainer.place(run, network)
     parts = launch.unwrap(network)
     optimizer, scaler = trainer.build_optimizer(

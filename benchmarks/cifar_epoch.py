@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.models import resnet_cifar
 from common.training import launch, precision, seeds
 from datasets.augment import batch
-from datasets.augment.recipes import CIFAR_MEAN, CIFAR_STD
+from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD
 from datasets.loaders import DeviceLoader
 
 BATCH = 128

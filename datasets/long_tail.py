@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from common.imbalance import choose_subset, class_counts
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.report import fingerprint
-from datasets.augment import batch, recipes
+from datasets import augment
+from datasets.augment import batch
 from datasets.loaders import DeviceLoader, Order, WorkersLoader
 from datasets.memory import ArrayDataset
 from datasets.sources import evaluated, held_out, open_source
@@ -118,9 +120,9 @@ def make_loaders(
     seed: int,
     process: Process,
     device_transform: Callable[[torch.Tensor, torch.Generator], object] = batch.cifar_train,
-    image_transform: Callable | Sequence[Callable] | None = None,
+    image_recipe: Callable[[], Callable | Sequence[Callable]] | None = None,
     test_device_transform: Callable[[torch.Tensor], torch.Tensor] = batch.cifar_eval,
-    test_image_transform: Callable | None = None,
+    test_image_recipe: Callable[[], Callable] | None = None,
     order: Order | None = None,
     drop_last: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -129,9 +131,9 @@ def make_loaders(
 
     Args:
         loader: ``device`` or ``workers``.
-        device_transform, image_transform: training augmentation for the one and the other
-            (default: crop, flip and normalise).
-        test_device_transform, test_image_transform: the same for the test images, without a
+        device_transform, image_recipe: training augmentation for the one, and what makes that for
+            the other (default: crop, flip and normalise).
+        test_device_transform, test_image_recipe: the same for the test images, without a
             generator (default: normalise).
         order: which samples an epoch holds (default: each once, shuffled).
         memory_format: of the images that the loaders yield.
@@ -151,18 +153,18 @@ def make_loaders(
                 **test,
             ),
         )
-    if image_transform is None:
-        image_transform = recipes.cifar_train(size=data.train.images.shape[1])
+    if image_recipe is None:
+        image_recipe = partial(augment.recipes.cifar_train, size=data.train.images.shape[1])
+    if test_image_recipe is None:
+        test_image_recipe = augment.recipes.cifar_eval
     return (
         WorkersLoader(
-            ArrayDataset(data.train.images, data.train.targets, image_transform),
+            ArrayDataset(data.train.images, data.train.targets, image_recipe()),
             workers=workers,
             **train,
         ),
         WorkersLoader(
-            ArrayDataset(
-                data.test.images, data.test.targets, test_image_transform or recipes.cifar_eval()
-            ),
+            ArrayDataset(data.test.images, data.test.targets, test_image_recipe()),
             workers=workers,
             **test,
         ),

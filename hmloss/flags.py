@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 
-from common.models import resnet
+from common import models
 from common.training.flags import LARGEST, Parser
 from common.training.schedules import unreached
 from hmloss.schedule import Schedule
@@ -166,8 +166,8 @@ def check(parser: Parser, args: argparse.Namespace, schedule: Schedule) -> Sched
     Returns: the schedule, stretched if asked for.
     """
     check_losses(parser, args)
-    if args.pretrained and args.arch not in resnet.PRETRAINED and args.weights is None:
-        known = ", ".join(resnet.PRETRAINED)
+    if args.pretrained and args.weights is None and args.arch not in models.resnet.PRETRAINED:
+        known = ", ".join(models.resnet.PRETRAINED)
         parser.error(f"--pretrained: no ImageNet weights exist for {args.arch}, only for {known}")
     if args.stretch_schedule:
         schedule = schedule.stretched(args.epochs)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from common import models
 from common.evaluation import group_line, result_lines
-from common.models.resnet import load_pretrained
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
@@ -55,7 +55,7 @@ def train_run(
     seeds.seed_everything(seed)
     model = build_model(num_classes=num_classes, use_norm=args.loss_type == "LDAM")
     if args.pretrained and state is None:
-        load_pretrained(model, args.arch, args.weights)
+        models.resnet.load_pretrained(model, args.arch, args.weights)
     model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
 

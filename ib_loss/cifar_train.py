@@ -18,7 +18,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common.models.resnet import load_pretrained
+from common import models
+from common.models import archs
 from common.training import launch
 from ib_loss import opts, trainer
 from ib_loss.schedule import CIFAR
@@ -26,9 +27,10 @@ from ib_loss.schedule import CIFAR
 
 def build_model(args: Namespace, weights: bool) -> nn.Module:
     """The network; its head is a cosine classifier for LDAM."""
-    model = opts.ARCHS[args.arch](num_classes=args.num_classes, use_norm=args.loss_type == "LDAM")
+    build = archs.constructor(args.arch)
+    model = build(num_classes=args.num_classes, use_norm=args.loss_type == "LDAM")
     if args.pretrained and weights:
-        load_pretrained(model, args.arch, args.weights)
+        models.resnet.load_pretrained(model, args.arch, args.weights)
     return model
 
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.models import resnet, resnet_cifar
+from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS
 from common.training.flags import Parser, add_run_flags, check_start_epoch
 from common.training.schedules import unreached
 from ib_loss.schedule import Schedule
 
-ARCHS = {
-    name: getattr(module, name)
-    for module, names in (
-        (resnet_cifar, (20, 32, 44, 56, 110, 1202)),
-        (resnet, (10, 18, 34, 50, 101, 152)),
-    )
-    for name in (f"resnet{depth}" for depth in names)
-} | {name: getattr(resnet, name) for name in ("resnext50_32x4d", "resnext101_32x8d")}
+ARCHS = (*CIFAR_RESNETS, *IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
 DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder", "npz"]
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 

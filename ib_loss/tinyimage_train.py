@@ -20,18 +20,20 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
-from common.models.resnet import load_pretrained
+from common import models
+from common.models import archs
 from common.training import launch
-from datasets.augment import batch, recipes
+from datasets import augment
+from datasets.augment import batch
 from ib_loss import opts, trainer
 from ib_loss.schedule import TINY_IMAGENET
 
 
 def build_model(args: Namespace, weights: bool) -> nn.Module:
     """The 1000-class network, then a new linear head, also for LDAM: the original's order."""
-    model = opts.ARCHS[args.arch](num_classes=1000)
+    model = archs.constructor(args.arch)(num_classes=1000)
     if args.pretrained and weights:
-        load_pretrained(model, args.arch, args.weights)
+        models.resnet.load_pretrained(model, args.arch, args.weights)
     head = "fc" if hasattr(model, "fc") else "linear"
     setattr(model, head, nn.Linear(model.feature_dim, args.num_classes))
     return model
@@ -44,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         return None
     transforms = {
         "device_transform": batch.random_resized_crop_flip,
-        "image_transform": recipes.imagenet_train(),
+        "image_recipe": augment.recipes.imagenet_train,
         "test_device_transform": batch.resize_center_crop,
-        "test_image_transform": recipes.imagenet_eval(),
+        "test_image_recipe": augment.recipes.imagenet_eval,
     }
     return trainer.train(args, schedule, build_model, transforms)
 

@@ -118,6 +118,30 @@ def test_every_program_starts_by_its_file_from_any_folder(tmp_path):
     assert usages == [path.name for path in PROGRAMS]
 
 
+def test_flags_of_programs_for_small_images_are_read_before_torchvision_and_the_like_are_imported():
+    """Each of these takes up to as long as torch, which no program does without."""
+    names = ("cifar_train.py", "cifar/main.py", "GML/cifar_ce.py", "GML/cifar_main.py",
+             "train_cifar.py", "train_stage1.py", "train_stage2.py", "arbloss/eval.py")  # fmt: skip
+    light = [path for path in PROGRAMS if path.as_posix().endswith(names)]
+    code = (
+        "import os, runpy, sys, torch\n"
+        "slow = 'torchvision', 'pandas', 'matplotlib', 'sklearn'\n"
+        "for path in sys.stdin.read().split():\n"
+        "    if os.fork() == 0:\n"
+        "        sys.path[0], sys.argv = os.path.dirname(path), [path, '--no-such-flag']\n"
+        "        try: runpy.run_path(path, run_name='__main__')\n"
+        "        except SystemExit: pass\n"
+        "        print(path, [name for name in slow if name in sys.modules], flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, input="\n".join(map(str, light)), text=True,
+        capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{path} []" for path in light] and len(light) == 8
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_nothing_is_tied_to_cuda_or_unsafe(path):
     text = path.read_text()

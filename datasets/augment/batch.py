@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.augment import batch_geometry as geometry
-from datasets.augment.recipes import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
+from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
 
 
 def to_device(parameters: Tensor, device: torch.device) -> Tensor:

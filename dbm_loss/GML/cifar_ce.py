@@ -12,11 +12,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.evaluation import Tally
+from common.models import archs
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.old_record import Record
 from datasets.long_tail import make_loaders, require_images
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         seed=seed,
         process=process,
         device_transform=cifar_device_views(1),
-        image_transform=cifar_views(1, size=data.train.images.shape[1]),
+        image_recipe=partial(cifar_views, 1, data.train.images.shape[1]),
         drop_last=True,
         memory_format=memory_format,
     )
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # Model: the features of the published networks, a cosine classifier named fc.
     say(f"=> creating model '{args.arch}'", flush=True)
     seeds.seed_everything(seed)
-    model = opts.CIFAR_ARCHS[args.arch](num_classes=args.num_classes, use_norm=True, head="fc")
+    model = archs.constructor(args.arch)(num_classes=args.num_classes, use_norm=True, head="fc")
     check_feature_size("--feat_dim", args.feat_dim, model)
     model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)

@@ -22,6 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.evaluation import Tally
+from common.models import archs
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.old_record import Record
 from datasets.long_tail import make_loaders, require_images
@@ -50,7 +51,7 @@ from dbm_loss.GML.engine import (
 
 def network(arch: str) -> Callable[..., nn.Module]:
     """Constructor of a CIFAR ResNet whose classifier is named ``fc``, as in the original."""
-    return partial(opts.CIFAR_ARCHS[arch], head="fc")
+    return partial(archs.constructor(arch), head="fc")
 
 
 def main(argv: Sequence[str] | None = None) -> dict | None:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         seed=seed,
         process=process,
         device_transform=cifar_device_views(views),
-        image_transform=cifar_views(views, size=data.train.images.shape[1]),
+        image_recipe=partial(cifar_views, views, data.train.images.shape[1]),
         drop_last=True,
         memory_format=memory_format,
     )

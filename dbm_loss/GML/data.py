@@ -1,51 +1,32 @@
-"""Training views of GML, and the data of its programs ready for the network."""
+"""Training views of GML, and its long-tailed CIFAR."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import transforms as T
 
 from common.training.errors import UsageError
-from datasets.augment.batch import normalize
 from datasets.long_tail import Images, LongTailed, load_long_tailed
-from dbm_loss.augment import batch, recipes
-from dbm_loss.large_scale import data as large_scale
+from dbm_loss import augment
+from dbm_loss.augment import batch
 
-HERE = Path(__file__).parent
-LARGE_SCALE_NAMES = {"imagenet": "imgnet"}  # what the other half calls the data sets
-LIST_FOLDERS = {"imagenet": "ImageNet_LT", "inat": "iNaturalist18"}  # in imagenet_inat/data/
 POLICY = {"aug_type": "autoaug_cifar", "cutout": True}
 
 
-def cifar_views(count: int, size: int) -> list[T.Compose]:
+def cifar_views(count: int, size: int) -> list[Callable]:
     """``count`` views of one recipe: crop of ``size``, flip, AutoAugment for CIFAR-10, Cutout."""
-    return [recipes.view_a(size=size, **POLICY) for _ in range(count)]
+    return [augment.recipes.view_a(size=size, **POLICY) for _ in range(count)]
 
 
 def cifar_device_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
     """The same for a batch of uint8 images (B, 3, H, W) on the training device."""
     view = partial(batch.view_a, **POLICY)
     return lambda images, generator: tuple(view(images, generator) for _ in range(count))
-
-
-def imagenet_views(args: Namespace, count: int) -> list[T.Compose]:
-    """The first ``count`` of the views for classifier, query and key that ``--aug`` says."""
-    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
-    randaug = f"rand-n{args.randaug_n}-m{args.randaug_m}-mstd0.5"
-    first, other = args.aug.split("_")
-    recipe = {
-        "randcls": partial(recipes.randcls, randaug=randaug),
-        "randclsstack": partial(recipes.randcls_stack, randaug=randaug),
-        "sim": recipes.sim_blur,
-    }
-    return [recipe[name](mean=mean, std=std) for name in (first, other, other)[:count]]
 
 
 def load_cifar(args: Namespace) -> LongTailed:
@@ -70,32 +51,6 @@ def load_cifar(args: Namespace) -> LongTailed:
     return LongTailed(*sets, names, counts.tolist(), {"dataset": "fake"})
 
 
-def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
-    """ImageNet-LT, iNaturalist, an image folder or generated images; no pixel is read yet.
-
-    The lists are looked for in ``--list_dir``, else in ``imagenet_inat/data/`` as in the original,
-    else in ``--data``.
-    """
-    root, lists = Path(args.data).expanduser(), args.list_dir
-    if lists is None and args.dataset in LIST_FOLDERS:
-        shipped = Path("imagenet_inat") / "data" / LIST_FOLDERS[args.dataset]
-        found = [folder for folder in (shipped, HERE / shipped) if folder.is_dir()]
-        lists = found[0] if found else root
-    flags = Namespace(
-        dataset=_large_scale_name(args),
-        root=root,
-        list_dir=lists,
-        eval_list=None,
-        fake_data=args.fake_data,
-        num_classes=args.num_classes,
-    )
-    return large_scale.load_data(flags, imagenet_views(args, views))
-
-
-def _large_scale_name(args: Namespace) -> str:
-    return LARGE_SCALE_NAMES.get(args.dataset, args.dataset)
-
-
 def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int:
     """Batch over all processes; generated data that is less than one batch makes a smaller one.
 
@@ -111,15 +66,3 @@ def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int
         f"--batch-size {args.batch_size}: the training set has only {num_images} images, and a "
         "batch that is not full is dropped; lower it"
     )
-
-
-def normalized(args: Namespace) -> Callable[[Tensor | list[Tensor]], Tensor | list[Tensor]]:
-    """What is left to do on the device for bytes of ImageNet images, or of each view of them."""
-    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
-
-    def finish(views: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        if isinstance(views, Tensor):
-            return normalize(views, mean, std)
-        return [normalize(view, mean, std) for view in views]
-
-    return finish

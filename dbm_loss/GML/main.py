@@ -25,6 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.evaluation import Tally
+from common.models import archs
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.logs import write_text
@@ -32,7 +33,7 @@ from common.training.old_record import Record
 from datasets.loaders import WorkersLoader
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
-from dbm_loss.GML.data import load_imagenet, normalized, train_batch_size
+from dbm_loss.GML.data import train_batch_size
 from dbm_loss.GML.engine import (
     Means,
     build_criterion,
@@ -46,6 +47,7 @@ from dbm_loss.GML.engine import (
     result_lines,
     train_one_epoch,
 )
+from dbm_loss.GML.imagenet import load_imagenet, normalized
 
 
 def main(argv: Sequence[str] | None = None) -> dict | None:
@@ -107,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # Model: query and key encoder with a cosine classifier, and the queue.
     teacher = None
     if args.path_t:
-        teacher = load_teacher(args.path_t, opts.IMAGENET_ARCHS[args.arch_t], args.num_classes)
+        teacher = load_teacher(args.path_t, archs.constructor(args.arch_t), args.num_classes)
     say(f"=> creating model '{args.arch}'", flush=True)
     seeds.seed_everything(seed)
-    model = build_moco(args, opts.IMAGENET_ARCHS[args.arch], teacher)
+    model = build_moco(args, archs.constructor(args.arch), teacher)
     criterion = build_criterion(args, data.cls_num_list)
     if state is not None:
         checkpoint.load_weights(model, state["state_dict"], args.resume)

@@ -5,25 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.models import resnet, resnet_cifar
+from common.models.archs import CIFAR_RESNETS
 from common.training.errors import UsageError
 from common.training.flags import LARGEST, Parser, add_run_flags, check_start_epoch
 from common.training.schedules import unreached
 from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.GML.schedule import Schedule, StepSchedule
 
-CIFAR_ARCHS = {
-    name: getattr(resnet_cifar, name)
-    for name in (f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202))
-}
-IMAGENET_ARCHS = {
-    name: getattr(resnet, name)
-    for name in (
-        *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-        "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "wide_resnet50_2",
-        "wide_resnet101_2",
-    )
-}  # fmt: skip
+IMAGENET_ARCHS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
+    "resnext101_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "inat": 8142}
 AUGMENTATIONS = ("randcls_randclsstack", "randclsstack_randclsstack", "randcls_sim")
 
@@ -80,7 +72,7 @@ def get_parser(program: str) -> Parser:
             "main": "GML on ImageNet-LT and iNaturalist 2018: teacher (--beta 0) and student",
         }[program],
     )
-    archs = CIFAR_ARCHS if cifar else IMAGENET_ARCHS
+    archs = CIFAR_RESNETS if cifar else IMAGENET_ARCHS
 
     def add(*names: str, **options: object) -> None:
         spellings = dict.fromkeys(
@@ -256,7 +248,7 @@ def _check_names(args: argparse.Namespace, program: str) -> None:
         raise UsageError("--evaluate: name the checkpoint to evaluate with --resume")
     if args.aug is None:
         raise UsageError(f"--aug: choose the training views, {', '.join(AUGMENTATIONS)}")
-    archs = IMAGENET_ARCHS if program == "main" else CIFAR_ARCHS
+    archs = IMAGENET_ARCHS if program == "main" else CIFAR_RESNETS
     if args.path_t and args.arch_t not in archs:
         raise UsageError(f"--arch_t {args.arch_t}: one of {', '.join(archs)}")
     expected = NUM_CLASSES.get(args.dataset)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from datasets.augment.batch import crop_flip, normalize, resized_crop_flip, to_device
 from datasets.augment.batch_geometry import draw_coin
-from datasets.augment.recipes import CIFAR_MEAN, CIFAR_STD, Triple
+from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD, Triple
 from dbm_loss.augment import batch_color as color
 from dbm_loss.augment import batch_geometry as geometry
 from dbm_loss.augment.policies import (

@@ -8,7 +8,7 @@ the original programs; they draw from the global generators of torch, ``random``
 
 from torchvision import transforms as T
 
-from datasets.augment.recipes import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
+from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
 from dbm_loss.augment.policies import policy_from_name
 from dbm_loss.augment.randaugment import rand_augment
 from dbm_loss.augment.transforms import Cutout, GaussianBlur

@@ -18,7 +18,8 @@ from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
-from dbm_loss.augment import batch, recipes
+from dbm_loss import augment
+from dbm_loss.augment import batch
 from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.cifar.schedule import Schedule
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, NCLLoss
@@ -59,9 +60,9 @@ def _num_contrastive_views(loss_fn: str) -> int:
 
 def image_transform(args: Namespace, size: int) -> Callable | list[Callable]:
     """Of one PIL image: view A, which is classified, then NCL's key view or BCL's two views."""
-    view_a = recipes.view_a(aug_type=args.aug_type, cutout=args.cutout, size=size)
+    view_a = augment.recipes.view_a(aug_type=args.aug_type, cutout=args.cutout, size=size)
     count = _num_contrastive_views(args.loss_fn)
-    contrastive = [recipes.view_s(size=size) for _ in range(count)]
+    contrastive = [augment.recipes.view_s(size=size) for _ in range(count)]
     return [view_a, *contrastive] if contrastive else view_a
 
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "workers": args.workers,
         "process": process,
         "device_transform": device_transform(args),
-        "image_transform": image_transform(args, size=data.train.images.shape[1]),
+        "image_recipe": partial(image_transform, args, data.train.images.shape[1]),
         "drop_last": args.loss_fn == "ncl",
         "memory_format": memory_format,
     }

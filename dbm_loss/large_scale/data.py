@@ -22,7 +22,8 @@ from common.training.launch import Process
 from common.training.report import fingerprint
 from common.training.seeds import derive
 from datasets.augment.batch import normalize
-from datasets.augment.recipes import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD, imagenet_eval
+from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD
+from datasets.augment.recipes import imagenet_eval
 from datasets.folder import FolderImages, held_out, read_folder
 from datasets.images import read_rgb
 from datasets.listfile import ListFile, find_list, size_warning, split_name

@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.models import resnet, resnet_cifar
+from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS
 from common.training.flags import Parser, add_run_flags
 from hmloss import flags
 from hmloss.schedule import Schedule
 
-ARCHS = {
-    f"resnet{depth}": getattr(module, f"resnet{depth}")
-    for module, depths in (
-        (resnet_cifar, (20, 32, 44, 56, 110, 1202)),
-        (resnet, (10, 18, 34, 50, 101, 152)),
-    )
-    for depth in depths
-}
+ARCHS = (*CIFAR_RESNETS, *IMAGENET_RESNETS)
 
 
 def get_parser() -> Parser:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
+from common.models import archs
 from common.training import launch, seeds, speed
 from common.training.old_record import Record
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 record,
                 state,
                 seed,
-                opts.ARCHS[args.arch],
+                archs.constructor(args.arch),
                 loaders,
                 data.cls_num_list,
                 process,

@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.models import resnet
+from common.models.archs import IMAGENET_RESNETS
 from common.training.flags import Parser, add_run_flags
 from hmloss import flags
 from hmloss.schedule import Schedule
 
-ARCHS = {
-    name: getattr(resnet, name)
-    for name in (
-        *(f"resnet{depth}" for depth in (10, 18, 34, 50, 101, 152)),
-        "resnext50_32x4d",
-        "resnext101_32x8d",
-    )
-}
+ARCHS = (*IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
 
 
 def get_parser() -> Parser:

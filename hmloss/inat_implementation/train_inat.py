@@ -15,10 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
+from common.models import archs
 from common.training import launch, seeds, speed
 from common.training.old_record import Record
 from common.training.report import fingerprint
-from datasets.augment import recipes
+from datasets import augment
+from datasets.augment import colours
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
@@ -39,18 +41,18 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
     # Data: the lists decide on the classes and their counts.
-    colours = {"mean": recipes.INAT_MEAN, "std": recipes.INAT_STD}
+    inat = {"mean": colours.INAT_MEAN, "std": colours.INAT_STD}
     size = args.image_size
     folders = (".", args.dataset_dir)
     train = ListFile(
         find_list(args.train_list, folders),
         args.dataset_dir,
-        recipes.imagenet_train(size=size, **colours),
+        augment.recipes.imagenet_train(size=size, **inat),
     )
     val = ListFile(
         find_list(args.val_list, folders),
         args.dataset_dir,
-        recipes.imagenet_eval(resize=round(size * 256 / 224), size=size, **colours),
+        augment.recipes.imagenet_eval(resize=round(size * 256 / 224), size=size, **inat),
         num_classes=train.num_classes,
     )
     for data in (train, val):
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             record,
             state,
             seed,
-            opts.ARCHS[args.arch],
+            archs.constructor(args.arch),
             loaders,
             train.cls_num_list,
             process,

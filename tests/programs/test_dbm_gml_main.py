@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.models import archs
 from common.models.heads import NormedLinear
 from common.training.errors import UsageError
 from dbm_loss.GML import main as program
@@ -47,7 +48,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(opts, "IMAGENET_ARCHS", dict.fromkeys(opts.IMAGENET_ARCHS, Tiny))
+    monkeypatch.setattr(archs, "constructor", lambda arch: Tiny)
     monkeypatch.setitem(opts.NUM_CLASSES, "imagenet", 3)  # these lists have three classes
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.models import archs
+from common.models.resnet_cifar import resnet20
 from dbm_loss.GML import cifar_ce, cifar_main, main, opts
 from tests.programs import tools
 from tests.programs.test_dbm_gml_main import Tiny
@@ -106,12 +108,10 @@ def test_the_environment_overrides_every_path_and_the_margin(tmp_path):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_both_stages_run_on_generated_images(tmp_path, monkeypatch, pair):
     """What the scripts call, in this process; the networks of 224 pixels replaced by a tiny one."""
-    monkeypatch.setattr(opts, "IMAGENET_ARCHS", dict.fromkeys(opts.IMAGENET_ARCHS, Tiny))
+    network = resnet20 if pair == "CIFAR100" else Tiny
+    monkeypatch.setattr(archs, "constructor", lambda arch: network)
     small = ["--epochs", "1", "--fake_data", "6", "--workers", "0", "--seed", "1"]
-    if pair == "CIFAR100":
-        monkeypatch.setitem(opts.CIFAR_ARCHS, "resnet56", opts.CIFAR_ARCHS["resnet20"])
-        monkeypatch.setitem(opts.CIFAR_ARCHS, "resnet32", opts.CIFAR_ARCHS["resnet20"])
-    else:
+    if pair != "CIFAR100":
         small += ["--moco_dim", "8"]
     for stage in ("teacher", "student"):
         extra = ["--feat_t", "6"] if stage == "student" and pair != "CIFAR100" else []

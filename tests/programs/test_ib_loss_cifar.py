@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.models import archs
 from common.training.errors import NonFiniteLoss, UsageError
 from datasets import cifar
 from ib_loss import cifar_train, trainer
@@ -200,8 +201,10 @@ def test_every_loss_with_both_kinds_of_network(folder, here, loss, arch):
 
 
 def test_every_arch_builds_with_the_ib_interface():
-    for name in ("resnet20", "resnet56", "resnet110", "resnet18", "resnet34", "resnet50"):
-        logits, features = ARCHS[name](num_classes=7)(torch.zeros(2, 3, 32, 32), True)
+    names = ("resnet20", "resnet56", "resnet110", "resnet18", "resnet34", "resnet50")
+    assert set(names) <= set(ARCHS)
+    for name in names:
+        logits, features = archs.constructor(name)(num_classes=7)(torch.zeros(2, 3, 32, 32), True)
         assert logits.shape == (2, 7) and features.shape[0] == 2
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as TF
 
 from datasets.augment import batch as shared
 from datasets.augment import batch_geometry as shared_geometry
-from datasets.augment import recipes as shared_recipes
+from datasets.augment import colours
 from dbm_loss.augment import batch, ops, policies
 from dbm_loss.augment import batch_geometry as geometry
 from tests.unit.pixels import from_pil, pictures, to_pil
@@ -29,7 +29,7 @@ def near(frequency, probability, count=MANY):
 
 
 def to_tensor(image):
-    return T.Normalize(shared_recipes.CIFAR_MEAN, shared_recipes.CIFAR_STD)(T.ToTensor()(image))
+    return T.Normalize(colours.CIFAR_MEAN, colours.CIFAR_STD)(T.ToTensor()(image))
 
 
 def test_normalize_is_torchvisions_to_the_last_bit():
@@ -88,7 +88,7 @@ def test_view_a_is_the_per_image_recipe_with_the_same_parameters(policy):
         tensor = T.ToTensor()(image)
         y, x = int(row[b]), int(column[b])
         tensor[:, max(0, y - 8) : y + 8, max(0, x - 8) : x + 8] = 0
-        expected = T.Normalize(shared_recipes.CIFAR_MEAN, shared_recipes.CIFAR_STD)(tensor)
+        expected = T.Normalize(colours.CIFAR_MEAN, colours.CIFAR_STD)(tensor)
         assert torch.equal(out[b], expected), f"sample {b}"
 
 
@@ -138,7 +138,7 @@ def test_random_resized_crop_flip_is_imagenet_train():
     box = shared_geometry.draw_resized_crop(8, (64, 64), (0.08, 1.0), g)
     flipped = shared_geometry.draw_coin(8, 0.5, g)
     assert out.shape == (8, 3, 224, 224)
-    normalize = T.Normalize(shared_recipes.IMAGENET_MEAN, shared_recipes.IMAGENET_STD)
+    normalize = T.Normalize(colours.IMAGENET_MEAN, colours.IMAGENET_STD)
     for b in range(8):
         image = TF.hflip(to_pil(images[b])) if flipped[b] else to_pil(images[b])
         image = TF.resized_crop(image, *(int(side[b]) for side in box), [224, 224])

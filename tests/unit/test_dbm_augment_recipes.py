@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.augment import colours
 from datasets.augment import recipes as shared_recipes
 from dbm_loss.augment import recipes
 
 COLOURS = {
-    "imgnet": {"mean": shared_recipes.IMAGENET_MEAN, "std": shared_recipes.IMAGENET_STD},
-    "imagenet": {"mean": shared_recipes.IMAGENET_MEAN, "std": shared_recipes.IMAGENET_STD},
-    "inat": {"mean": shared_recipes.INAT_MEAN, "std": shared_recipes.INAT_STD},
+    "imgnet": {"mean": colours.IMAGENET_MEAN, "std": colours.IMAGENET_STD},
+    "imagenet": {"mean": colours.IMAGENET_MEAN, "std": colours.IMAGENET_STD},
+    "inat": {"mean": colours.INAT_MEAN, "std": colours.INAT_STD},
 }
 RESAMPLED = 2e-2  # one grey level: what another Pillow may round differently
 

@@ -14,7 +14,7 @@ from datasets.augment import recipes as shared_recipes
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.policies import policy_from_name
 from dbm_loss.augment.transforms import Cutout
-from dbm_loss.GML import data
+from dbm_loss.GML import data, imagenet
 
 CPU = Process(torch.device("cpu"))
 
@@ -80,7 +80,7 @@ def test_cifar_views_are_the_originals(g):
 )
 def test_imagenet_views_are_the_originals(g, dataset, aug):
     args = Namespace(dataset=dataset, aug=aug, randaug_n=2, randaug_m=10)
-    views = data.imagenet_views(args, 3)
+    views = imagenet.imagenet_views(args, 3)
     image = gradient_image()
     for k, expected in enumerate(g[f"pipe_{dataset}_{aug}_views"]):
         seed_all(g.facts["seed"] + k)
@@ -90,7 +90,7 @@ def test_imagenet_views_are_the_originals(g, dataset, aug):
 
 @pytest.mark.parametrize("dataset", ["imagenet", "inat"])
 def test_evaluation_pipeline_is_the_originals(g, dataset):
-    mean, std = data.large_scale.MEAN_STD[{"imagenet": "imgnet"}.get(dataset, dataset)]
+    mean, std = imagenet.large_scale.MEAN_STD[{"imagenet": "imgnet"}.get(dataset, dataset)]
     image = shared_recipes.imagenet_eval(mean=mean, std=std)(gradient_image())
     np.testing.assert_allclose(summary(image, 32), g[f"pipe_{dataset}_val"], atol=1e-5)
 
@@ -126,19 +126,19 @@ def test_lists_are_found_where_the_original_had_them_or_with_the_images(
         lines = "train/a.jpg 0\ntrain/a.jpg 1\n"
         (tmp_path / where / f"ImageNet_LT_{split}.txt").write_text(lines)
     args = flags(list_dir="elsewhere" if where == "elsewhere" else None)
-    loaded = data.load_imagenet(args, views=3)
+    loaded = imagenet.load_imagenet(args, views=3)
     assert loaded.cls_num_list == [1, 1]
     views, label = loaded.train[1]
     assert label == 1 and [view.shape for view in views] == [(3, 224, 224)] * 3
     assert loaded.test[0][0].shape == (3, 224, 224)
     with pytest.raises(UsageError, match="no ImageNet_LT_train"):
-        data.load_imagenet(flags(list_dir="nowhere"), views=3)
+        imagenet.load_imagenet(flags(list_dir="nowhere"), views=3)
 
 
 def test_batches_keep_views_labels_and_indices_together():
     args = flags(fake_data=4)
-    loaded = data.load_imagenet(args, views=2)
-    feed = {"workers": 0, "seed": 0, "process": CPU, "finish": data.normalized(args)}
+    loaded = imagenet.load_imagenet(args, views=2)
+    feed = {"workers": 0, "seed": 0, "process": CPU, "finish": imagenet.normalized(args)}
     [(views, target, index)] = WorkersLoader(loaded.train, 4, **feed)
     assert len(views) == 2 and views[0].shape == (4, 3, 224, 224)
     assert sorted(index.tolist()) == [0, 1, 2, 3]

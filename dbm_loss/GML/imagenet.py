@@ -1,0 +1,70 @@
+"""ImageNet-LT, iNaturalist 2018 and image folders with the training views of GML."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from torchvision import transforms as T
+
+from datasets.augment.batch import normalize
+from dbm_loss.augment import recipes
+from dbm_loss.large_scale import data as large_scale
+
+HERE = Path(__file__).parent
+LARGE_SCALE_NAMES = {"imagenet": "imgnet"}  # what the other half calls the data sets
+LIST_FOLDERS = {"imagenet": "ImageNet_LT", "inat": "iNaturalist18"}  # in imagenet_inat/data/
+
+
+def imagenet_views(args: Namespace, count: int) -> list[T.Compose]:
+    """The first ``count`` of the views for classifier, query and key that ``--aug`` says."""
+    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
+    randaug = f"rand-n{args.randaug_n}-m{args.randaug_m}-mstd0.5"
+    first, other = args.aug.split("_")
+    recipe = {
+        "randcls": partial(recipes.randcls, randaug=randaug),
+        "randclsstack": partial(recipes.randcls_stack, randaug=randaug),
+        "sim": recipes.sim_blur,
+    }
+    return [recipe[name](mean=mean, std=std) for name in (first, other, other)[:count]]
+
+
+def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
+    """ImageNet-LT, iNaturalist, an image folder or generated images; no pixel is read yet.
+
+    The lists are looked for in ``--list_dir``, else in ``imagenet_inat/data/`` as in the original,
+    else in ``--data``.
+    """
+    root, lists = Path(args.data).expanduser(), args.list_dir
+    if lists is None and args.dataset in LIST_FOLDERS:
+        shipped = Path("imagenet_inat") / "data" / LIST_FOLDERS[args.dataset]
+        found = [folder for folder in (shipped, HERE / shipped) if folder.is_dir()]
+        lists = found[0] if found else root
+    flags = Namespace(
+        dataset=_large_scale_name(args),
+        root=root,
+        list_dir=lists,
+        eval_list=None,
+        fake_data=args.fake_data,
+        num_classes=args.num_classes,
+    )
+    return large_scale.load_data(flags, imagenet_views(args, views))
+
+
+def _large_scale_name(args: Namespace) -> str:
+    return LARGE_SCALE_NAMES.get(args.dataset, args.dataset)
+
+
+def normalized(args: Namespace) -> Callable[[Tensor | list[Tensor]], Tensor | list[Tensor]]:
+    """What is left to do on the device for bytes of ImageNet images, or of each view of them."""
+    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
+
+    def finish(views: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        if isinstance(views, Tensor):
+            return normalize(views, mean, std)
+        return [normalize(view, mean, std) for view in views]
+
+    return finish
