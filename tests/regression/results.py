@@ -174,12 +174,11 @@ class Gain:
     """A method against the one that its paper compares it with, trained on the same pixels.
 
     Attributes:
-        over: the other method. baseline: our mean accuracy of it.
+        over: the other method.
         ours, error: our gain and its standard error. published: the paper's gain, or None.
     """
 
     over: str
-    baseline: float
     ours: float
     error: float
     published: float | None
@@ -256,7 +255,6 @@ def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict])
     tested = row.status == baseline.status == "tested"
     return Gain(
         baseline.method,
-        statistics.fmean(theirs.of(row.score)),
         *difference_of_means(ours.of(row.score), theirs.of(row.score)),
         row.published - baseline.published if tested else None,
     )

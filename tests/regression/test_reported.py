@@ -58,10 +58,11 @@ def test_the_reported_accuracy_is_reached(row, request, comparisons):
     comparison = comparisons.get((row.id, row.split, row.source))
     assert comparison is not None, "the run failed: see its output.txt in runs/regression"
     if comparison.ok is None:
-        pytest.skip(f"{comparison.verdict}: {comparison.ours.text(comparison.ours.best)}")
+        ours = comparison.ours.text(comparison.ours.best)
+        pytest.skip(f"{comparison.data}: {comparison.verdict}: {ours}")
     assert comparison.ok, (
         f"reported {row.published}, ours {comparison.ours.text(comparison.ours.best)}: "
-        f"{comparison.verdict} ({row.tolerance_reason})"
+        f"{comparison.verdict} ({row.tolerance_reason}); trained on {comparison.data}"
     )
 
 

@@ -105,7 +105,7 @@ def test_other_data_and_shorter_runs_are_judged_by_the_order_alone(ib, ok, data,
     assert ("NOT better than CE" in comparison.verdict) is not ok
     assert "±" not in comparison.verdict
     gain = comparison.gain
-    assert (gain.over, gain.baseline, gain.ours) == ("CE", 50.0, ib - 50.0)
+    assert (gain.over, gain.ours) == ("CE", ib - 50.0)
     assert gain.published == pytest.approx(78.26 - 70.87)
     assert judge(runs, CE).ok is None
 

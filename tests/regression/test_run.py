@@ -3,16 +3,12 @@
 import fcntl
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.programs.tools import environment, make_image_folder
+from tests.programs.tools import make_image_folder
 from tests.regression import run
-from tests.regression.table import ROOT
 
 ID = "ib_loss-cifar10-exp10-ce"
 EPOCHS = 3
@@ -31,6 +27,11 @@ def flags(folder, images, *more):
     ]  # fmt: skip
 
 
+def make_job(tmp_path, images, *more):
+    args = run.get_parser().parse_args(flags(tmp_path, images, *more))
+    return run.make_jobs(args, run.select_rows(args))
+
+
 def starts(scratch):
     text = (scratch / "output.txt").read_text()
     return sum(line.startswith("$ ") for line in text.splitlines()), text
@@ -39,17 +40,16 @@ def starts(scratch):
 def test_an_interrupted_run_goes_on_and_a_finished_one_is_kept(tmp_path, images, capsys):
     name = f"{ID}_imagefolder_e{EPOCHS}_s0"
     scratch, result = tmp_path / "scratch" / name, tmp_path / "results" / f"{name}.json"
-    runner = subprocess.Popen(
-        [sys.executable, "tests/regression/run.py", *flags(tmp_path, images)],
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    (job,) = make_job(tmp_path, images)
+    assert run.start(job, 0, 1, images, [])
     deadline = time.monotonic() + 240
     while not list(scratch.rglob("ckpt.pth.tar")):
-        assert runner.poll() is None, "the runner ended before its first epoch"
+        assert job.process.poll() is None, "the program ended before its first epoch"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(runner.pid, signal.SIGKILL)  # the runner and the program that it started
-    runner.wait()
+    job.process.kill()
+    job.process.wait()
+    job.lock.close()  # as if the runner had been killed too
     assert not result.exists()
 
     assert run.main(flags(tmp_path, images)) == 0
@@ -75,11 +75,6 @@ def test_a_run_that_fails_is_told_and_leaves_no_result(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "exit code 2" in output and "no such folder" in output and "1 failed" in output
     assert not list(tmp_path.rglob("*.json"))
-
-
-def make_job(tmp_path, images, *more):
-    args = run.get_parser().parse_args(flags(tmp_path, images, *more))
-    return run.make_jobs(args, run.select_rows(args))
 
 
 def test_a_run_that_another_process_trains_is_not_started(tmp_path, images):
