@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 import torch
 
+from common.training.flags import Parser
 from tests.regression.results import (
     RESULTS,
     Comparison,
@@ -88,7 +89,7 @@ class Job:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--paper", nargs="+", default=[], choices=PAPERS, metavar="PAPER", help="of these papers")
     add("--dataset", nargs="+", default=[], metavar="NAME", help="rows of these data sets")
