@@ -165,11 +165,20 @@ def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise UsageError(f"--cfg {path}: no such file; the shipped ones are under arbloss/config")
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"--cfg {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UsageError(f"--cfg {path}: holds no 'key: value' lines")
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UsageError(
+                f"--cfg {path}: {key.value} stands in lines {lines[key.value]} and {line}; keep one"
+            )
+        lines[key.value] = line
     return content
 
 

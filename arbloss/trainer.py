@@ -31,6 +31,11 @@ from common.training.logs import write_text
 from common.training.old_record import Record
 from datasets.long_tail import LongTailed
 
+# Keys that say where and how a run works, not what it computes: `resume auto` lets them differ.
+PLACE_KEYS = {
+    "resume", "print_freq", "workers", "data_path", "list_path", "gpu", "world_size", "rank",
+    "dist_url", "dist_backend", "distributed", "multiprocessing_distributed",
+}  # fmt: skip
 LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
 PARTS = ("model", "classifier", "block", "lws_model")  # checkpoint keys state_dict_<part>
 
@@ -75,20 +80,23 @@ def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, lis
     return process, notes
 
 
-def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool]:
-    """The folder of this run, the checkpoint to start from, and whether it continues a run.
+def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool, list[str]]:
+    """The folder of this run, the checkpoint to start from, whether it continues a run, and notes.
 
     A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory. The
     ``current.pth.tar`` of an earlier run of this stage continues in that run's folder. ``resume
-    auto`` is the newest of this configuration, if there is one. The same in every process.
+    auto`` is that of the newest run with these settings, if there is one. The same in every
+    process.
     """
     stem = opts.stem(cfg)
-    resume = config.resume
+    resume, notes = config.resume, []
     if resume == "auto":
-        found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
-        resume = str(max(found, key=lambda path: path.stat().st_mtime, default=""))
+        resume, notes = newest_run(stem, config)
         if stage == 2 and not resume:
-            raise UsageError("resume auto: no stage-2 run to continue; give the stage-1 checkpoint")
+            raise UsageError(
+                "; ".join(["resume auto: no stage-2 run with these settings to continue", *notes])
+                + "; give the stage-1 checkpoint"
+            )
     folder, continues = None, False
     if resume:
         path = checkpoint.find(resume, "").resolve()
@@ -99,7 +107,35 @@ def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool]:
         its_folder = path.parents[len(Path(config.model_dir).parts)]
         if continues and path == its_folder / config.model_dir / LATEST:
             folder = its_folder
-    return launch.broadcast_object((folder or new_folder(stem), resume, continues))
+    return launch.broadcast_object((folder or new_folder(stem), resume, continues, notes))
+
+
+def newest_run(stem: str, config: CfgNode) -> tuple[str, list[str]]:
+    """The checkpoint of the newest run with these settings, or "", and a note about a newer one."""
+    found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
+    notes = []
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        changed = changed_settings(path.parents[len(Path(config.model_dir).parts)], config)
+        if not changed:
+            return str(path), notes
+        notes = notes or [
+            f"note: resume auto passes over {path}, a run with other settings "
+            f"({', '.join(changed)}); give resume {path} to go on with it"
+        ]
+    return "", notes
+
+
+def changed_settings(folder: Path, config: CfgNode) -> list[str]:
+    """``key old -> new`` of what the run in ``folder`` computes otherwise."""
+    try:
+        before = opts.load_config(folder / config.log_dir / "config.yaml")
+    except UsageError:
+        return ["it has no config.yaml to compare"]
+    return [
+        f"{key} {before[key]} -> {value}"
+        for key, value in config.items()
+        if before[key] != value and key not in PLACE_KEYS
+    ]
 
 
 def new_folder(stem: str) -> Path:
@@ -149,7 +185,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
     memory_format = speed.memory_format(channels_last)
     data = load_data(config)
 
-    folder, resume, continues = run_folder(args.cfg, config, stage)
+    folder, resume, continues, resume_notes = run_folder(args.cfg, config, stage)
     log_name = f"{opts.stem(args.cfg)}.txt"
     record = Record(
         folder / config.log_dir,
@@ -186,7 +222,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         write_text(record.log_dir / "config.yaml", config.dump())
     say("\n" + pformat(vars(args)))
     say("\n" + str(config))
-    for note in (*notes, *more_notes, *data.notes):
+    for note in (*notes, *more_notes, *resume_notes, *data.notes):
         say(note)
     if process.device.type == "cpu":
         say("using CPU, this will be slow")

@@ -275,8 +275,9 @@ def test_command_line_errors_are_one_line_with_code_2(tmp_path):
 def test_a_diverging_run_stops_and_keeps_the_checkpoint(folder, here):
     words = options(folder, "seed", "1", "arbloss", "False")
     train_stage1.main([*words, "num_epochs", "1"])
+    path = str(newest(here) / "ckps" / "current.pth.tar")
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, step \d+"):
-        train_stage1.main([*words, "lr", "1e38", "resume", "auto", "num_epochs", "3"])
+        train_stage1.main([*words, "lr", "1e38", "resume", path, "num_epochs", "3"])
     state = torch.load(newest(here) / "ckps" / "current.pth.tar", weights_only=True)
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["state_dict_model"].values())

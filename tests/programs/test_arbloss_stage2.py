@@ -155,7 +155,7 @@ def test_bad_checkpoints_are_named(folder, stage1, here):
     shipped = [*STAGE2, *SMALL, "data_path", str(folder)]
     bad(train_stage2.main, "Path/to/Stage1_checkpoint.pth.tar: no such file", *shipped)
     bad(train_stage2.main, "give resume CHECKPOINT", *shipped, "resume", "")
-    bad(train_stage2.main, "no stage-2 run to continue", *shipped, "resume", "auto")
+    bad(train_stage2.main, "no stage-2 run with these settings", *shipped, "resume", "auto")
     bad(evaluation.main, "name the checkpoint", *shipped, "resume", "")
     torch.save({"epoch": 1, "state_dict_model": {}}, here / "half.pth")
     bad(evaluation.main, "half.pth", *shipped, "resume", "half.pth")

@@ -117,6 +117,7 @@ def test_wrong_words_are_one_line_errors(words, message):
         ("nosuch: 1", "unknown key nosuch"),
         ("lr: fast", "lr must be a number"),
         ("name: 3", "name must be a word"),
+        ("lr: 0.1\ncos: True\nlr: 0.2", "lr stands in lines 1 and 3; keep one"),
     ],
 )
 def test_wrong_files_are_one_line_errors(tmp_path, text, message):
@@ -208,7 +209,7 @@ def test_the_readmes_commands_are_valid(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if "--cfg" in line and line.startswith("python ")]
-    assert len(lines) == 9 + 3 + 2
+    assert len(lines) == 10 + 3 + 2
     for line in lines:
         words = shlex.split(line)
         program = next(i for i, word in enumerate(words) if word.endswith(".py"))
