@@ -41,7 +41,7 @@ class ListData:
     facts: dict[str, object]
     split: str
     notes: list[str]
-    classes: None = None  # the lists hold no names
+    classes: list[str]
 
 
 def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
@@ -52,6 +52,8 @@ def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
             ``num_classes``; a class without training images.
     """
     if config.dataset in CIFAR_LIKE:
+        if config.classes:
+            raise UsageError(f"classes {config.classes}: for list files, not for {config.dataset}")
         data = long_tail.load_long_tailed(
             config.dataset,
             config.data_path,
@@ -72,7 +74,8 @@ def _load_lists(config: CfgNode) -> ListData:
     if config.dataset == "ina2018":
         colours = {"mean": INAT_MEAN, "std": INAT_STD}
     train_list, test_list = (find_list(name, folders) for name in LISTS[config.dataset])
-    train = ListFile(train_list, root, augment.recipes.imagenet_train(jitter=0.4, **colours))
+    augmentation = augment.recipes.imagenet_train(jitter=0.4, **colours)
+    train = ListFile(train_list, root, augmentation, names=config.classes)
     if train.num_classes != config.num_classes:
         raise UsageError(
             f"num_classes {config.num_classes}: {train_list} has {train.num_classes} classes"
@@ -84,8 +87,11 @@ def _load_lists(config: CfgNode) -> ListData:
     facts = {"dataset": config.dataset, "train_images": len(train), "test_images": len(test)}
     notes = [text for text in (size_warning(train), size_warning(test)) if text]
     if notes:
-        facts["warnings"] = notes
-    return ListData(train, test, train.cls_num_list, facts, split_name(test_list), notes)
+        facts["warnings"] = notes.copy()
+    notes += train.notes + test.notes
+    return ListData(
+        train, test, train.cls_num_list, facts, split_name(test_list), notes, train.classes
+    )
 
 
 def _either_spelling(root: Path) -> Path:

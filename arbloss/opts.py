@@ -64,6 +64,7 @@ DEFAULTS = {
     "stretch_schedule": False,
     "diagnostic": False,
     "list_path": "",
+    "classes": "",
     "weights": "",
     "image_size": 32,
     "loader": "device",

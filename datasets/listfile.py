@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.training.errors import UsageError
+from datasets.classes import lacking, read_names
 from datasets.images import read_rgb
 
 WHERE = "the lists of the LT benchmarks: github.com/facebookresearch/classifier-balancing, data/"
@@ -27,27 +30,36 @@ PUBLISHED = {
 }
 
 
-class ListFile(Dataset):
-    """Images named in a text file, one ``relative/path label`` per line.
+LINE = re.compile(rb"(.*\S)\s+(\d+)(?:\s+(.*\S))?")  # path, label, class name
 
-    ``dataset[i]`` is ``(image, label)``; with a list of transforms ``([one view of each], label)``.
-    Images are RGB. Paths are kept as one array of bytes, so half a million of them cost some
-    30 MB, which worker processes share.
+
+class ListFile(Dataset):
+    """Images named in a text file, one ``relative/path label`` or ``… label class name`` per line.
+
+    The label is the last whole number of a line, so that names of files may hold spaces; where
+    tabs separate the columns, it is the second column, whatever the others hold. Blank lines do
+    not count, and backslashes are slashes. ``dataset[i]`` is ``(RGB image, label)``; with a list of
+    transforms ``([one view of each], label)``. Paths are kept as one array of bytes, so half a
+    million of them cost some 30 MB, which worker processes share.
 
     Args:
-        list_file: the text file. Names hold no spaces; further columns are ignored.
+        list_file: the text file.
         root: folder that the paths are relative to.
         transform: PIL image -> sample, or a list of such, applied to the same image in order.
         num_classes: None for a training list, whose labels must be 0..C-1 with each present. An
             evaluation list takes the C of its training list, and may lack classes.
+        names: file with the C class names, one a line, before those of the list.
 
     Attributes:
         targets: labels, (N,) int64.
         num_classes: C.
+        classes: C names; numbers where nothing names them.
         cls_num_list: images of each class, C ints.
+        notes: what is odd but accepted, for the user.
 
     Raises:
-        UsageError: a file is missing or malformed, or labels are out of range; names the line.
+        UsageError: a file is missing or malformed, labels are out of range, an image has two;
+            names the line. Images are missing: says how many, and the first.
     """
 
     def __init__(
@@ -56,14 +68,22 @@ class ListFile(Dataset):
         root: str | Path,
         transform: Callable | Sequence[Callable] | None = None,
         num_classes: int | None = None,
+        names: str | Path | None = None,
     ) -> None:
         self.list_file = Path(list_file)
         self.root = Path(root)
         self.transform = transform
-        self.paths, self.targets = _read_list(self.list_file)
+        self.notes: list[str] = []
+        paths, self.targets, self._lines, named = self._read()
         self.num_classes = num_classes or int(self.targets.max()) + 1
         self._check_labels(all_present=num_classes is None)
-        self._check_images()
+        self._check_paths(paths)
+        self._check_files(paths)
+        self.paths = np.array(paths)
+        self.classes = [named.get(c, str(c)) for c in range(self.num_classes)]
+        if names:
+            self.classes = self._read_names(names)
+        self.notes += lacking(self.targets, self.classes, self.list_file)
 
     @property
     def cls_num_list(self) -> list[int]:
@@ -73,7 +93,7 @@ class ListFile(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple:
-        image = read_rgb(self.path(index), f"line {index + 1} of {self.list_file}")
+        image = read_rgb(self.path(index), self.place(index))
         if isinstance(self.transform, Sequence):
             image = [view(image) for view in self.transform]
         elif self.transform is not None:
@@ -84,18 +104,74 @@ class ListFile(Dataset):
         """File of image ``index``."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
+    def place(self, index: int) -> str:
+        """Where image ``index`` is named, for messages."""
+        return f"line {self._lines[index]} of {self.list_file}"
+
     def relabel(self, class_map: np.ndarray) -> None:
         """Give every image of class c the label ``class_map[c]``, a permutation of 0..C-1."""
         if len(class_map) != self.num_classes:
             raise ValueError(f"{len(class_map)} new labels for {self.num_classes} classes")
         self.targets = np.asarray(class_map, dtype=np.int64)[self.targets]
+        self.classes = [self.classes[c] for c in np.argsort(class_map)]
+
+    def _read(self) -> tuple[list[bytes], np.ndarray, np.ndarray, dict[int, str]]:
+        """Paths, labels (N,) int64, line of each (N,) int32, {label: class name}."""
+        if not self.list_file.is_file():
+            raise UsageError(f"{self.list_file}: no such list file; {WHERE}")
+        paths, labels, lines = [], [], []
+        named: dict[int, tuple[str, int]] = {}
+        backslashes = 0
+        with open(self.list_file, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(codecs.BOM_UTF8).strip()
+                if not line:
+                    continue
+                path, label, name = _columns(line)
+                if label is None:
+                    found = line.decode(errors="replace")
+                    raise UsageError(
+                        f"{self.list_file}, line {number}: expected `relative/path label`, "
+                        f"found {found}"
+                    )
+                if name is not None and named.setdefault(label, (name, number))[0] != name:
+                    other, before = named[label]
+                    raise UsageError(
+                        f"{self.list_file}: class {label} is called {other} (line {before}) and "
+                        f"{name} (line {number}); a class has one name"
+                    )
+                if b"\\" in path:
+                    path = path.replace(b"\\", b"/")
+                    backslashes += 1
+                paths.append(path.removeprefix(b"./"))
+                labels.append(label)
+                lines.append(number)
+        if not paths:
+            raise UsageError(f"{self.list_file}: no lines in it; expected `relative/path label`")
+        if backslashes:
+            self._note(f"{backslashes} paths with backslashes, read as slashes")
+        names = {label: name for label, (name, _) in named.items()}
+        return paths, np.array(labels, dtype=np.int64), np.array(lines, dtype=np.int32), names
+
+    def _note(self, text: str) -> None:
+        self.notes.append(f"note: {self.list_file}: {text}")
+
+    def _read_names(self, path: str | Path) -> list[str]:
+        names = read_names(path)
+        if len(names) != self.num_classes:
+            raise UsageError(
+                f"{path}: {len(names)} class names, but {self.list_file} has labels of "
+                f"{self.num_classes} classes; name each of them, one a line"
+            )
+        return names
 
     def _check_labels(self, all_present: bool) -> None:
         largest = int(self.targets.argmax())
         if self.targets[largest] >= self.num_classes:
             raise UsageError(
-                f"{self.list_file}, line {largest + 1}: label {self.targets[largest]}, but there "
-                f"are {self.num_classes} classes; give the lists and class count of one data set"
+                f"{self.list_file}, line {self._lines[largest]}: label {self.targets[largest]}, "
+                f"but there are {self.num_classes} classes; give the lists and class count of one "
+                "data set"
             )
         present = np.unique(self.targets)
         if all_present and len(present) < self.num_classes:
@@ -105,39 +181,88 @@ class ListFile(Dataset):
                 "no image; a training list numbers its classes from 0 without gaps"
             )
 
-    def _check_images(self) -> None:
-        """Look for a few images all over the list, so that a wrong root fails at once."""
-        for index in np.unique(np.linspace(0, len(self) - 1, 16).astype(int)):
-            if not os.path.isfile(self.path(index)):
-                top = os.fsdecode(self.paths[index]).split("/")[0]
-                raise UsageError(
-                    f"{self.path(index)} does not exist (line {index + 1} of {self.list_file}): "
-                    f"the image root must be the folder that holds {top}/, not {self.root}"
+    def _check_paths(self, paths: list[bytes]) -> None:
+        """An image has one label; one that is listed again, or lies elsewhere, is worth a note."""
+        first: dict[bytes, int] = {}
+        again, outside = [], []
+        for index, path in enumerate(paths):
+            before = first.setdefault(path, index)
+            if before != index:
+                if self.targets[before] != self.targets[index]:
+                    raise UsageError(
+                        f"{self.list_file}: {os.fsdecode(path)} has label {self.targets[before]} "
+                        f"(line {self._lines[before]}) and label {self.targets[index]} (line "
+                        f"{self._lines[index]}); an image has one class"
+                    )
+                again.append(index)
+            if path.startswith(b"/") or (b".." in path and b".." in path.split(b"/")):
+                outside.append(index)
+        for indices, what in (
+            (again, "are those of images named before"),
+            (outside, f"lead out of {self.root}"),
+        ):
+            if indices:
+                self._note(
+                    f"{len(indices)} of {len(paths)} paths {what} (such as "
+                    f"{os.fsdecode(paths[indices[0]])}, line {self._lines[indices[0]]})"
                 )
 
+    def _check_files(self, paths: list[bytes]) -> None:
+        """Look for all images by listing their folders, which is cheaper than asking for each."""
+        wanted: dict[bytes, set[bytes]] = {}
+        for path in paths:
+            folder, name = _split(path)
+            wanted.setdefault(folder, set()).add(name)
+        root = os.fsencode(self.root)
+        missing = {
+            (folder, name)
+            for folder, names in wanted.items()
+            for name in _missing(os.path.join(root, folder), names)
+        }
+        if not missing:
+            return
+        total = sum(map(len, wanted.values()))
+        index = next(i for i, path in enumerate(paths) if _split(path) in missing)
+        cure = "restore them or remove their lines"
+        top = os.fsdecode(paths[index]).split("/")[0]
+        if len(missing) == total and top:
+            cure = f"the image root must be the folder that holds {top}, not {self.root}"
+        raise UsageError(
+            f"{self.list_file}: {len(missing)} of {total} files are missing, first "
+            f"{os.path.join(self.root, os.fsdecode(paths[index]))} (line {self._lines[index]}); "
+            f"{cure}"
+        )
 
-def _read_list(list_file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Paths (N,) bytes and labels (N,) int64."""
-    if not list_file.is_file():
-        raise UsageError(f"{list_file}: no such list file; {WHERE}")
-    paths, labels = [], []
-    with open(list_file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                path, label = line.split()[:2]
-                labels.append(int(label))
-                valid = 0 <= labels[-1] < 2**31
-            except ValueError:
-                valid = False
-            if not valid:
-                found = line.decode(errors="replace").strip() or "a blank line"
-                raise UsageError(
-                    f"{list_file}, line {number}: expected `relative/path label`, found {found}"
-                )
-            paths.append(path)
-    if not paths:
-        raise UsageError(f"{list_file}: no lines in it; expected `relative/path label`")
-    return np.array(paths), np.array(labels, dtype=np.int64)
+
+def _columns(line: bytes) -> tuple[bytes, int | None, str | None]:
+    """Path, label (None if there is no valid one) and class name (None if there is none)."""
+    columns = line.split(b"\t") if b"\t" in line else line.split(maxsplit=2)
+    if len(columns) == 2 or (len(columns) == 3 and b"\t" in line):
+        path, label, name = (column.strip() for column in (*columns, b"")[:3])
+    else:
+        label = b""
+    if not label.isdigit():
+        match = LINE.fullmatch(line)
+        if match is None:
+            return line, None, None
+        path, label, name = match.groups()
+    name = name.decode(errors="replace") if name else None
+    return path, int(label) if int(label) < 2**31 else None, name
+
+
+def _split(path: bytes) -> tuple[bytes, bytes]:
+    name = path.rpartition(b"/")[2]
+    return path[: len(path) - len(name)], name
+
+
+def _missing(folder: bytes, names: set[bytes]) -> set[bytes]:
+    """Those of the names that are not in the folder."""
+    try:
+        absent = names.difference(os.listdir(folder))
+    except OSError:
+        return names
+    # A file system may know a file by other spellings than that of its listing.
+    return {name for name in absent if not os.path.exists(os.path.join(folder, name))}
 
 
 def find_list(name: str, folders: Sequence[str | Path]) -> Path:

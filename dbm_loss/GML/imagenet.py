@@ -48,6 +48,7 @@ def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
         root=root,
         list_dir=lists,
         eval_list=None,
+        classes=args.classes,
         fake_data=args.fake_data,
         num_classes=args.num_classes,
     )

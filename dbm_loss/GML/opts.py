@@ -193,6 +193,9 @@ def _add_ours(parser: argparse.ArgumentParser, cifar: bool) -> None:
         return
     add("--list_dir", "--list-dir", metavar="DIR",
         help="folder of the list files, if they are neither in imagenet_inat/data/ nor in --data")
+    add("--classes", metavar="FILE",
+        help="names of the lists' classes, one a line in the order of the labels (default: the "
+        "third column of the training list, or numbers)")
     add("--save_every", "--save-every", type=int, default=0, metavar="N",
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)")
     # fmt: on

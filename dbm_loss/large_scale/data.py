@@ -150,19 +150,19 @@ def load_data(args: Namespace, train_views: Sequence[T.Compose] | None = None) -
 
 def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     _, train_name, test_name = LISTS[args.dataset]
-    train = ListFile(_find_list(args, train_name), args.root, train_views)
+    train = ListFile(_find_list(args, train_name), args.root, train_views, names=args.classes)
     test_list = args.eval_list or _find_list(args, test_name)
     test = ListFile(test_list, args.root, test_view, num_classes=train.num_classes)
     notes = [note for note in (size_warning(train), size_warning(test)) if note]
+    notes += train.notes + test.notes
     facts = {
         "train_set": str(train.list_file),
         "test_set": str(test.list_file),
         "train_list_sha256": fingerprint(train.paths),
         "targets_sha256": fingerprint(train.targets.astype("<i8")),
     }
-    classes = [str(c) for c in range(train.num_classes)]
     split = split_name(test.list_file)
-    return LargeScale(train, test, classes, train.cls_num_list, notes, facts, split)
+    return LargeScale(train, test, train.classes, train.cls_num_list, notes, facts, split)
 
 
 def _find_list(args: Namespace, name: str) -> Path:
@@ -178,6 +178,11 @@ def _find_list(args: Namespace, name: str) -> Path:
 
 def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     root = Path(args.root)
+    if args.classes:
+        raise UsageError(
+            f"--classes {args.classes}: for list files; an image folder's classes are its folders, "
+            "whose order a classes.txt in it gives"
+        )
     train = read_folder(root, "train")
     split, *others = held_out(root)
     test = read_folder(root, split)

@@ -138,6 +138,12 @@ def get_parser() -> Parser:
     ours("--list_dir", help="folder of the list files, if they are not under --root or config/")
     ours("--eval_list", help="list file to evaluate on, instead of the original's test list")
     ours(
+        "--classes",
+        metavar="FILE",
+        help="names of the lists' classes, one a line in the order of the labels (default: the "
+        "third column of the training list, or numbers)",
+    )
+    ours(
         "--fake_data",
         type=int,
         default=0,

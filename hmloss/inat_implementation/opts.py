@@ -36,6 +36,12 @@ def get_parser() -> Parser:
             f"iNaturalist18_{part}.txt)",
         )
     ours.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the classes, one a line in the order of the labels (default: the third "
+        "column of the training list, or numbers)",
+    )
+    ours.add_argument(
         "--image_size", type=int, default=224, metavar="PX", help="side of the input (default: 224)"
     )
     return parser

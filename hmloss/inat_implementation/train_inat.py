@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         find_list(args.train_list, folders),
         args.dataset_dir,
         augment.recipes.imagenet_train(size=size, **inat),
+        names=args.classes,
     )
     val = ListFile(
         find_list(args.val_list, folders),
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     for data in (train, val):
         if warning := size_warning(data):
             say(f"WARNING: {warning}", flush=True)
+        for note in data.notes:
+            say(note, flush=True)
     say(f"{len(train)} training and {len(val)} validation images, {train.num_classes} classes")
 
     if args.evaluate:

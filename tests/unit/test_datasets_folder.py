@@ -32,8 +32,8 @@ def long_tailed(root):
 
 def large(root):
     """The same of the programs that read them as they go."""
-    args = Namespace(dataset="imagefolder", root=root, loss_fn="ce", fake_data=0, num_classes=None)
-    data = large_scale.load_data(args)
+    flags = {"dataset": "imagefolder", "root": root, "loss_fn": "ce", "fake_data": 0}
+    data = large_scale.load_data(Namespace(**flags, num_classes=None, classes=None))
     return data.split, data.classes, data.cls_num_list, data.notes
 
 

@@ -1,5 +1,6 @@
 """List files: parsing, checks, relabelling, images."""
 
+import os
 import random
 import time
 
@@ -20,7 +21,7 @@ def make_list(tmp_path):
     def make(text, name="list.txt", images=True):
         (tmp_path / name).write_text(text)
         for line, row in enumerate(text.splitlines() if images else (), start=1):
-            path = tmp_path / "images" / row.split()[0]
+            path = tmp_path / "images" / row.rpartition(" ")[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 3), (line, 0, 0)).save(path, "PNG")
         return tmp_path / name, tmp_path / "images"
@@ -77,14 +78,33 @@ def test_example_of_the_original_large_scale(golden, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a.png 0\nb.png 1", "a.png 0\r\nb.png\t1 more\r\n", " a.png 0\nb.png  1\n"]
+    ("text", "classes"),
+    [
+        ("a b/x 1.png 0\ny.png 1", "0 1"),
+        ("\ufeffa b/x 1.png 0\r\n\r\ny.png\t1\r\n\n", "0 1"),
+        (" a b/x 1.png   0\n./y.png\t\t1 more\n", "0 more"),
+        ("a b/x 1.png 0 cat\ny.png 1 guide dog\n", "cat guide dog"),
+        ("a b/x 1.png\t0\tcat 7\ny.png\t1\t2024\n", "cat 7 2024"),
+        ("a b\\x 1.png 0\ny.png 1", "0 1"),
+    ],
 )
-def test_harmless_variations(make_list, text):
-    list_file, root = make_list("a.png 0\nb.png 1\n")
+def test_lines_of_all_kinds(make_list, text, classes):
+    list_file, root = make_list("a b/x 1.png 0\ny.png 1\n")
     list_file.write_bytes(text.encode())
     data = ListFile(list_file, root)
-    assert data.paths.tolist() == [b"a.png", b"b.png"]
+    assert data.paths.tolist() == [b"a b/x 1.png", b"y.png"]
     assert data.targets.tolist() == [0, 1]
+    assert " ".join(data.classes) == classes
+    backslash = f"note: {list_file}: 1 paths with backslashes, read as slashes"
+    assert data.notes == ([backslash] if "\\" in text else [])
+
+
+def test_lines_are_counted_with_the_blank_ones(make_list):
+    list_file, root = make_list("a 0\nb 0\n")
+    list_file.write_text("\n\na 0\n\nb 0\n")
+    (root / "b").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"images/b \(line 5 of .*list\.txt\): not a readable"):
+        ListFile(list_file, root)[1]
 
 
 def test_names_that_are_not_ascii(make_list):
@@ -92,18 +112,67 @@ def test_names_that_are_not_ascii(make_list):
     assert data[0][0].size == data[1][0].size == data[2][0].size == (4, 3)
 
 
+def test_a_class_has_one_name(make_list):
+    list_file, root = make_list("a 0\nb 1\nc 1\n")
+    list_file.write_text("a 0 cat\nb 1\nc 1 dog\n")
+    assert ListFile(list_file, root).classes == ["cat", "dog"]
+    list_file.write_text("a 0 cat\nb 1 dog\nc 1 emu\n")
+    with pytest.raises(UsageError) as error:
+        ListFile(list_file, root)
+    assert str(error.value) == (
+        f"{list_file}: class 1 is called dog (line 2) and emu (line 3); a class has one name"
+    )
+
+
+def test_a_file_of_class_names(make_list, tmp_path):
+    files = make_list("a 0\nb 2\nc 1\n")
+    names = tmp_path / "names.txt"
+    names.write_text("cat\nguide dog\n\nemu\n")
+    data = ListFile(*files, names=names)
+    assert data.classes == ["cat", "guide dog", "emu"]
+    data.relabel(np.array([1, 2, 0]))  # cat is class 1 now
+    assert data.classes == ["emu", "cat", "guide dog"] and data.targets.tolist() == [1, 0, 2]
+    names.write_text("cat\n")
+    with pytest.raises(
+        UsageError, match=r"names\.txt: 1 class names, but .*list\.txt has labels of 3"
+    ):
+        ListFile(*files, names=names)
+
+
+def test_an_image_has_one_label(make_list):
+    list_file, root = make_list("a 0\nb 1\nc 1\n")
+    list_file.write_text("a 0\nb 1\n./b 1\na 0\n")
+    assert ListFile(list_file, root).notes == [
+        f"note: {list_file}: 2 of 4 paths are those of images named before (such as b, line 3)"
+    ]
+    list_file.write_text("a 0\nb 1\nc 1\nb 0\n")
+    with pytest.raises(UsageError) as error:
+        ListFile(list_file, root)
+    assert str(error.value) == (
+        f"{list_file}: b has label 1 (line 2) and label 0 (line 4); an image has one class"
+    )
+
+
+def test_paths_out_of_the_root_are_a_note(make_list):
+    list_file, root = make_list("a 0\nb..c 0\nd/e 0\n")
+    list_file.write_text(f"b..c 0\nd/../a 0\n{root}/d/e 0\n")
+    data = ListFile(list_file, root)
+    assert data.notes == [
+        f"note: {list_file}: 2 of 3 paths lead out of {root} (such as d/../a, line 2)"
+    ]
+    assert data[2][0].getpixel((0, 0)) == (3, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "found"),
     [
-        ("a 0\n\nb 0\n", 2, "a blank line"),
-        ("a 0\nb 0\n\n", 3, "a blank line"),
-        ("\na 0\n", 1, "a blank line"),
-        ("a 0\nb\n", 2, "b"),
+        ("a 0\n\nb\n", 3, "b"),
         ("a 0\nb one\n", 2, "b one"),
         ("a 0\nb 1.0\n", 2, "b 1.0"),
         ("a 0\nb -1\n", 2, "b -1"),
         ("a 0\nb 99999999999999999999\n", 2, "b 99999999999999999999"),
-        ("my image.jpg 0\n", 1, "my image.jpg 0"),
+        ("a,0\n", 1, "a,0"),
+        ("0\n", 1, "0"),
     ],
 )
 def test_malformed_line_is_named(make_list, text, line, found):
@@ -134,19 +203,29 @@ def test_labels_of_an_evaluation_list(make_list):
     data = ListFile(*files, num_classes=5)
     assert data.num_classes == 5
     assert data.cls_num_list == [1, 0, 0, 1, 0]
+    assert data.notes == [
+        f"note: {files[0]} has no image of 3 of the 5 classes (1, 2, 4): they have no accuracy"
+    ]
     with pytest.raises(UsageError, match=r"list\.txt, line 2: label 3, but there are 3 classes"):
         ListFile(*files, num_classes=3)
 
 
-def test_wrong_root_fails_at_once(make_list, tmp_path):
+def test_missing_files_are_counted_before_training(make_list, tmp_path):
     list_file, root = make_list("".join(f"train/{i}.png 0\n" for i in range(40)))
-    with pytest.raises(
-        UsageError, match=r"train/0\.png does not exist \(line 1 of .*holds train/, not "
-    ):
+    with pytest.raises(UsageError) as error:
         ListFile(list_file, tmp_path)
+    assert str(error.value) == (
+        f"{list_file}: 40 of 40 files are missing, first {tmp_path}/train/0.png (line 1); "
+        f"the image root must be the folder that holds train, not {tmp_path}"
+    )
+    (root / "train" / "17.png").unlink()
     (root / "train" / "39.png").unlink()
-    with pytest.raises(UsageError, match=r"39\.png does not exist \(line 40 of "):
+    with pytest.raises(UsageError) as error:
         ListFile(list_file, root)
+    assert str(error.value) == (
+        f"{list_file}: 2 of 40 files are missing, first {root}/train/17.png (line 18); "
+        "restore them or remove their lines"
+    )
 
 
 @pytest.mark.parametrize("spoil", ["cut", "text", "gone"])
@@ -195,20 +274,24 @@ def test_relabelling_needs_a_label_for_every_class(make_list):
         data.relabel(np.arange(3))
 
 
-def test_large_list_opens_fast_and_small(tmp_path):
-    """An eighth of iNaturalist 2018; no object per image is kept."""
+def test_large_list_opens_fast_and_small(tmp_path, monkeypatch):
+    """An eighth of iNaturalist 2018: no object an image is kept, no question an image is asked."""
     num_images, num_classes = 55_000, 1000
     labels = np.random.RandomState(0).permutation(np.arange(num_images) % num_classes)
     paths = [f"train_val2018/Plantae/{c}/{i:032x}.jpg" for i, c in enumerate(labels)]
     lines = [f"{path} {label}" for path, label in zip(paths, labels, strict=True)]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    for i in np.linspace(0, num_images - 1, 16).astype(int):  # the images that are looked for
-        path = tmp_path / paths[i]
-        path.parent.mkdir(parents=True)
-        path.touch()
+    content = {}
+    for path in paths:
+        folder, _, name = f"{tmp_path}/{path}".encode().rpartition(b"/")
+        content.setdefault(folder + b"/", []).append(name)
+    asked = []
+    monkeypatch.setattr(os, "listdir", lambda folder: content[folder])
+    monkeypatch.setattr(os.path, "exists", asked.append)
     start = time.perf_counter()
     data = ListFile(tmp_path / "list.txt", tmp_path)
     assert time.perf_counter() - start < 5
+    assert not asked
     assert data.cls_num_list == [55] * num_classes
     assert data.path(num_images - 1) == str(tmp_path / paths[-1])
     assert data.paths.dtype.kind == "S"

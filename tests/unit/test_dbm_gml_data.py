@@ -107,9 +107,9 @@ def test_device_views_are_drawn_independently():
 
 def flags(**changed):
     given = {
-        "dataset": "imagenet", "data": "images", "list_dir": None, "num_classes": 2, "aug":
-        "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0, "batch_size": 4,
-        "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
+        "dataset": "imagenet", "data": "images", "list_dir": None, "classes": None,
+        "num_classes": 2, "aug": "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0,
+        "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 
@@ -121,9 +121,10 @@ def test_lists_are_found_where_the_original_had_them_or_with_the_images(
     monkeypatch.chdir(tmp_path)
     (tmp_path / where).mkdir(parents=True)
     (tmp_path / "images/train").mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30)).save(tmp_path / "images/train/a.jpg")
+    for name in "ab":
+        Image.new("RGB", (40, 30)).save(tmp_path / f"images/train/{name}.jpg")
     for split in ("train", "test"):
-        lines = "train/a.jpg 0\ntrain/a.jpg 1\n"
+        lines = "train/a.jpg 0\ntrain/b.jpg 1\n"
         (tmp_path / where / f"ImageNet_LT_{split}.txt").write_text(lines)
     args = flags(list_dir="elsewhere" if where == "elsewhere" else None)
     loaded = imagenet.load_imagenet(args, views=3)

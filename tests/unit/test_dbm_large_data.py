@@ -36,8 +36,8 @@ def g(golden):
 def flags(**changed) -> Namespace:
     defaults = {
         "dataset": "imgnet", "loss_fn": "bcl", "root": ".", "list_dir": None, "eval_list": None,
-        "fake_data": 0, "num_classes": None, "cmo": False, "weighted_alpha": 1.0, "batch_size": 4,
-        "workers": 0,
+        "classes": None, "fake_data": 0, "num_classes": None, "cmo": False, "weighted_alpha": 1.0,
+        "batch_size": 4, "workers": 0,
     }  # fmt: skip
     return Namespace(**{**defaults, **changed})
 
