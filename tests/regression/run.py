@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 import torch
 
+from common.training.errors import UsageError
 from common.training.flags import Parser
 from tests.regression.results import (
     RESULTS,
@@ -361,6 +362,15 @@ def run(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[list[Comparison]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
+    try:
+        return train_and_compare(argv)
+    except UsageError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def train_and_compare(argv: Sequence[str] | None) -> int:
+    """What ``main`` does; UsageError where the flags ask for the impossible."""
     parser = get_parser()
     args = parser.parse_args(argv)
     rows = select_rows(args)
