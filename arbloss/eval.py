@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
 
 from arbloss import opts, trainer
 from arbloss.data import load_data, make_loaders

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
 
 from arbloss import opts, trainer
 from arbloss.engine import build_criterion, class_counter

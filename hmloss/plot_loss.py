@@ -13,11 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
 from common.training.errors import UsageError
 from common.training.flags import Parser

@@ -14,9 +14,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
+from torch import nn
 
 from common import models
 from common.models import archs

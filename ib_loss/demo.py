@@ -9,16 +9,25 @@ long-tailed: 130 images of "0" down to 2 of "9"), prints one table and names the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
+from common.training.errors import RunError
+from common.training.flags import Parser
+from common.training.launch import run
+
 EPOCHS = 24
 SHARED = [
     "--dataset", "digits", "--arch", "resnet20", "--imb_type", "exp", "--imb_factor", "0.02",
@@ -52,16 +61,16 @@ def train(name: str, out: Path) -> tuple[dict, Path]:
                 seconds = time.perf_counter() - start
                 print(f"{name}: {epochs} of {EPOCHS} epochs, {seconds:.0f} s\n", end="", flush=True)
     if process.wait() != 0:
-        raise SystemExit(f"{name} ended with exit code {process.returncode}")
+        raise RunError(f"{name} ended with exit code {process.returncode}")
     rule = RUNS[name][-1]
     folder = out / "log" / f"digits_resnet20_{name}_{rule}_exp_0.02_0"
     return json.loads((folder / "report.json").read_text()), folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs") / "demo", help="output folder")
-    out = parser.parse_args().out.resolve()
+    out = parser.parse_args(argv).out.resolve()
     with ThreadPoolExecutor(len(RUNS)) as pool:
         results = dict(zip(RUNS, pool.map(lambda name: train(name, out), RUNS), strict=True))
 
@@ -80,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,6 +1,7 @@
 """Rules of the house, read from the code: who may import whom, and what importing may do."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ PAPERS = ("ib_loss", "dbm_loss", "hmloss", "arbloss")
 FILES = sorted(
     path for top in (*PAPERS, "common", "datasets") for path in (ROOT / top).rglob("*.py")
 )
-PROGRAMS = [path for path in FILES if "__main__" in path.read_text()]
+PROGRAMS = [path for path in FILES if 'if __name__ == "__main__":' in path.read_text()]
 LOSSES = [path for path in FILES if path.name in ("losses.py", "margin.py")]
 
 
@@ -140,6 +141,19 @@ def test_flags_of_programs_for_small_images_are_read_before_torchvision_and_the_
         capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.stdout.splitlines() == [f"{path} []" for path in light] and len(light) == 8
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=module_name)
+def test_ctrl_c_while_importing_is_one_line(path, tmp_path):
+    """The first library that a program imports is one that interrupts it."""
+    for library in ("torch", "numpy", "pandas", "PIL", "yaml", "yacs", "matplotlib"):
+        (tmp_path / f"{library}.py").write_text("import os\nos.kill(os.getpid(), 2)\n")
+    done = subprocess.run(
+        [sys.executable, path], env={**os.environ, "PYTHONPATH": str(tmp_path), "RANK": "0"},
+        text=True, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{path.name}: error: interrupted\n"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

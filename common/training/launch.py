@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.training import output
+from common.training import interrupt, output
 from common.training.errors import RunError, UsageError
 
 
@@ -51,6 +51,7 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
     """Run a program's ``main``. Exit code: 2 bad usage, 1 a run that cannot go on, 130 Ctrl-C."""
     output.prepare()
     try:
+        interrupt.from_now_on_raised()
         main(None)
     except UsageError as error:
         _say(error)
@@ -60,14 +61,14 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
         code = 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
-        _say("interrupted; finished epochs are in the checkpoint, go on with --resume")
+        _say("interrupted; a training goes on from its last checkpoint with --resume auto")
         code = 130
     except OSError as error:
         if not output.refused(error):
             raise
         _say(
-            f"the output cannot be written any more ({error.strerror}); finished epochs are in the "
-            "checkpoint, go on with --resume"
+            f"the output cannot be written any more ({error.strerror}); a training goes on from "
+            "its last checkpoint with --resume auto"
         )
         code = 1
     else:

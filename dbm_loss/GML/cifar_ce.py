@@ -16,6 +16,9 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
 
 from common.evaluation import Tally
 from common.models import archs

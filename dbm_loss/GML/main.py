@@ -20,9 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
+from torch import nn
 
 from common.evaluation import Tally
 from common.models import archs

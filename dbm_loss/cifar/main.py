@@ -16,9 +16,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
+import torch
 
 from common.imbalance import sample_weights
 from common.training import checkpoint, launch, precision, seeds, speed

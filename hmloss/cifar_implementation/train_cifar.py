@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
 
 from common.models import archs
 from common.training import launch, seeds, speed

@@ -17,11 +17,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
 import numpy as np
 import pandas as pd
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError

@@ -25,7 +25,7 @@ def stop_with(error):
 @pytest.mark.parametrize(("error", "code", "words"), [
     (UsageError("--lr -1: must be positive"), 2, "error: --lr -1: must be positive"),
     (NonFiniteLoss("the loss is nan"), 1, "error: the loss is nan"),
-    (KeyboardInterrupt(), 130, "interrupted; finished epochs are in the checkpoint"),
+    (KeyboardInterrupt(), 130, "interrupted; a training goes on from its last checkpoint"),
 ])  # fmt: skip
 def test_exit_codes(error, code, words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -55,8 +55,8 @@ def test_a_reader_that_goes_away_is_one_line(unbuffered):
 
     assert forked(act) == (
         1,
-        "program.py: error: the output cannot be written any more (Broken pipe); finished epochs "
-        "are in the checkpoint, go on with --resume\n",
+        "program.py: error: the output cannot be written any more (Broken pipe); a training "
+        "goes on from its last checkpoint with --resume auto\n",
     )
 
 

@@ -12,11 +12,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
 import numpy as np
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
 from common.training.flags import Parser
 from common.training.launch import run

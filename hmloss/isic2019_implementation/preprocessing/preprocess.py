@@ -21,9 +21,12 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
+from PIL import Image
 
 from common.training.errors import UsageError
 from common.training.flags import Parser

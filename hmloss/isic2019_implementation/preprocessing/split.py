@@ -16,10 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
 import numpy as np
 import pandas as pd
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository
 
 from common.training.errors import UsageError
 from common.training.flags import Parser
