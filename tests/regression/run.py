@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -37,7 +38,6 @@ from tests.regression.results import (
     compare,
     from_report,
     key,
-    read_results,
     text_table,
     write_result,
 )
@@ -349,14 +349,7 @@ def run(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[list[Comparison]
     """Train the rows as the flags say; returns the comparison with the reported numbers."""
     jobs = make_jobs(args, rows)
     train(jobs, data=args.data, root=Path(args.data_root).resolve(), parallel=args.jobs)
-    names = {job.result.stem for job in jobs}
-    results = [
-        result
-        for path, result in zip(
-            sorted(args.results.glob("*.json")), read_results(args.results), strict=True
-        )
-        if path.stem in names
-    ]
+    results = [json.loads(job.result.read_text()) for job in jobs if job.result.is_file()]
     return compare(rows, results, read_table()), jobs
 
 
