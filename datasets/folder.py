@@ -143,17 +143,15 @@ def list_classes(
     Args:
         all_present: every class must have images; otherwise one at least.
     """
-    seen = {}  # identity of a folder that must not be read (again) -> its path
+    seen: dict[tuple[int, int], object] = {}
     for name in classes:
         path = folder / name
         if path.is_dir() and (other := seen.setdefault(_identity(path), path)) is not path:
             raise UsageError(f"{path}: the same folder as {other}; an image has one class")
-    for path in (folder.absolute(), *folder.absolute().parents):
-        seen.setdefault(_identity(path), path)
     files: list[str] = []
     targets: list[int] = []
     for label, name in enumerate(classes):
-        found = image_files(folder / name, seen, skipped) if (folder / name).is_dir() else []
+        found = image_files(folder / name, skipped, seen) if (folder / name).is_dir() else []
         if not found and all_present:
             raise UsageError(f"{folder / name}: no images in this class, {ENDINGS}")
         files += found
@@ -163,8 +161,17 @@ def list_classes(
     return files, np.asarray(targets, dtype=np.int64)
 
 
-def image_files(folder: Path, seen: dict, skipped: Skipped) -> list[str]:
-    """Image files below ``folder`` in torchvision's order: by their folder, then by name."""
+def image_files(
+    folder: Path, skipped: Skipped, seen: dict[tuple[int, int], object] | None = None
+) -> list[str]:
+    """Image files below ``folder`` in torchvision's order: by their folder, then by name.
+
+    Args:
+        seen: identities of folders that are not to be entered; those that are entered join them.
+    """
+    seen = {} if seen is None else seen
+    for path in (folder.absolute(), *folder.absolute().parents):
+        seen.setdefault(_identity(path), path)
     found = []
     waiting = [str(folder)]
     while waiting:

@@ -5,11 +5,13 @@
 * 16-bit grey: the high byte, as Pillow reads 16-bit colours. Grey values in 32 bits, which say
   nothing of their range: the smallest range of 8, 16 or 31 bits that holds all of the image's.
 * Floating-point grey from 0 to 1: times 255. Other values are refused.
-* EXIF orientation is not applied, as in torchvision; of several frames or pages the first counts.
+* EXIF orientation is not applied, as in torchvision (Pillow turns TIFF); of several frames or
+  pages the first counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +70,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", image.size, (*GROUND, 255))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def remarks(file: str | Path) -> list[str]:
+    """What ``read_rgb`` makes of a readable image file that may surprise, in words."""
+    with Image.open(file) as image:
+        found = []
+        if image.mode.startswith(("I", "F")):
+            found.append("have more than 8 bits of grey, scaled to 8")
+        elif image.has_transparency_data:
+            found.append("have transparency, laid on white")
+        if getattr(image, "n_frames", 1) > 1:
+            found.append("have several frames, of which the first is taken")
+        with contextlib.suppress(Exception):  # damaged EXIF has no say
+            turned = image.getexif().get(0x0112, 1) != 1
+            if turned and image.format != "TIFF":  # which Pillow turns
+                found.append("have an EXIF orientation, which is not applied")
+    return found
 
 
 def _high_byte(grey: np.ndarray, bits: int) -> np.ndarray:

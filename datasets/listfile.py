@@ -49,6 +49,7 @@ class ListFile(Dataset):
         num_classes: None for a training list, whose labels must be 0..C-1 with each present. An
             evaluation list takes the C of its training list, and may lack classes.
         names: file with the C class names, one a line, before those of the list.
+        must_exist: look for all images at once, not first when they are read.
 
     Attributes:
         targets: labels, (N,) int64.
@@ -69,6 +70,7 @@ class ListFile(Dataset):
         transform: Callable | Sequence[Callable] | None = None,
         num_classes: int | None = None,
         names: str | Path | None = None,
+        must_exist: bool = True,
     ) -> None:
         self.list_file = Path(list_file)
         self.root = Path(root)
@@ -78,7 +80,8 @@ class ListFile(Dataset):
         self.num_classes = num_classes or int(self.targets.max()) + 1
         self._check_labels(all_present=num_classes is None)
         self._check_paths(paths)
-        self._check_files(paths)
+        if must_exist:
+            self._check_files(paths)
         self.paths = np.array(paths)
         self.classes = [named.get(c, str(c)) for c in range(self.num_classes)]
         if names:
