@@ -210,15 +210,18 @@ class Progress:
             self._bar.next(n)
 
     def line(self, text: str) -> None:
-        if self._bar:
-            self._bar.clearln()
+        self._clear()
         print(text, flush=True)
 
     def close(self) -> None:
+        self._clear()
         if self._bar:
-            self._bar.clearln()
-            self._bar.file.write("\r")
             self._bar.finish()
+
+    def _clear(self) -> None:
+        if self._bar:
+            self._bar.file.write("\r\x1b[K")
+            self._bar.file.flush()
 
 
 class _RateBar(Bar):

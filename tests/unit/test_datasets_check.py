@@ -1,4 +1,4 @@
-"""python -m datasets.check: every image is read, what is broken is listed and sets the exit code."""
+"""python -m datasets.check reads every image and lists what is broken; the exit code says so."""
 
 import numpy as np
 import pytest

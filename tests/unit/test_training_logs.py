@@ -1,5 +1,6 @@
 """Logs that can be cut back, meters, the report of a run."""
 
+import io
 import json
 import os
 import struct
@@ -159,3 +160,18 @@ def test_a_csv_has_a_column_for_every_key_and_gaps_for_what_is_missing(tmp_path)
     logs.write_csv(tmp_path / "table.csv", rows)
     text = 'epoch,lr,top1,name,few\n0,0.1,,"a,b",\n1,1e-05,12.345678901234567,,2.5\n'
     assert (tmp_path / "table.csv").read_text() == text
+
+
+def test_a_log_line_takes_the_place_of_the_bar(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", terminal)
+    progress = logs.Progress("check", 2)
+    progress.step()
+    assert "check |" in terminal.getvalue() and "1/2" in terminal.getvalue()
+    progress.line("broken")
+    assert terminal.getvalue().endswith("\r\x1b[Kbroken\n")
+    progress.step()
+    progress.close()
+    assert terminal.getvalue().endswith("\r\x1b[K\n\x1b[?25h")  # the cursor is back
