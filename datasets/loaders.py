@@ -49,10 +49,13 @@ def epoch_batches(
         order: sample indices of the whole epoch.
         batch_size: in training over all processes, in evaluation of each.
         even: training: every process gets equally many samples of each batch (the last batch wraps
-            around where it does not divide). Otherwise the processes take turns: whole batches, so
+            around where it does not divide), and more than one: a last batch that is too small for
+            batch norm joins the one before. Otherwise the processes take turns: whole batches, so
             that a loss is that of one process, and no sample twice (evaluation).
     """
     batches = [batch for batch in order.split(batch_size) if len(batch)]
+    if even and not drop_last and left_over(len(order), batch_size, process):
+        batches[-2:] = [torch.cat(batches[-2:])]
     if drop_last and batches and len(batches[-1]) < batch_size:
         batches.pop()
     if not even:
@@ -63,6 +66,12 @@ def epoch_batches(
         batch = batch.repeat(-(-wanted // len(batch)))[:wanted]
         shares.append(batch[process.rank :: process.world_size])
     return shares
+
+
+def left_over(num_samples: int, batch_size: int, process: Process) -> int:
+    """Samples in a last batch that gives each process only one; 0 if it gives more, or is full."""
+    rest = num_samples % batch_size if num_samples > batch_size else 0
+    return rest if rest <= process.world_size else 0
 
 
 class _EpochPlan:
@@ -81,12 +90,19 @@ class _EpochPlan:
         self._process, self._drop_last, self._even = process, drop_last, even
         self._augment = "augment" if even else "augment in evaluation"
         self.set_epoch(0)
+        rest = left_over(self.num_samples, batch_size, process)
+        if even and not drop_last and rest:
+            process.say(
+                f"note: {self.num_samples} images in batches of {batch_size} leave {rest} over, "
+                "too few for batch norm: the last batch of an epoch joins the one before"
+            )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
-        self.epoch, self.start_batch = epoch, start_batch
+        order = self._order(generator)
+        self.epoch, self.start_batch, self.num_samples = epoch, start_batch, len(order)
         self.batches = epoch_batches(
-            self._order(generator),
+            order,
             self._batch_size,
             self._process,
             drop_last=self._drop_last,

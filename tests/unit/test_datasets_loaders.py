@@ -117,15 +117,39 @@ def test_training_and_evaluation_are_augmented_differently():
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_processes_share_each_global_batch_evenly(world):
-    single = epoch_batches(torch.arange(23), 10, CPU, drop_last=False, even=True)
+    single = epoch_batches(torch.arange(25), 10, CPU, drop_last=False, even=True)
     shares = [
-        epoch_batches(torch.arange(23), 10, p, drop_last=False, even=True) for p in ranks(world)
+        epoch_batches(torch.arange(25), 10, p, drop_last=False, even=True) for p in ranks(world)
     ]
     assert len({tuple(len(part) for part in share) for share in shares}) == 1
     for step, batch in enumerate(single):
         together = torch.cat([share[step] for share in shares])
         assert set(together.tolist()) == set(batch.tolist())
         assert len(together) - len(batch) < world
+
+
+@pytest.mark.parametrize("build", [device, workers])
+@pytest.mark.parametrize(("count", "world", "sizes"), [
+    (21, 1, [5, 5, 5, 6]),
+    (22, 1, [5, 5, 5, 5, 2]),
+    (22, 2, [3, 3, 3, 4]),  # 5, 5, 5, 7 images, shared evenly
+    (23, 2, [3, 3, 3, 3, 2]),
+    (3, 4, [1]),  # no batch to join
+])  # fmt: skip
+def test_a_last_batch_of_one_image_joins_the_one_before(build, count, world, sizes, capsys):
+    for process in ranks(world):
+        loader = build(process, order=shuffled(count))
+        assert len(loader) == len(sizes)
+        assert [len(target) for _, target, _ in loader] == sizes
+    note = f"note: {count} images in batches of 5 leave {count % 5} over, too few for batch norm"
+    said = capsys.readouterr().out
+    assert said.count(note) == said.count("\n") == (len(sizes) == 4)  # by process 0 alone
+
+
+def test_evaluation_and_full_batches_alone_have_no_need_of_it(capsys):
+    assert [len(t) for _, t, _ in device(train=False, order=in_order(21))] == [5, 5, 5, 5, 1]
+    assert [len(t) for _, t, _ in device(drop_last=True, order=in_order(21))] == [5] * 4
+    assert capsys.readouterr().out == ""
 
 
 def test_processes_augment_as_one_would():
