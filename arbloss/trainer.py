@@ -351,7 +351,9 @@ def _gradient_norms(run: Run, norms: Tensor, epoch: int) -> dict[str, float]:
     diagonal = norms.diagonal()
     others = norms.numel() - len(diagonal)
     if run.process.is_main:
-        np.save(run.record.log_dir / f"gradient_norms_{epoch:03d}.npy", norms.cpu().numpy())
+        path = run.record.log_dir / f"gradient_norms_{epoch:03d}.npy"
+        with checkpoint.atomic_file(path) as file:
+            np.save(file, norms.cpu().numpy())
     attraction = float(diagonal.mean())
     repulsion = float((norms.sum() - diagonal.sum()) / max(others, 1))
     run.say(f"mean gradient norm: attraction {attraction:.6f} repulsion {repulsion:.6f}")

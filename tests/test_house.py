@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,15 @@ def test_nothing_is_tied_to_cuda_or_unsafe(path):
         assert forbidden not in text
     for line in text.splitlines():
         assert "torch.load(" not in line or "weights_only=True" in line
+
+
+def test_files_are_written_through_common():
+    """common.training writes atomically, and makes one line of a full disk."""
+    writes = re.compile(
+        r'torch\.save\(|(?<!logs)\.write_(text|bytes)\(|np\.save\((?!file)|open\([^)]*"[rb+]*[wax]'
+    )
+    elsewhere = [path for path in FILES if path.parent.name != "training"]
+    assert not [path for path in elsewhere if writes.search(path.read_text())]
 
 
 def test_one_module_opens_image_files():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from common.training.errors import UsageError
+from common.training.errors import RunError, UsageError, writing
 
 try:
     import fcntl
@@ -24,13 +25,15 @@ def lock_folders(folders: Iterable[Path]) -> list[TextIO]:
 
     Raises:
         UsageError: another run has locked one of them; says which process.
+        RunError: there can be no lock file.
     """
     files = []
     try:
         for folder in sorted(set(folders)):
-            files.append(open(folder / ".lock", "a+"))  # noqa: SIM115 (closed by the caller)
+            with writing(folder / ".lock"):
+                files.append(open(folder / ".lock", "a+"))  # noqa: SIM115 (closed by the caller)
             _lock(files[-1], folder)
-    except UsageError:
+    except (UsageError, RunError):
         for file in files:
             file.close()
         raise
@@ -53,6 +56,6 @@ def _lock(file: TextIO, folder: Path) -> None:
             f"note: {folder} cannot be locked ({error.strerror}): start no second run there",
             flush=True,
         )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} of {socket.gethostname()}")
-    file.flush()
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        file.truncate(0)
+        os.write(file.fileno(), f"process {os.getpid()} of {socket.gethostname()}".encode())

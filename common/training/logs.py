@@ -26,10 +26,10 @@ from common.training.launch import all_reduce_sum
 def prepare_folders(*folders: str | Path) -> None:
     """Create folders with their parents, saying so, and make sure that they can be written."""
     for folder in map(Path, folders):
+        if not folder.is_dir():
+            print(f"creating folder {folder}", flush=True)
         try:
-            if not folder.is_dir():
-                print(f"creating folder {folder}", flush=True)
-                folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".{os.getpid()}.part"  # of a killed run: removed by the next one
             probe.touch()
             probe.unlink()

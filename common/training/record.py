@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from common.training import checkpoint, launch, logs, precision, report
-from common.training.errors import NonFiniteLoss, UsageError
+from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.launch import Process
 from common.training.lock import lock_folders
 
@@ -122,7 +122,7 @@ class Record:
 
         def claim() -> None:
             logs.prepare_folders(self.log_dir, self.model_dir)
-            names = [*self._text_logs, *REPORTS[:2]]
+            names = [*self._text_logs, *REPORTS]
             logs.prepare_files(self.latest, self.best, *(self.log_dir / name for name in names))
             self._locks = lock_folders([self.log_dir, self.model_dir])
             for folder in (self.log_dir, self.model_dir):
@@ -277,7 +277,8 @@ class Record:
             stale += self._events.glob("events.out.tfevents.*")
             for file in stale:  # of the run that is replaced, or of one killed in its first epoch
                 if self._source is None or file.resolve() != self._source.resolve():
-                    file.unlink(missing_ok=True)
+                    with writing(file):
+                        file.unlink(missing_ok=True)
         self.log = {
             name: logs.TextLog(self.log_dir / name if writes else None, self._offsets.get(name))
             for name in self._text_logs

@@ -55,13 +55,17 @@ def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int
     """Batch over all processes; generated data that is less than one batch makes a smaller one.
 
     Raises:
-        UsageError: the last batch is dropped if it is not full, and here it is the only one.
+        UsageError: the last batch is dropped if it is not full, and here it is the only one; or the
+            queue is shorter than a batch.
     """
     size = args.batch_size * machines
+    if args.fake_data:
+        size = min(size, num_images)
+    contrast = args.alpha > 0 or args.beta > 0
+    if contrast and args.base_k == 0 and args.moco_k < size:
+        raise UsageError(f"--moco-k {args.moco_k}: the queue has to hold a batch, {size} or more")
     if num_images >= size:
         return size
-    if args.fake_data:
-        return num_images
     raise UsageError(
         f"--batch-size {args.batch_size}: the training set has only {num_images} images, and a "
         "batch that is not full is dropped; lower it"

@@ -109,7 +109,8 @@ def flags(**changed):
     given = {
         "dataset": "imagenet", "data": "images", "list_dir": None, "classes": None,
         "num_classes": 2, "aug": "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0,
-        "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
+        "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1, "alpha": 0.0,
+        "beta": 0.0, "base_k": 0, "moco_k": 64,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 
@@ -159,3 +160,11 @@ def test_a_batch_larger_than_the_data_is_refused_but_for_generated_images():
     assert data.train_batch_size(flags(fake_data=3), 3) == 3
     with pytest.raises(UsageError, match="--batch-size 4: the training set has only 3 images"):
         data.train_batch_size(flags(), 3)
+
+
+def test_a_queue_shorter_than_a_batch_is_refused():
+    short = {"beta": 1.0, "moco_k": 3}
+    with pytest.raises(UsageError, match="--moco-k 3: the queue has to hold a batch, 4 or more"):
+        data.train_batch_size(flags(**short), 9)
+    assert data.train_batch_size(flags(**short, base_k=1), 9) == 4  # a ring for each class
+    assert data.train_batch_size(flags(**short, fake_data=3), 3) == 3

@@ -28,7 +28,7 @@ interrupt.during_imports(__name__)
 
 from PIL import Image
 
-from common.training.errors import UsageError
+from common.training.errors import UsageError, writing
 from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress, prepare_folders, write_json, write_text
@@ -91,8 +91,9 @@ def convert(task: tuple[str, str], settings: dict) -> str | None:
         return str(error)
     image = process_image(image, settings)
     unfinished = f"{destination}.part"
-    image.save(unfinished, format="JPEG", quality=settings["quality"])
-    os.replace(unfinished, destination)
+    with writing(destination):
+        image.save(unfinished, format="JPEG", quality=settings["quality"])
+        os.replace(unfinished, destination)
     return None
 
 
@@ -186,8 +187,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--workers {args.workers}: a worker process died, out of memory? "
             "Use fewer; the same command goes on where this one stopped"
         ) from None
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot write there ({error})") from None
     progress.close()
 
     write_text(output / UNREADABLE, "".join(f"{line}\n" for line in sorted(complaints)))

@@ -24,12 +24,11 @@ interrupt.during_imports(__name__)
 import numpy as np
 import pandas as pd
 
-from common.training.errors import UsageError
+from common.training.errors import UsageError, writing
 from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import prepare_folders
 from common.training.seeds import choose_seed
-from datasets.folder import Skipped
 from hmloss.isic2019_implementation.data import (
     CLASSES,
     PARTS,
@@ -68,7 +67,9 @@ def copy_tree(table: pd.DataFrame, folder: Path) -> None:
     """Copy the images into a folder per part and class."""
     prepare_folders(*(folder / TREE[part] / name for part in PARTS for name in CLASSES))
     for row in table.itertuples():
-        shutil.copy2(row.path, folder / TREE[row.part] / row.label / row.image_id)
+        copy = folder / TREE[row.part] / row.label / row.image_id
+        with writing(copy):
+            shutil.copy2(row.path, copy)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,10 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if tree and any((tree / name).exists() for name in TREE.values()):
         raise UsageError(f"--tree {tree}: holds a split already; choose another folder")
 
-    skipped = Skipped()
-    table = find_images(args.dataset_dir, skipped)
-    for note in skipped.notes(args.dataset_dir):
-        print(note)
+    table = find_images(args.dataset_dir)
     lesion_of = read_lesions(args.metadata) if args.metadata else None
     seed = choose_seed(args.seed)
     ids = {name: table.loc[table["label"] == name, "image_id"].tolist() for name in CLASSES}
