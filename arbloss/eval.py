@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     for line in result_lines(figures, tally, data.cls_num_list, config):
         say(line)
     if process.is_main:
-        write_json(folder / "eval.json", figures | {"calibration": calibration(tally.bins)})
+        facts = {"calibration": calibration(tally.bins), "evaluated": data.split}
+        write_json(folder / "eval.json", figures | facts)
         draw_reliability_diagram(tally.bins, folder / "reliability.png", config.resume)
     test_loader.close()
     log.close()

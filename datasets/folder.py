@@ -128,8 +128,8 @@ def class_folders(folder: Path, layout: str, skipped: Skipped) -> list[str]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; {layout}")
     found = [entry.name for entry in _entries(folder) if entry.is_dir()]
-    skipped.hidden += [str(folder / name) for name in found if _hidden(name)]
-    classes = [name for name in found if not _hidden(name)]
+    skipped.hidden += [str(folder / name) for name in found if is_hidden(name)]
+    classes = [name for name in found if not is_hidden(name)]
     if not classes:
         raise UsageError(f"{folder}: no class folders in it; {layout}")
     return classes
@@ -180,7 +180,7 @@ def image_files(
         for entry in _entries(parent):
             if entry.is_dir():
                 identity = _identity(entry.path)
-                if _hidden(entry.name):
+                if is_hidden(entry.name):
                     skipped.hidden.append(entry.path)
                 elif identity in seen:
                     skipped.links.append(entry.path)
@@ -188,7 +188,7 @@ def image_files(
                     seen[identity] = entry.path
                     waiting.append(entry.path)
             elif entry.name.lower().endswith(SUFFIXES):
-                if _hidden(entry.name):
+                if is_hidden(entry.name):
                     skipped.hidden.append(entry.path)
                 else:
                     names.append(entry.name)
@@ -204,7 +204,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
         raise UsageError(f"{folder}: cannot be listed ({error.strerror})") from None
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no part of the data."""
     return name.startswith(".") or name in LITTER
 
 

@@ -14,6 +14,7 @@ from torchvision import transforms as T
 
 from common.training.checkpoint import atomic_file
 from common.training.errors import UsageError
+from datasets.folder import Skipped, is_hidden
 from datasets.images import read_rgb
 
 CLASSES = ("BEN", "MAL")  # class folders: nevi, melanoma; labels 0 and 1
@@ -61,17 +62,22 @@ def _read_csv(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def images_below(folder: Path) -> dict[str, Path]:
-    """Images directly in a folder by their name without suffix, sorted."""
+def images_below(folder: Path, skipped: Skipped | None = None) -> dict[str, Path]:
+    """Images directly in a folder by their name without suffix, sorted; none that is hidden.
+
+    Hidden ones are added to ``skipped``.
+    """
     found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
-    return {path.stem: path for path in sorted(found)}
+    if skipped is not None:
+        skipped.hidden += [str(path) for path in found if is_hidden(path.name)]
+    return {path.stem: path for path in sorted(found) if not is_hidden(path.name)}
 
 
-def find_images(folder: str | Path) -> pd.DataFrame:
+def find_images(folder: str | Path, skipped: Skipped | None = None) -> pd.DataFrame:
     """Table of the images in ``folder``/BEN and ``folder``/MAL, sorted by class and name.
 
     With ``folder``/TRAIN, VALID and TEST, each holding the class folders, their images and the
-    column ``part``.
+    column ``part``. Hidden images are left out and added to ``skipped``.
 
     Returns: columns path, label ("BEN", "MAL"), image_id (file name), label_idx (0, 1).
     Raises:
@@ -79,7 +85,7 @@ def find_images(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     if all((folder / name).is_dir() for name in TREE.values()):
-        parts = [find_images(folder / TREE[part]).assign(part=part) for part in PARTS]
+        parts = [find_images(folder / TREE[part], skipped).assign(part=part) for part in PARTS]
         table = pd.concat(parts, ignore_index=True)
     else:
         rows = []
@@ -89,7 +95,7 @@ def find_images(folder: str | Path) -> pd.DataFrame:
                     f"{(folder / name).resolve()}: no such folder; expected nevi in BEN/ and "
                     "melanomas in MAL/: make them with preprocessing/preprocess.py"
                 )
-            paths = images_below(folder / name).values()
+            paths = images_below(folder / name, skipped).values()
             if not paths:
                 raise UsageError(f"{(folder / name).resolve()}: no image in it")
             rows += [(str(path), name, path.name, label) for path in paths]

@@ -32,6 +32,7 @@ from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
 from common.training.old_record import Record
 from common.training.pictures import picture
+from datasets.folder import Skipped
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
 from hmloss.engine import build_criterion
@@ -78,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
 
     # Data: one split for all runs.
     first_seed = None
-    images = isic.find_images(args.dataset_dir)
+    skipped = Skipped()
+    images = isic.find_images(args.dataset_dir, skipped)
+    for note in skipped.notes(args.dataset_dir):
+        say(note, flush=True)
     table = find_split(args, images, history_dir / "split.csv")
     if table is None:
         first_seed = seeds.choose_seed(args.seed)

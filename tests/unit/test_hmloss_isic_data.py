@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from common.training.errors import UsageError
+from datasets.folder import Skipped
 from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation.preprocessing.mean_std import channel_mean_std
 
@@ -124,6 +125,16 @@ def test_saved_split_is_read_back(tmp_path):
     assert (tmp_path / "split.csv").read_text().startswith("# seed 7\nimage,label,part\n")
     again = isic.load_split(tmp_path / "split.csv", isic.find_images(tmp_path))
     pd.testing.assert_frame_equal(again, table)
+
+
+def test_hidden_images_are_skipped_and_counted(tmp_path):
+    make_images(tmp_path, (2, 1))
+    (tmp_path / "MAL" / "._MAL0.JPG").write_bytes(b"of an archive")
+    skipped = Skipped()
+    assert isic.find_images(tmp_path, skipped)["image_id"].tolist() == [
+        "BEN0.JPG", "BEN1.JPG", "MAL0.JPG"
+    ]  # fmt: skip
+    assert skipped.hidden == [str(tmp_path / "MAL" / "._MAL0.JPG")]
 
 
 def test_tree_is_read(tmp_path):

@@ -24,6 +24,7 @@ from PIL import Image
 from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress
+from datasets.folder import Skipped
 from datasets.images import read_rgb
 from hmloss.isic2019_implementation.data import MEAN, STD, find_images
 
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=300, help="(default: 300)")
     args = parser.parse_args(argv)
     parser.check_numbers(args, image_size=(1, 8192))
-    paths = find_images(args.dataset_dir)["path"]
+    skipped = Skipped()
+    paths = find_images(args.dataset_dir, skipped)["path"]
+    for note in skipped.notes(args.dataset_dir):
+        print(note)
     progress = Progress("mean and std", len(paths))
 
     def images() -> Iterable[Image.Image]:

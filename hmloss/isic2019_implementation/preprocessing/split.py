@@ -29,6 +29,7 @@ from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import prepare_folders
 from common.training.seeds import choose_seed
+from datasets.folder import Skipped
 from hmloss.isic2019_implementation.data import (
     CLASSES,
     PARTS,
@@ -88,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if tree and any((tree / name).exists() for name in TREE.values()):
         raise UsageError(f"--tree {tree}: holds a split already; choose another folder")
 
-    table = find_images(args.dataset_dir)
+    skipped = Skipped()
+    table = find_images(args.dataset_dir, skipped)
+    for note in skipped.notes(args.dataset_dir):
+        print(note)
     lesion_of = read_lesions(args.metadata) if args.metadata else None
     seed = choose_seed(args.seed)
     ids = {name: table.loc[table["label"] == name, "image_id"].tolist() for name in CLASSES}
