@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = ("ib_loss", "dbm_loss", "hmloss", "arbloss")
 FILES = sorted(
-    path for top in (*PAPERS, "common", "datasets") for path in (ROOT / top).rglob("*.py")
+    path for top in (*PAPERS, "common", "datasets", "tools") for path in (ROOT / top).rglob("*.py")
 )
 PROGRAMS = [path for path in FILES if 'if __name__ == "__main__":' in path.read_text()]
 LOSSES = [path for path in FILES if path.name in ("losses.py", "margin.py")]
@@ -39,6 +39,10 @@ def imported(path: Path) -> set[str]:
 def test_imports_go_one_way(path):
     own = path.relative_to(ROOT).parts[0]
     tops = {name.split(".")[0] for name in imported(path)}
+    assert "tests" not in tops, "what users run imports tests"
+    if own == "tools":
+        return
+    assert "tools" not in tops, "a tool drives programs, none of which needs it"
     if own in PAPERS:
         assert not tops & (set(PAPERS) - {own}), "a paper imports another paper"
     else:

@@ -1,7 +1,7 @@
 """Options of ``pytest tests/regression --data-root DIR``, which trains rows of the table."""
 
 from tests.regression.run import DATA
-from tests.regression.table import PAPERS
+from tools.table import PAPERS
 
 OPTIONS = ("data_root", "data", "paper", "dataset", "ratio", "seeds", "epochs", "jobs")
 

@@ -1,7 +1,7 @@
 """Made-up results for the tests: nothing here was trained."""
 
 from tests.regression.results import read_fingerprints
-from tests.regression.table import Row, read_table
+from tools.table import Row, read_table
 
 
 def find(id_: str, split: str = "all") -> Row:

@@ -15,8 +15,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.regression.results import Figures, difference_of_means, read_results
-from tests.regression.table import HERE
+from tests.regression.results import HERE, Figures, difference_of_means, read_results
 
 FOLDER = HERE / "originals"
 EPOCHS, START_IB = 12, 8  # of every run; the first epoch of IB

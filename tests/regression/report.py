@@ -23,7 +23,8 @@ from common.training.logs import write_text
 from common.training.pictures import save_picture
 from tests.regression import originals
 from tests.regression.results import RESULTS, Comparison, Figures, compare, read_results
-from tests.regression.table import PAPERS, ROOT, Row, read_table
+from tools.programs import ROOT
+from tools.table import PAPERS, Row, read_table
 
 MARKS = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 NAMES = {"ib_loss": "IB", "dbm_loss": "DBM", "hmloss": "HMLoss", "arbloss": "ARB-Loss"}

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 
 from common.training.logs import write_text
-from tests.regression.table import HERE, ROOT, Row
+from tools.programs import ROOT
+from tools.table import Row
 
+HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FINGERPRINTS = HERE / "fingerprints.csv"  # of training pixels, and what they are in words
 CURVES = ("train_loss", "loss", "top1", "many", "medium", "few")  # kept of every epoch

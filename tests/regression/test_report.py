@@ -5,7 +5,7 @@ import pytest
 from tests.regression import report
 from tests.regression.made_up import fingerprint, result
 from tests.regression.results import compare
-from tests.regression.table import read_table
+from tools.table import read_table
 
 CE, IB = "ib_loss-cifar10-exp100-ce", "ib_loss-cifar10-exp100-ib"
 DRW, DBM_DRW = "dbm_loss-cifar10-exp100-ce_drw", "dbm_loss-cifar10-exp100-dbm_drw"

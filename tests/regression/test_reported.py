@@ -10,7 +10,7 @@ import pytest
 
 from tests.regression import run
 from tests.regression.conftest import OPTIONS
-from tests.regression.table import read_table
+from tools.table import read_table
 
 
 def arguments(config):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.regression.made_up import find, fingerprint, result
 from tests.regression.results import compare, from_report, read_results, text_table, write_result
-from tests.regression.table import read_table
+from tools.table import read_table
 
 TABLE = read_table()
 CE, IB = "ib_loss-cifar10-exp100-ce", "ib_loss-cifar10-exp100-ib"

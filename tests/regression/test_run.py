@@ -1,14 +1,13 @@
 """The runner: real programs on made-up images, killed and started again."""
 
-import fcntl
 import json
-import os
 import time
 
 import pytest
 
 from tests.programs.tools import make_image_folder
 from tests.regression import run
+from tools import runner
 
 ID = "ib_loss-cifar10-exp10-ce"
 EPOCHS = 3
@@ -41,7 +40,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_kept(tmp_path, images,
     name = f"{ID}_imagefolder_e{EPOCHS}_s0"
     scratch, result = tmp_path / "scratch" / name, tmp_path / "results" / f"{name}.json"
     (job,) = make_job(tmp_path, images)
-    assert run.start(job, 0, 1, images, [])
+    assert runner.start(job, 0, 1, images, [])
     deadline = time.monotonic() + 240
     while not list(scratch.rglob("ckpt.pth.tar")):
         assert job.process.poll() is None, "the program ended before its first epoch"
@@ -77,15 +76,6 @@ def test_a_run_that_fails_is_told_and_leaves_no_result(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_run_that_another_process_trains_is_not_started(tmp_path, images):
-    (job,) = make_job(tmp_path, images)
-    job.folder.mkdir(parents=True)
-    with open(job.folder / "lock", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert not run.start(job, 0, 1, images, [])
-        assert job.process is None
-
-
 def test_seeds_come_in_turn_and_rows_of_one_command_are_one_job(tmp_path, images):
     args = run.get_parser().parse_args(["--seeds", "0", "1", "--paper", "dbm_loss", "--dataset",
                                         "cifar100", "--ratio", "100"])  # fmt: skip
@@ -99,29 +89,7 @@ def test_teacher_and_student_are_one_job(tmp_path):
     args = run.get_parser().parse_args(["-k", "cifar100-exp100-dbm_gml"])
     (job,) = run.make_jobs(args, run.select_rows(args))
     assert [words[1].rsplit("/")[-1] for words in job.commands] == ["cifar_ce.py", "cifar_main.py"]
-    assert job.total == 400 and "{out}/cifar100/teacher" in run.command_line(job)
-
-
-def test_processes_share_cores_and_take_gpus_in_turn(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    shares = [run.environment(slot, 4, ["4", "5"]) for slot in range(4)]
-    assert [env["CUDA_VISIBLE_DEVICES"] for env in shares] == ["4", "5", "4", "5"]
-    assert {env["OMP_NUM_THREADS"] for env in shares} == {"4"}
-    assert run.environment(0, 1, ["4", "5"])["CUDA_VISIBLE_DEVICES"] == "4,5"  # all of them
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's word
-    assert run.environment(0, 4, [])["OMP_NUM_THREADS"] == "2"
-
-
-def test_the_time_left_is_told_from_the_epochs_of_this_start(monkeypatch, capsys, tmp_path, images):
-    (job,) = make_job(tmp_path, images)
-    clock = iter([0.0, 100.0])
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
-    epochs = iter([1, 2])  # one finished before this start, one in its 100 seconds
-    monkeypatch.setattr(run.Job, "done", lambda self: next(epochs))
-    run.Progress([job]).show(1)
-    assert "epoch 2/3, 0:01 h left" in capsys.readouterr().out
+    assert job.total == 400 and "{out}/cifar100/teacher" in runner.command_line(job)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from collections import Counter
 import pytest
 
 from datasets.long_tail import load_long_tailed
-from tests.regression import originals, table
+from tests.regression import originals
 from tests.regression import results as results_module
 from tests.regression.results import precision, read_fingerprints, read_results
-from tests.regression.table import PAPERS, ROOT, commands, fill, read_table, select, settings
+from tools import table
+from tools.programs import ROOT, fill, settings
+from tools.table import PAPERS, commands, read_table, select
 
 ROWS = read_table()
 COMMANDS = {row.id: row for row in ROWS}

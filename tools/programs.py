@@ -1,0 +1,141 @@
+"""How the programs are told what to train on and for how long, and how they read a command line."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a program is told what differs from the published run; the last mention of a flag counts.
+
+    Attributes:
+        data: words that set data set and folder. size: words for images of another size than 32.
+        epochs: words for a shortened, stretched run.
+        memory, amp: words for channels-last memory and for half precision.
+        resume: words that go on from the run's own checkpoint.
+        parse: the program's own reading of a command line.
+    """
+
+    data: str
+    parse: Callable[[list[str]], object]
+    size: str = "--image_size {size}"
+    epochs: str = "--epochs {epochs} --stretch_schedule"
+    memory: str = "--channels_last"
+    amp: str = "--amp {amp}"
+    resume: str = "--resume auto"
+
+
+def _ib(program: str, argv: list[str]) -> object:
+    from ib_loss import opts, schedule
+
+    plan = schedule.TINY_IMAGENET if program == "tiny" else schedule.CIFAR
+    return opts.parse_args(argv, program, plan)[0]
+
+
+def _dbm_cifar(argv: list[str]) -> object:
+    from dbm_loss.cifar import opts
+
+    return opts.parse_args(argv)[0]
+
+
+def _dbm_large(argv: list[str]) -> object:
+    from dbm_loss.large_scale import opts
+
+    return opts.parse_args(argv)
+
+
+def _gml(program: str, argv: list[str]) -> object:
+    from dbm_loss.GML import opts
+
+    return opts.parse_args(argv, program)[0]
+
+
+def _hml(argv: list[str]) -> object:
+    from hmloss.cifar_implementation import opts
+
+    return opts.parse_args(argv)[0]
+
+
+def _isic(argv: list[str]) -> object:
+    from hmloss.isic2019_implementation import opts
+
+    return opts.parse_args(argv)
+
+
+def _inat(argv: list[str]) -> object:
+    from hmloss.inat_implementation import opts
+
+    return opts.parse_args(argv)[0]
+
+
+def _arb(argv: list[str]) -> object:
+    from arbloss import opts
+
+    config = opts.parse_args("", [str(ROOT / a) if a.endswith(".yaml") else a for a in argv])[1]
+    opts.check(config, stage=1)
+    return config
+
+
+PROGRAMS = {
+    "ib_loss/cifar_train.py": Program("--dataset {dataset} --root {root}", partial(_ib, "cifar")),
+    "ib_loss/tinyimage_train.py": Program("", partial(_ib, "tiny")),
+    "dbm_loss/cifar/main.py": Program("--dataset {dataset} --data_dir {root}", _dbm_cifar),
+    "dbm_loss/large_scale/train.py": Program("", _dbm_large),
+    "dbm_loss/GML/cifar_ce.py": Program(
+        "--dataset {dataset} --data {root}", partial(_gml, "cifar_ce")
+    ),
+    "dbm_loss/GML/cifar_main.py": Program(
+        "--dataset {dataset} --data {root}", partial(_gml, "cifar_main")
+    ),
+    "dbm_loss/GML/main.py": Program("", partial(_gml, "main")),
+    "hmloss/cifar_implementation/train_cifar.py": Program(
+        "--dataset {dataset} --root {root}", _hml
+    ),
+    "hmloss/isic2019_implementation/train_isic.py": Program(
+        "", _isic, epochs="--num_epochs {epochs} --stretch_schedule"
+    ),
+    "hmloss/inat_implementation/train_inat.py": Program("", _inat),
+    "arbloss/train_stage1.py": Program(
+        "dataset {dataset} data_path {root}",
+        _arb,
+        size="image_size {size}",
+        epochs="num_epochs {epochs} stretch_schedule True",
+        memory="channels_last True",
+        amp="amp {amp}",
+        resume="resume auto",
+    ),
+}  # fmt: skip
+
+
+def fill(words: Sequence[str], **values: object) -> list[str]:
+    """The words with {name} replaced by its value."""
+    filled = []
+    for word in words:
+        for name, value in values.items():
+            word = word.replace("{" + name + "}", str(value))
+        filled.append(word)
+    return filled
+
+
+def settings(words: Sequence[str]) -> dict[str, object]:
+    """What the program of a command line makes of it: its flags or configuration as plain values.
+
+    Raises:
+        SystemExit, common.training.UsageError: the program refuses the command line.
+    """
+    parsed = PROGRAMS[words[1]].parse(list(words[2:]))
+    found = vars(parsed) if isinstance(parsed, Namespace) else dict(parsed)
+    return {key: _plain(value) for key, value in found.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
