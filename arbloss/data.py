@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
 from arbloss.opts import CIFAR_LIKE
@@ -19,12 +20,14 @@ from datasets import augment, long_tail
 from datasets.augment.colours import INAT_MEAN, INAT_STD
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
+from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 
 LISTS = {
     "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
     "ina2018": ("iNaturalist18_train.txt", "iNaturalist18_val.txt"),
     "places": ("Places_LT_train.txt", "Places_LT_test.txt"),
 }
+NAMES = {"imagenet": "ImageNet-LT", "ina2018": "iNaturalist 2018", "places": "Places-LT"}
 SHIPPED_LISTS = Path(__file__).resolve().parents[1] / "datasets" / "data_txt"  # filled by the user
 NUM_SAMPLES_CLS = 4  # images that the class-aware order takes of a class at a time
 
@@ -33,15 +36,27 @@ Loader = DeviceLoader | WorkersLoader
 
 @dataclass(frozen=True)
 class ListData:
-    """Training and test images given by list files; class 0 is the largest."""
+    """Training and test images given by list files; class 0 is the largest.
 
-    train: ListFile
+    Attributes:
+        classes: names; the labels that the lists give them.
+        split: which one the test set is, ``test`` or ``val``.
+        chosen_on: on what the best epoch is chosen: ``split`` or a ``held-out`` part.
+        notes: for the user.
+        val: images by which the best epoch is chosen; None: it is chosen on the test set.
+        name: what the data are, for the head of a picture.
+    """
+
+    train: Dataset
     test: ListFile
+    classes: list[str]
     cls_num_list: list[int]
     facts: dict[str, object]
     split: str
+    chosen_on: str
     notes: list[str]
-    classes: list[str]
+    val: Dataset | None
+    name: str
 
 
 def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
@@ -61,6 +76,7 @@ def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
             imb_factor=config.imb_factor,
             image_size=config.image_size,
             num_classes=config.num_classes,
+            val_fraction=config.val_fraction,
         )
         long_tail.require_images(data.cls_num_list, f"dataset {config.dataset}")
         return data
@@ -84,13 +100,26 @@ def _load_lists(config: CfgNode) -> ListData:
     class_map = largest_first(train.cls_num_list)
     train.relabel(class_map)
     test.relabel(class_map)
-    facts = {"dataset": config.dataset, "train_images": len(train), "test_images": len(test)}
-    notes = [text for text in (size_warning(train), size_warning(test)) if text]
-    if notes:
-        facts["warnings"] = notes.copy()
-    notes += train.notes + test.notes
+    warnings = [text for text in (size_warning(train), size_warning(test)) if text]
+    kept, val = hold_out(train, config.val_fraction, test.transform)
+    val_set = part_name(config.val_fraction) if config.val_fraction else None
+    split = split_name(test_list)
+    facts = evaluation_facts(str(test_list), len(test), val_set, val and len(val))
+    notes = [*warnings, *train.notes, *test.notes, *evaluation_notes(facts, split)]
+    facts |= {"dataset": config.dataset, "train_images": len(kept)}
+    if warnings:
+        facts["warnings"] = warnings
     return ListData(
-        train, test, train.cls_num_list, facts, split_name(test_list), notes, train.classes
+        kept,
+        test,
+        train.classes,
+        np.bincount(kept.targets, minlength=train.num_classes).tolist(),
+        facts,
+        split,
+        split if val is None else HELD_OUT,
+        notes,
+        val,
+        NAMES[config.dataset],
     )
 
 
@@ -114,9 +143,10 @@ def make_loaders(
     process: Process,
     memory_format: torch.memory_format,
     balanced: bool = False,
-) -> tuple[Loader, Loader]:
-    """Training and test loader, of batches ``(images, target, index)``.
+) -> tuple[Loader, Loader, Loader]:
+    """Training, validation and test loader, of batches ``(images, target, index)``.
 
+    Without validation images the second is the third.
     ``batch_size`` is over all processes. ``balanced`` takes every class equally often, for one
     batch more than the training set fills.
     """
@@ -129,10 +159,11 @@ def make_loaders(
     }  # fmt: skip
     if isinstance(data, ListData):
         test_batch_size = -(-batch_size // process.world_size)  # as large as those of training
-        return (
-            WorkersLoader(data.train, batch_size, order=order, **shared),
-            WorkersLoader(data.test, test_batch_size, train=False, **shared),
-        )
+        train_loader = WorkersLoader(data.train, batch_size, order=order, **shared)
+        val_loader = test_loader = WorkersLoader(data.test, test_batch_size, train=False, **shared)
+        if data.val is not None:
+            val_loader = WorkersLoader(data.val, test_batch_size, train=False, **shared)
+        return train_loader, val_loader, test_loader
     return long_tail.make_loaders(
         data,
         loader=config.loader,

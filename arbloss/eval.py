@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     data = load_data(config)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)
-    _, test_loader = make_loaders(
+    *_, test_loader = make_loaders(
         data,
         config,
         batch_size=config.batch_size,

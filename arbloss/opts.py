@@ -65,6 +65,7 @@ DEFAULTS = {
     "diagnostic": False,
     "list_path": "",
     "classes": "",
+    "val_fraction": 0.0,
     "weights": "",
     "image_size": 32,
     "loader": "device",
@@ -247,6 +248,8 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
             f"imb_factor {config.imb_factor}: smallest / largest class, 0 < f <= 1, "
             "or null for the data as they are"
         )
+    if not 0 <= config.val_fraction < 1:
+        raise UsageError(f"val_fraction {config.val_fraction}: at least 0 and below 1")
     for key in ("head_class_idx", "med_class_idx", "tail_class_idx"):
         if config[key][0] < 0 or config[key][1] > config.num_classes:
             raise UsageError(f"{key} {config[key]}: num_classes is {config.num_classes}")

@@ -207,7 +207,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
     seeds.set_kernels(process.device, deterministic=wanted is not None)
     machines = process.world_size // process.local_world_size
     batch_size = config.batch_size * machines  # the key is the total of a machine
-    train_loader, test_loader = make_loaders(
+    train_loader, _, test_loader = make_loaders(
         data,
         config,
         batch_size=batch_size,

@@ -16,7 +16,7 @@ from datasets.images import SUFFIXES, read_rgb, read_squares
 from datasets.sources import Source
 
 LAYOUT = "expected DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/*"
-HELD_OUT = ("val", "test")  # in this order: with both there, val/ is evaluated
+HELD_OUT = ("test", "val")  # in this order: with both there, test/ is reported
 NAMES = "classes.txt"  # beside train/: names of the class folders, one a line, in label order
 ENDINGS = f"files whose names end in {', '.join(SUFFIXES)}"
 LITTER = ("__MACOSX", "@eaDir")  # of archives and file servers
@@ -53,7 +53,7 @@ class FolderImages(Dataset):
 
 
 def held_out(root: Path) -> list[str]:
-    """Those of val/ and test/ that are there; the first is evaluated."""
+    """``test``, and ``val`` to choose the best epoch on; or the one of them that is there."""
     found = [split for split in HELD_OUT if (root / split).is_dir()]
     if not found:
         raise UsageError(f"image folder {root}: neither val/ nor test/ in it; {LAYOUT}")
@@ -69,6 +69,7 @@ def open_split(name: str, root: Path, split: str, size: int) -> Source:
         found.classes,
         lambda indices: read_squares(found.files, indices, size),
         found.notes,
+        found.files,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,15 +18,27 @@ from datasets import augment
 from datasets.augment import batch
 from datasets.loaders import DeviceLoader, Order, WorkersLoader
 from datasets.memory import ArrayDataset
-from datasets.sources import evaluated, held_out, open_source
+from datasets.sources import Source, held_out, open_source, place
+from datasets.validation import (
+    HELD_OUT,
+    evaluation_facts,
+    evaluation_notes,
+    part_name,
+    refuse_second,
+    require_part,
+    stratified_part,
+)
+
+Loader = DeviceLoader | WorkersLoader
 
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images (N, H, W, 3) and labels (N,) int64."""
+    """uint8 images (N, H, W, 3), labels (N,) int64, and paths if each image is a file."""
 
     images: np.ndarray
     targets: np.ndarray
+    files: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +47,13 @@ class LongTailed:
 
     Attributes:
         cls_num_list: training images per class.
-        facts: for the report: data set, SHA-256 of the chosen indices and of the training pixels.
+        facts: for the report: data set, SHA-256 of the chosen indices and of the training pixels,
+            what is evaluated.
         split: which one the test set is, ``test`` or ``val``.
+        chosen_on: on what the best epoch is chosen: ``split``, ``val`` or a ``held-out`` part.
         notes: for the user.
+        val: images by which the best epoch is chosen; None: it is chosen on the test set.
+        name: what the data are, for the head of a picture.
     """
 
     train: Images
@@ -45,7 +62,10 @@ class LongTailed:
     cls_num_list: list[int]
     facts: dict[str, object]
     split: str = "test"
+    chosen_on: str = "test"
     notes: Sequence[str] = ()
+    val: Images | None = None
+    name: str = ""
 
 
 def load_long_tailed(
@@ -57,6 +77,7 @@ def load_long_tailed(
     rand_number: int = 0,
     image_size: int = 32,
     num_classes: int | None = None,
+    val_fraction: float = 0.0,
 ) -> LongTailed:
     """Load a data set and keep ``class_counts(…, imb_type, imb_factor)`` training images per class.
 
@@ -64,12 +85,20 @@ def load_long_tailed(
         dataset, root, image_size: see ``open_source``.
         imb_type: ``exp``, ``step``, or ``none`` for all images as they are.
         num_classes: what the user said; contradicting the data is an error.
+        val_fraction: share of the kept images of each class that is for validation.
     Raises:
-        UsageError: data missing, or too few images in a class for the asked imbalance.
+        UsageError: data missing, too few images in a class for the asked imbalance, or a
+            ``val_fraction`` of data that have images for validation.
     """
     train = open_source(dataset, root, "train", image_size=image_size)
     split, *others = held_out(dataset, root)
     test = open_source(dataset, root, split, image_size=image_size)
+    sources, val_set, chosen_on = [train, test], None, split
+    if others:
+        chosen_on = others[0]
+        sources.append(open_source(dataset, root, others[0], image_size=image_size))
+        val_set = place(dataset, root, others[0])
+        refuse_second(val_fraction, val_set)
     found = len(train.classes)
     if num_classes is not None and num_classes != found:
         raise UsageError(f"--num_classes {num_classes}: {dataset} in {root} has {found} classes")
@@ -84,20 +113,48 @@ def load_long_tailed(
             f"imbalance {imb_type} {imb_factor} on {dataset}: {error}; "
             "it is cut out of a balanced set (none takes the images as they are)"
         ) from None
+    val = _all_images(sources[2]) if others else None
+    if val_fraction:
+        part = stratified_part(train.targets[indices], val_fraction, rand_number)
+        require_part(part, val_fraction)
+        val = Images(train.pixels(indices[part]), train.targets[indices[part]])
+        val_set, chosen_on = part_name(val_fraction), HELD_OUT
+        indices = np.delete(indices, part)
+        counts = np.bincount(train.targets[indices], minlength=found).tolist()
     pixels = train.pixels(indices)
+    facts = evaluation_facts(
+        place(dataset, root, split), len(test.targets), val_set, val and len(val.targets)
+    )
     return LongTailed(
         Images(pixels, train.targets[indices]),
-        Images(test.pixels(np.arange(len(test.targets))), test.targets),
+        _all_images(test),
         train.classes,
         counts,
         {
             "dataset": dataset,
             "subset_sha256": fingerprint(indices.astype("<i8")),
             "pixels_sha256": fingerprint(pixels),
+            **facts,
         },
         split,
-        [*train.notes, *test.notes, *evaluated(split, others)],
+        chosen_on,
+        [*(note for source in sources for note in source.notes), *evaluation_notes(facts, split)],
+        val,
+        _name(dataset, root, imb_type, imb_factor),
     )
+
+
+def _all_images(source: Source) -> Images:
+    return Images(source.pixels(np.arange(len(source.targets))), source.targets, source.files)
+
+
+def _name(dataset: str, root: str, imb_type: str, imb_factor: float) -> str:
+    if dataset == "imagefolder":
+        dataset = Path(root).resolve().name
+    elif dataset == "npz":
+        dataset = Path(root).stem
+    kinds = {"exp": "long tail", "step": "step imbalance"}
+    return f"{dataset}, {kinds[imb_type]} {1 / imb_factor:g}" if imb_type in kinds else dataset
 
 
 def require_images(cls_num_list: Sequence[int], why: str) -> None:
@@ -126,8 +183,10 @@ def make_loaders(
     order: Order | None = None,
     drop_last: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
-) -> tuple[DeviceLoader | WorkersLoader, DeviceLoader | WorkersLoader]:
-    """Training and test loader, of batches ``(images or views, target, index)``.
+) -> tuple[Loader, Loader, Loader]:
+    """Training, validation and test loader, of batches ``(images or views, target, index)``.
+
+    Without validation images the second is the third.
 
     Args:
         loader: ``device`` or ``workers``.
@@ -141,31 +200,29 @@ def make_loaders(
     shared = {"seed": seed, "process": process, "memory_format": memory_format}
     train = {"batch_size": batch_size, "order": order, "drop_last": drop_last, **shared}
     test = {"batch_size": test_batch_size, "train": False, **shared}
-    if loader == "device":
-        return (
-            DeviceLoader(
-                data.train.images, data.train.targets, transform=device_transform, **train
-            ),
-            DeviceLoader(
-                data.test.images,
-                data.test.targets,
-                transform=lambda images, _: test_device_transform(images),
-                **test,
-            ),
-        )
     if image_recipe is None:
         image_recipe = partial(augment.recipes.cifar_train, size=data.train.images.shape[1])
     if test_image_recipe is None:
         test_image_recipe = augment.recipes.cifar_eval
-    return (
-        WorkersLoader(
-            ArrayDataset(data.train.images, data.train.targets, image_recipe()),
-            workers=workers,
-            **train,
-        ),
-        WorkersLoader(
-            ArrayDataset(data.test.images, data.test.targets, test_image_recipe()),
-            workers=workers,
-            **test,
-        ),
-    )
+
+    def evaluation(part: Images) -> Loader:
+        if loader == "device":
+            return DeviceLoader(
+                part.images,
+                part.targets,
+                transform=lambda images, _: test_device_transform(images),
+                **test,
+            )
+        images = ArrayDataset(part.images, part.targets, test_image_recipe())
+        return WorkersLoader(images, workers=workers, **test)
+
+    if loader == "device":
+        train_loader = DeviceLoader(
+            data.train.images, data.train.targets, transform=device_transform, **train
+        )
+    else:
+        images = ArrayDataset(data.train.images, data.train.targets, image_recipe())
+        train_loader = WorkersLoader(images, workers=workers, **train)
+    test_loader = evaluation(data.test)
+    val_loader = test_loader if data.val is None else evaluation(data.val)
+    return train_loader, val_loader, test_loader

@@ -39,7 +39,7 @@ class Array:
 
 
 def held_out(path: Path) -> list[str]:
-    """``test``, which is evaluated, and ``val`` if the file has it."""
+    """``test``, and ``val`` to choose the best epoch on if the file has it."""
     if not path.is_file() or not zipfile.is_zipfile(path):  # read_split says what is wrong
         return ["test"]
     with zipfile.ZipFile(path) as archive:

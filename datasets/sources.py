@@ -33,6 +33,7 @@ class Source:
         classes: class names.
         pixels: indices -> images, uint8 (n, H, W, 3).
         notes: for the user.
+        files: N paths, if each image is a file.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     classes: list[str]
     pixels: Callable[[Sequence[int]], np.ndarray]
     notes: Sequence[str] = ()
+    files: Sequence[str] | None = None
 
 
 def open_source(name: str, root: str | Path, split: str, image_size: int = 32) -> Source:
@@ -65,16 +67,17 @@ def open_source(name: str, root: str | Path, split: str, image_size: int = 32) -
 
 
 def held_out(name: str, root: str | Path) -> Sequence[str]:
-    """The splits that a data set has beside ``train``; the first is the one to evaluate on."""
+    """The splits that a data set has beside ``train``: the one to evaluate on, and the one by which
+    the best epoch is chosen if it has one for that.
+    """
     return _reader(name).held_out(Path(root))
 
 
-def evaluated(split: str, others: Sequence[str]) -> list[str]:
-    """A note of what the figures stand for, if that is not a matter of course."""
-    if split == "test" and not others:
-        return []
-    unused = f"; {others[0]} is there as well and is not used" if others else ""
-    return [f"note: what is called test below is the {split} split{unused}"]
+def place(name: str, root: str | Path, split: str) -> str:
+    """Where a split is, in words."""
+    if name == "imagefolder":
+        return str(Path(root) / split)
+    return f"{split} of {root if name == 'npz' else name}"
 
 
 def _reader(name: str):

@@ -37,7 +37,9 @@ def open_split(name: str, root: Path, split: str, size: int) -> Source:
         files, targets = _annotated(folder / split, classes)
     notes = skipped.notes(folder / split)
     side = SIDES[name]
-    return Source(name, targets, classes, lambda chosen: read_squares(files, chosen, side), notes)
+    return Source(
+        name, targets, classes, lambda chosen: read_squares(files, chosen, side), notes, files
+    )
 
 
 def _annotated(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:

@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     args, schedule = opts.parse_args(argv, "cifar", CIFAR)
     if launch.fan_out(main, argv, args.gpu):
         return None
-    return trainer.train(args, schedule, build_model, transforms={})
+    return trainer.train(
+        args, schedule, build_model, transforms={}, program="ib_loss/cifar_train.py"
+    )
 
 
 if __name__ == "__main__":

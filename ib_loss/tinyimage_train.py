@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         "test_device_transform": batch.resize_center_crop,
         "test_image_recipe": augment.recipes.imagenet_eval,
     }
-    return trainer.train(args, schedule, build_model, transforms)
+    return trainer.train(args, schedule, build_model, transforms, "ib_loss/tinyimage_train.py")
 
 
 if __name__ == "__main__":

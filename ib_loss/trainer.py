@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.evaluation import group_line, result_lines
+from common.evaluation import Tally, group_line, result_lines
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
+from datasets.augment import described
 from datasets.loaders import drawn_by_weight
-from datasets.long_tail import load_long_tailed, make_loaders, require_images
+from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, require_images
 from ib_loss import opts
 from ib_loss.engine import (
     build_criterion,
@@ -32,6 +33,7 @@ def train(
     schedule: Schedule,
     build_model: Callable[..., nn.Module],
     transforms: dict[str, Callable],
+    program: str,
 ) -> dict | None:
     """Train and evaluate as the flags say; returns the last epoch's figures.
 
@@ -39,6 +41,7 @@ def train(
         build_model: ``build_model(args, weights=bool)``; ``weights``: a fresh run may start from
             pretrained ones.
         transforms: the augmentation, as ``make_loaders`` takes it (empty: CIFAR's).
+        program: file of the entry point, which knows how to build the network.
     """
     process = launch.start(args.gpu)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
@@ -55,6 +58,7 @@ def train(
         rand_number=args.rand_number,
         image_size=args.image_size,
         num_classes=args.num_classes,
+        val_fraction=args.val_fraction,
     )
     for note in data.notes:
         process.say(note)
@@ -72,7 +76,9 @@ def train(
         vars(args),
         data.facts,
         text_logs=("log_train.csv", "log_test.csv"),
+        about=about(args, data, program),
         split=data.split,
+        chosen_on=data.chosen_on,
     )
     state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
@@ -81,7 +87,7 @@ def train(
     order = None
     if args.train_rule == "Resample":
         order = drawn_by_weight(sample_weights(data.train.targets), len(data.train.targets))
-    train_loader, test_loader = make_loaders(
+    train_loader, val_loader, test_loader = make_loaders(
         data,
         loader=args.loader,
         batch_size=args.batch_size,
@@ -111,13 +117,14 @@ def train(
     process.say("cls num list:")
     process.say(data.cls_num_list)
 
-    # Of the phase in which the checkpoint was made.
-    criterion = build_criterion(
-        args, data.cls_num_list, max(args.start_epoch - 1, 0), schedule.drw_epoch
-    ).to(process.device)
+    def test(epoch: int) -> Tally:
+        """Evaluate on the test set, with the loss of the phase of ``epoch``."""
+        criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
+        criterion = criterion.to(process.device)
+        return evaluate(model, test_loader, criterion, args.num_classes, args, process)
+
     if args.evaluate:
-        tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
-        result = tally.result(data.cls_num_list)
+        result = test(max(args.start_epoch - 1, 0)).result(data.cls_num_list)
         process.say(result_lines(result) + group_line(result))
         return result
 
@@ -142,16 +149,34 @@ def train(
         )
         seconds = time.perf_counter() - start
         row["images_per_s"] = len(data.train.targets) / seconds
-        tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
+        tally = evaluate(model, val_loader, criterion, args.num_classes, args, process)
         row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row["top1"], record.best_score)
+        best_acc1 = max(row[record.score], record.best_score)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
-    if tally is None:  # killed after its last epoch
-        tally = evaluate(model, test_loader, criterion, args.num_classes, args, process)
-    record.finish(data.cls_num_list, confusion=tally.confusion)
-    train_loader.close()
-    test_loader.close()
-    return record.history[-1] if record.history else None
+    last = record.finish(tally, test, files=data.test.files)
+    for loader in (train_loader, val_loader, test_loader):
+        loader.close()
+    return last
+
+
+def about(args: Namespace, data: LongTailed, program: str) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    rule = "" if args.train_rule == "None" else f", {args.train_rule}"
+    tiny = program.endswith("tinyimage_train.py")
+    side = data.test.images.shape[1]
+    return {
+        "program": program,
+        "method": f"{args.loss_type}{rule}",
+        "data": data.name,
+        "network": {
+            "arch": args.arch,
+            "num_classes": args.num_classes,
+            "use_norm": args.loss_type == "LDAM" and not tiny,
+        },
+        "transform": described.imagenet(square=side) if tiny else described.cifar(side),
+        "classes": data.classes,
+        "cls_num_list": data.cls_num_list,
+    }

@@ -98,12 +98,28 @@ class Parser(argparse.ArgumentParser):
         return list({match[0].dest: match for match in original or matches}.values())
 
 
-def add_run_flags(
-    parser: argparse.ArgumentParser, *, loader: bool = True, image_size: bool = True
-) -> None:
-    """Add the shared flags: feeding, precision, schedule length.
+def fraction(text: str) -> float:
+    """A number from 0 to below 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 0 to below 1")
+    return value
 
-    Without ``loader`` and ``image_size`` for data that does not fit in memory.
+
+def add_run_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    loader: bool = True,
+    image_size: bool = True,
+    val_fraction: bool = True,
+) -> None:
+    """Add the shared flags: feeding, precision, schedule length, validation images.
+
+    Without ``loader`` and ``image_size`` for data that does not fit in memory, without
+    ``val_fraction`` for data that have validation images in any case.
     """
     group = parser.add_argument_group("added by this repository")
     if loader:
@@ -143,6 +159,15 @@ def add_run_flags(
         help="scale the milestones and phase switches, made for the paper's number of epochs, "
         "to --epochs (warm-up kept)",
     )
+    if val_fraction:
+        group.add_argument(
+            "--val_fraction",
+            type=fraction,
+            default=0.0,
+            metavar="F",
+            help="this part of the training images of each class chooses the best epoch, and the "
+            "test set is evaluated once (default: 0, the best epoch is chosen on the test set)",
+        )
     if image_size:
         group.add_argument(
             "--image_size",

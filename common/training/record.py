@@ -8,7 +8,7 @@
     for epoch in range(record.epoch, args.epochs):
         ...
         record.end_epoch(row)
-    record.finish(cls_num_list)
+    record.finish(tally, test)
 
 All processes call all methods; process 0 writes.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report
 from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.launch import Process
@@ -36,7 +37,10 @@ FREE_TO_CHANGE = {
     "save_every",
 }  # fmt: skip
 
-REPORTS = ("metrics.csv", "report.json", "curves.png", "per_class.png", "confusion.png")
+REPORTS = (
+    "metrics.csv", "report.json", "curves.png", "per_class.png", "confusion.png", "per_class.csv",
+    "confusion.csv", "predictions.csv",
+)  # fmt: skip
 
 
 class Record:
@@ -53,7 +57,14 @@ class Record:
             epoch.
         text_logs: names of the original's text logs, written by ``log[name].write``.
         events: folder of the tensorboard events within ``log_dir``.
-        split, score: what the history is evaluated on, and the figure that chooses the best.
+        about: what was trained, as plain data, for the report and for whoever gets a checkpoint:
+            "program", "method" and "data" in words, "network" (what builds it again, "arch" in any
+            case), "transform" (of an image to evaluate: ``recipes.describe``), "classes" (names),
+            "cls_num_list".
+        split: the set that is reported, "test" or "val".
+        chosen_on: the set on which each epoch is evaluated and the best chosen; None: ``split``.
+        score: the figure that chooses; None: top-1, as in the papers, and on a set of its own,
+            which may be as long-tailed as the training images, the balanced accuracy.
         later_of_equals: of epochs with the same score the last is the best, not the first.
 
     Attributes:
@@ -77,8 +88,10 @@ class Record:
         numbered: str = "",
         text_logs: Sequence[str] = (),
         events: str = "",
+        about: Mapping[str, object] | None = None,
         split: str = "test",
-        score: str = "top1",
+        chosen_on: str | None = None,
+        score: str | None = None,
         later_of_equals: bool = False,
     ) -> None:
         self.log_dir, self.model_dir = Path(log_dir), Path(model_dir)
@@ -90,7 +103,9 @@ class Record:
         self.best_row: dict | None = None
         self.best_score = 0.0
         self.seed: int | None = None
-        self.split, self.score = split, score
+        self.about = logs.plain(dict(about or {}))
+        self.split, self.chosen_on = split, chosen_on or split
+        self.score = score or ("top1" if self.chosen_on == split else "balanced_acc")
         self.log: dict[str, logs.TextLog] = {}
         self.writer = None
         self._better = operator.ge if later_of_equals else operator.gt
@@ -165,7 +180,7 @@ class Record:
         self.history, self.best_row = run.get("history", []), run.get("best_row")
         for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
             row["epoch"] = epoch  # some programs counted from 1 once
-        scores = [row[self.score] for row in [self.best_row] if row]
+        scores = [row[self.score] for row in [self.best_row] if row and self.score in row]
         scores += [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
         self.best_score = max(scores, default=0.0)
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
@@ -355,31 +370,101 @@ class Record:
                 "settings": self.settings,
                 "facts": logs.plain(self.facts),
             }
-            checkpoint.save({**state, "run": run}, *paths)
+            checkpoint.save({**state, "about": self.about, "run": run}, *paths)
         launch.barrier()
 
-    def finish(self, cls_num_list: Sequence[int], **facts: object) -> None:
-        """Write the report of a run that reached its last epoch, and close the logs."""
-        if self.process.is_main and self.history:
-            report.write_report(
-                self.log_dir,
-                history=self.history,
-                best=self.best_row,
-                cls_num_list=cls_num_list,
-                settings=self.settings,
-                seed=self.seed,
-                split=self.split,
-                device=self.process.device,
-                **{**self.facts, **facts},
-            )
-            final, best = self.history[-1], self.best_row
-            name = "top-1" if self.score == "top1" else self.score
-            self.process.say(
-                f"last epoch {final['epoch']}: {name} {final[self.score]:.3f}; "
-                f"best on the {self.split} set, epoch {best['epoch']}: {best[self.score]:.3f}; "
-                f"report in {self.log_dir}"
-            )
+    def finish(
+        self,
+        tally: Tally | None,
+        test: Callable[[int], Tally],
+        *,
+        figures: Callable[[Tally], dict] | None = None,
+        files: Sequence[str] | None = None,
+        **facts: object,
+    ) -> dict | None:
+        """Evaluate on the test set what was not, write the report, close the logs.
+
+        The model then has the weights of the reported epoch.
+
+        Args:
+            tally: the last epoch's evaluation; None: it was not done by this process.
+            test: ``test(epoch)`` evaluates the model on the test set, with the loss of the epoch.
+            figures: what the history says of a tally (default: ``Tally.result``).
+            files: the test images, if they are files.
+            facts: what else the report says.
+
+        Returns: the last epoch's row, with its figures on the test set; None if there is no epoch.
+        """
+        last = None
+        if self.history:
+            evaluation = self._test(tally, test, figures)
+            if self.process.is_main:
+                report.write_report(
+                    self.log_dir,
+                    history=self.history,
+                    about=self.about,
+                    split=self.split,
+                    chosen_on=self.chosen_on,
+                    score=self.score,
+                    files=files,
+                    settings=self.settings,
+                    device=self.process.device,
+                    seed=self.seed,
+                    **evaluation,
+                    **{**self.facts, **facts},
+                )
+            last = self.history[-1] | evaluation["final_test"].figures
+            self._say_results(last, evaluation)
         self.close()
+        return last
+
+    def _test(
+        self,
+        tally: Tally | None,
+        test: Callable[[int], Tally],
+        figures: Callable[[Tally], dict] | None,
+    ) -> dict[str, object]:
+        """What the report needs of the best and of the last epoch, as its arguments."""
+        figures = figures or (lambda tally: tally.result(self.about["cls_num_list"]))
+        last, best = self.history[-1], self.best_row
+        validated = self.chosen_on != self.split
+        if tally is None or validated:
+            tally = test(last["epoch"])
+        final_test = report.Evaluation(tally, figures(tally))
+        if not validated:
+            return {"best": best, "final_test": final_test}
+        if best["epoch"] != last["epoch"] and not self.best.is_file():
+            # An earlier run's that was gone on from, in another folder or another stage.
+            self.process.say(f"note: {self.best} is not there: the last epoch is reported")
+            best = last
+        best_test = final_test
+        if best["epoch"] != last["epoch"]:
+            state = checkpoint.load(self.best)
+            for key, module in self._modules.items():
+                checkpoint.load_weights(module, state[key], str(self.best))
+            tally = test(best["epoch"])
+            best_test = report.Evaluation(tally, figures(tally))
+        return {"best": best, "final_test": final_test, "best_test": best_test}
+
+    def _say_results(self, last: Mapping[str, object], evaluation: dict[str, object]) -> None:
+        best = evaluation["best"]
+        scores, where = [self.score], ""
+        if "best_test" in evaluation:
+            best = best | evaluation["best_test"].figures
+            scores = dict.fromkeys(["top1", self.score])
+            where = f"both on the {report.full(self.split)} set; "
+        shown = [
+            ", ".join(f"{report.SCORES[score]} {row[score]:.3f}" for score in scores)
+            for row in (last, best)
+        ]
+        line = (
+            f"last epoch {last['epoch']}: {shown[0]}; best on the {report.full(self.chosen_on)} "
+            f"set, epoch {best['epoch']}: {shown[1]}; {where}report in {self.log_dir}"
+        )
+        self.process.say(line)
+        if where:
+            for log in [*self.log.values()][-1:]:  # the others are of training
+                log.write(line + "\n")
 
     def close(self) -> None:
         """Close logs and event file, and unlock the folders."""

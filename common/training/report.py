@@ -1,22 +1,34 @@
-"""What a finished run leaves: metrics.csv, report.json and three pictures."""
+"""What a finished run leaves: report.json, metrics.csv, tables of its predictions, pictures."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import math
+import io
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from common.training import pictures
-from common.training.logs import write_csv, write_json
+from common.evaluation import Tally, class_groups
+from common.training import drawings, pictures
+from common.training.logs import write_csv, write_json, write_text
+
+SCORES = {"top1": "top-1", "balanced_acc": "balanced accuracy", "bacc": "bacc"}
+
+
+class Evaluation(NamedTuple):
+    """An epoch's evaluation: the counts, and the figures that the program makes of them."""
+
+    tally: Tally
+    figures: dict
 
 
 def fingerprint(array: np.ndarray) -> str:
@@ -38,59 +50,161 @@ def write_report(
     *,
     history: Sequence[dict],
     best: dict,
-    cls_num_list: Sequence[int],
-    confusion: torch.Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-    settings: dict | None = None,
+    about: Mapping[str, object],
+    final_test: Evaluation,
+    best_test: Evaluation | None = None,
     split: str = "test",
+    chosen_on: str = "test",
+    score: str = "top1",
+    files: Sequence[str] | None = None,
+    settings: dict | None = None,
     device: torch.device | str = "cpu",
     **facts: object,
 ) -> None:
-    """Write ``report.json``, ``metrics.csv``, ``per_class.png``, ``confusion.png``, ``curves.png``.
+    """Write ``report.json``, ``metrics.csv``, and tables and pictures of the reported epoch.
+
+    That is the best one if a validation set chose it, else the last: on the set that it is chosen
+    on, the best one looks better than it is.
 
     Args:
         history: a dictionary per epoch ("epoch", "lr", "train_loss", "train_top1", and the keys of
-            ``Tally.result``); the last one is the final result.
-        best: the history entry of the best epoch on the test set.
-        cls_num_list: training images per class.
-        confusion: (C, C) counts of the last epoch, rows true.
-        settings: the parsed flags. ``facts``: anything else worth keeping, as JSON-able values.
-        split: what the history was evaluated on. device: what it was trained on.
+            ``Tally.result``), evaluated on the set ``chosen_on``.
+        best: the history entry of the best epoch, by ``score``.
+        about: what was trained, see ``Record``.
+        final_test: the last epoch on the set ``split``. best_test: the best one on it, where
+            ``chosen_on`` is another set.
+        files: the images of ``split``, if they are files.
+        settings: the parsed flags. device: what it was trained on.
+        facts: anything else worth keeping, as JSON-able values.
     """
     folder = Path(folder)
-    final = history[-1]
+    cls_num_list = about["cls_num_list"]
+    rows = {"final": history[-1], "best": best}
+    which, tally = "final", final_test.tally
+    results, extra = rows, {}
+    if best_test is not None:
+        which, tally = "best", best_test.tally
+        results = {"final": history[-1] | final_test.figures, "best": best | best_test.figures}
+        extra = {"validation": rows}
+    note = _note(split, chosen_on, score)
+    table = class_table(tally, cls_num_list, about["classes"])
     write_metrics(folder, history)
     write_json(
         folder / "report.json",
         {
-            "final": final,
-            "best": best,
-            "note": f"best is chosen on the {split} set, as in the papers; final is the last epoch",
+            **results,
+            "note": note,
             "evaluated": split,
+            "reported": {"epoch": rows[which]["epoch"], "which": which, "split": split},
+            **extra,
+            "per_class": table,
             "epochs": len(history),
             "wall_time_s": sum(row.get("epoch_s", 0.0) for row in history),
-            "cls_num_list": list(cls_num_list),
             "command": shlex.join(["python", *sys.argv]),
             "settings": settings or {},
             "versions": versions(device),
+            **about,
             **facts,
         },
     )
-    if class_names is not None:
-        class_names = [pictures.literal(name) for name in class_names]
-    pictures.picture(folder / "curves.png", _draw_curves, history, split)
-    pictures.picture(
-        folder / "per_class.png",
-        _draw_per_class,
-        final["cls_acc"],
-        cls_num_list,
-        class_names,
-        split,
-    )
-    if confusion is not None:
-        pictures.picture(
-            folder / "confusion.png", _draw_confusion, confusion.cpu().numpy(), class_names
+    write_tables(folder, tally, table, files)
+    _draw(folder, history, rows[which], tally, about, split=split, chosen_on=chosen_on)
+
+
+def full(split: str) -> str:
+    """The name of a split in words: ``val`` is the validation set."""
+    return "validation" if split == "val" else split
+
+
+def _note(split: str, chosen_on: str, score: str) -> str:
+    split, chosen_on = full(split), full(chosen_on)
+    if split != chosen_on:
+        return (
+            f"best is the epoch of the highest {SCORES[score]} on the {chosen_on} set; its figures "
+            f"and those of the last epoch, final, are of the {split} set"
         )
+    return f"best is chosen on the {split} set, as in the papers; final is the last epoch"
+
+
+def class_table(
+    tally: Tally, cls_num_list: Sequence[int], classes: Sequence[str]
+) -> dict[str, list]:
+    """For each class its name, group and images, and precision, recall, F1 in percent; columns."""
+    precision, recall, f1 = (100 * share for share in tally.precision_recall_f1())
+    return {
+        "class": list(classes),
+        "group": class_groups(cls_num_list).tolist(),
+        "train_images": list(cls_num_list),
+        "test_images": tally.total.tolist(),
+        "correct": tally.correct.tolist(),
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "f1": f1.tolist(),
+    }
+
+
+def write_tables(
+    folder: Path, tally: Tally, table: Mapping[str, list], files: Sequence[str] | None
+) -> None:
+    """``per_class.csv``, ``confusion.csv`` (rows true) and ``predictions.csv``, a row an image."""
+    classes = table["class"]
+    _write_rows(folder / "per_class.csv", table, zip(*table.values(), strict=True))
+    if tally.confusion is not None:
+        counts = zip(classes, tally.confusion.tolist(), strict=True)
+        rows = ([name, *of_class] for name, of_class in counts)
+        _write_rows(folder / "confusion.csv", ["true class", *classes], rows)
+    samples = tally.samples.tolist()
+    rows = (
+        (image, classes[int(true)], classes[int(predicted)], f"{probability:.6f}")
+        for image, (true, predicted, probability) in zip(
+            range(len(samples)) if files is None else files, samples, strict=True
+        )
+    )
+    _write_rows(folder / "predictions.csv", ["image", "true", "predicted", "probability"], rows)
+
+
+def _write_rows(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> None:
+    """A csv file; fractions of a percent to two digits, NaN empty. Names may occur twice."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    for row in rows:
+        table.writerow(("" if x != x else f"{x:.2f}") if isinstance(x, float) else x for x in row)
+    write_text(path, text.getvalue())
+
+
+def _draw(
+    folder: Path,
+    history: Sequence[dict],
+    row: dict,
+    tally: Tally,
+    about: Mapping[str, object],
+    *,
+    split: str,
+    chosen_on: str,
+) -> None:
+    """``curves.png`` of all epochs, ``per_class.png`` and ``confusion.png`` of ``row``'s."""
+    classes, cls_num_list = about["classes"], about["cls_num_list"]
+    what, validation = full(split), full(chosen_on)
+    title = title_of(about)
+    epoch = f"{title}\n{what} set, epoch {row['epoch']}"
+    if split != chosen_on:
+        epoch += f", the best on the {validation} set"
+    recall = tally.precision_recall_f1()[1].tolist()
+    pictures.picture(folder / "curves.png", drawings.curves, history, validation, title)
+    pictures.picture(
+        folder / "per_class.png", drawings.per_class, recall, cls_num_list, classes, what, epoch
+    )
+    if tally.confusion is not None:
+        counts = tally.confusion.cpu().numpy()
+        pictures.picture(
+            folder / "confusion.png", drawings.confusion, counts, cls_num_list, classes, epoch
+        )
+
+
+def title_of(about: Mapping[str, object]) -> str:
+    """Method, network and data, for the head of a picture."""
+    return f"{about['method']}, {about['network']['arch']}, on {about['data']}"
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -113,72 +227,3 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "commit": commit,
     }
-
-
-def _draw_curves(figure, history: Sequence[dict], split: str) -> None:
-    left, right = figure.subplots(1, 2)
-    losses = []
-    for column, label in (("train_loss", "train"), ("loss", split)):
-        epochs, values = _series(history, column)
-        left.plot(epochs, values, label=label)
-        losses += values
-    # Only a log scale shows both phases of losses that are far apart.
-    far = min(losses) > 0 and max(losses) > 50 * min(losses)
-    left.set(xlabel="epoch", ylabel="loss", yscale="log" if far else "linear")
-    left.legend()
-    for column, label in (
-        ("train_top1", "train"), ("top1", split), ("many", f"{split}, many"),
-        ("medium", f"{split}, medium"), ("few", f"{split}, few"),
-    ):  # fmt: skip
-        epochs, values = _series(history, column)
-        if values:
-            right.plot(epochs, values, label=label)
-    right.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(0, 100))
-    right.legend()
-
-
-def _series(history: Sequence[dict], column: str) -> tuple[list[int], list[float]]:
-    """The epochs that have a figure, and the figure."""
-    rows = [row for row in history if not math.isnan(row.get(column, math.nan))]
-    return [row["epoch"] for row in rows], [row[column] for row in rows]
-
-
-def _draw_per_class(
-    figure,
-    cls_acc: Sequence[float],
-    cls_num_list: Sequence[int],
-    names: Sequence[str] | None,
-    split: str,
-) -> None:
-    order = np.argsort(-np.asarray(cls_num_list), kind="stable")
-    accuracy = np.asarray(cls_acc, dtype=float)[order] * 100
-    counts = np.asarray(cls_num_list)[order]
-    axes = figure.subplots()
-    if len(order) <= 30:
-        axes.bar(np.arange(len(order)), accuracy)
-    else:  # one shape: thousands of bars take longer than an evaluation
-        axes.fill_between(np.arange(len(order)), accuracy, step="mid")
-    axes.set(ylabel=f"{split} accuracy of the class (%)", ylim=(0, 100))
-    axes.set_xlabel("class, most training images first")
-    if len(order) <= 30 and names is not None:
-        axes.set_xticks(np.arange(len(order)), [names[i] for i in order], rotation=45, ha="right")
-    size = axes.twinx()
-    size.plot(np.arange(len(order)), counts, color="black", marker="." if len(order) <= 30 else "")
-    size.set(ylabel="training images (line)", yscale="log" if counts.min() > 0 else "linear")
-
-
-def _draw_confusion(figure, confusion: np.ndarray, names: Sequence[str] | None) -> None:
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the true class")
-    axes.set(xlabel="predicted class", ylabel="true class")
-    if len(share) <= 20:
-        labels = names if names is not None else list(range(len(share)))
-        axes.set_xticks(np.arange(len(share)), labels, rotation=45, ha="right")
-        axes.set_yticks(np.arange(len(share)), labels)
-        for row, column in np.ndindex(*share.shape):
-            if share[row, column] >= 0.005:
-                color = "white" if share[row, column] > 0.5 else "black"
-                text = f"{share[row, column] * 100:.0f}"
-                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)

@@ -57,3 +57,10 @@ def imagenet_eval(
 ) -> T.Compose:
     """Shorter side to ``resize`` (bilinear), centre crop of ``size``, normalise."""
     return T.Compose([T.Resize(resize), T.CenterCrop(size), T.ToTensor(), T.Normalize(mean, std)])
+
+
+def from_description(description: dict[str, object]) -> T.Compose:
+    """The evaluation recipe that ``datasets.augment.described`` tells of."""
+    kinds = {"resize": T.Resize, "crop": T.CenterCrop}
+    steps = [kinds[kind](size) for kind, size in description["steps"]]
+    return T.Compose([*steps, T.ToTensor(), T.Normalize(description["mean"], description["std"])])

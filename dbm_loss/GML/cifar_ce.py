@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     state = record.resume(args.resume)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
-    train_loader, test_loader = make_loaders(
+    train_loader, _, test_loader = make_loaders(
         data,
         loader=args.loader,
         batch_size=train_batch_size(args, len(data.train.targets)),

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     # Views for classifier, query and key; the last one only if there is use for keys.
     contrast = args.alpha > 0 or args.beta > 0
     views = 3 if contrast else 2
-    train_loader, test_loader = make_loaders(
+    train_loader, _, test_loader = make_loaders(
         data,
         loader=args.loader,
         batch_size=train_batch_size(args, len(data.train.targets)),

@@ -39,6 +39,7 @@ def load_cifar(args: Namespace) -> LongTailed:
             imb_factor=args.imb_factor,
             image_size=args.image_size,
             num_classes=args.num_classes,
+            val_fraction=args.val_fraction,
         )
     rng, size = np.random.default_rng(0), args.image_size
     sets = []
@@ -48,7 +49,7 @@ def load_cifar(args: Namespace) -> LongTailed:
     # Fewer images than classes: the loss shall run all the same.
     counts = np.maximum(np.bincount(sets[0].targets, minlength=args.num_classes), 1)
     names = [str(c) for c in range(args.num_classes)]
-    return LongTailed(*sets, names, counts.tolist(), {"dataset": "fake"})
+    return LongTailed(*sets, names, counts.tolist(), {"dataset": "fake"}, name="generated images")
 
 
 def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int:

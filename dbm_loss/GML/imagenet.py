@@ -51,6 +51,7 @@ def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
         classes=args.classes,
         fake_data=args.fake_data,
         num_classes=args.num_classes,
+        val_fraction=args.val_fraction,
     )
     return large_scale.load_data(flags, imagenet_views(args, views))
 

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "drop_last": args.loss_fn == "ncl",
         "memory_format": memory_format,
     }
-    train_loader, test_loader = make_loaders(data, seed=seed, **feed)
+    train_loader, _, test_loader = make_loaders(data, seed=seed, **feed)
     if not len(train_loader):
         raise UsageError(
             f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         weights = sample_weights(data.train.targets, beta=1.0)
         order = drawn_by_weight(weights, len(weights))
         its_seed = seeds.derive(seed, "balanced")
-        balanced_loader, _ = make_loaders(data, seed=its_seed, order=order, **feed)
+        balanced_loader, *_ = make_loaders(data, seed=its_seed, order=order, **feed)
 
     say(f"==> creating {args.network}", flush=True)
     seeds.seed_everything(seed)

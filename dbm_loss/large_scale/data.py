@@ -28,7 +28,7 @@ from datasets.folder import FolderImages, held_out, read_folder
 from datasets.images import read_rgb
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader, drawn_by_weight
-from datasets.sources import evaluated
+from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 from dbm_loss.augment import recipes
 
 # Training list and the list that the original evaluates on, in its config/ folder.
@@ -109,6 +109,9 @@ class LargeScale:
         notes: for the user.
         facts: for the report.
         split: which one the test set is, ``test`` or ``val``.
+        chosen_on: on what the best epoch is chosen: ``split``, ``val`` or a ``held-out`` part.
+        val: images by which the best epoch is chosen; None: it is chosen on the test set.
+        name: what the data are, for the head of a picture.
     """
 
     train: Dataset
@@ -118,6 +121,9 @@ class LargeScale:
     notes: list[str]
     facts: dict[str, object]
     split: str = "test"
+    chosen_on: str = "test"
+    val: Dataset | None = None
+    name: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -159,10 +165,35 @@ def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
         "train_set": str(train.list_file),
         "test_set": str(test.list_file),
         "train_list_sha256": fingerprint(train.paths),
-        "targets_sha256": fingerprint(train.targets.astype("<i8")),
     }
     split = split_name(test.list_file)
-    return LargeScale(train, test, train.classes, train.cls_num_list, notes, facts, split)
+    name = {"imgnet": "ImageNet-LT", "inat": "iNaturalist 2018"}[args.dataset]
+    kept, val = hold_out(train, args.val_fraction, test_view)
+    return _assemble(args, kept, val, test, train.classes, notes, facts, split=split, name=name)
+
+
+def _assemble(
+    args: Namespace,
+    train: Dataset,
+    val: Dataset | None,
+    test: Dataset,
+    classes: list[str],
+    notes: list[str],
+    facts: dict[str, object],
+    *,
+    split: str,
+    name: str,
+    val_set: str | None = None,
+) -> LargeScale:
+    """``val_set``: what ``val`` is; None: the part that ``--val_fraction`` says."""
+    chosen_on = split if val is None else "val"
+    if val is not None and val_set is None:
+        chosen_on, val_set = HELD_OUT, part_name(args.val_fraction)
+    facts |= evaluation_facts(facts["test_set"], len(test), val_set, val and len(val))
+    facts["targets_sha256"] = fingerprint(train.targets.astype("<i8"))
+    counts = np.bincount(train.targets, minlength=len(classes)).tolist()
+    notes = [*notes, *evaluation_notes(facts, split)]
+    return LargeScale(train, test, classes, counts, notes, facts, split, chosen_on, val, name)
 
 
 def _find_list(args: Namespace, name: str) -> Path:
@@ -186,32 +217,41 @@ def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     train = read_folder(root, "train")
     split, *others = held_out(root)
     test = read_folder(root, split)
-    facts = {
-        "train_set": str(root / "train"),
-        "test_set": str(root / split),
-        "targets_sha256": fingerprint(train.targets.astype("<i8")),
-    }
-    return LargeScale(
-        FolderImages(train, train_views),
+    val_set = str(root / others[0]) if others else None
+    kept, val = hold_out(FolderImages(train, train_views), args.val_fraction, test_view, val_set)
+    notes = [*train.notes, *test.notes]
+    if others:
+        found = read_folder(root, others[0])
+        val, notes = FolderImages(found, test_view), [*notes, *found.notes]
+    return _assemble(
+        args,
+        kept,
+        val,
         FolderImages(test, test_view),
         train.classes,
-        np.bincount(train.targets).tolist(),
-        [*train.notes, *test.notes, *evaluated(split, others)],
-        facts,
-        split,
+        notes,
+        {"train_set": str(root / "train"), "test_set": str(root / split)},
+        split=split,
+        name=root.resolve().name,
+        val_set=val_set,
     )
 
 
 def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     num_images, num_classes = args.fake_data, args.num_classes
     train = FakeImages(num_images, num_classes, train_views)
+    train, val = hold_out(train, args.val_fraction, test_view)
     test = FakeImages(max(1, num_images // 4), num_classes, test_view)
     # Fewer images than classes: the losses shall run all the same.
     counts = np.maximum(np.bincount(train.targets, minlength=num_classes), 1).tolist()
     note = f"note: --fake_data {num_images}: generated images, the accuracy means nothing"
     classes = [str(c) for c in range(num_classes)]
     facts = {"train_set": "fake", "test_set": "fake"}
-    return LargeScale(train, test, classes, counts, [note], facts)
+    name = "generated images"
+    chosen_on = "test" if val is None else HELD_OUT
+    return LargeScale(
+        train, test, classes, counts, [note], facts, chosen_on=chosen_on, val=val, name=name
+    )
 
 
 def balanced_weights(
@@ -233,9 +273,10 @@ def make_loaders(
     seed: int,
     process: Process,
     memory_format: torch.memory_format = torch.contiguous_format,
-) -> tuple[WorkersLoader, WorkersLoader, WorkersLoader | None]:
-    """Training and test loader, and with ``--cmo`` the class-balanced one.
+) -> tuple[WorkersLoader, WorkersLoader, WorkersLoader, WorkersLoader | None]:
+    """Training, validation and test loader, and with ``--cmo`` the class-balanced one.
 
+    Without validation images the second is the third.
     Batches are ``(images, target, index)`` with all views of the images below each other.
     """
     shared = {
@@ -249,11 +290,12 @@ def make_loaders(
         order = drawn_by_weight(weights, len(data.train))
         its_seed = derive(seed, "balanced")
         balanced = WorkersLoader(data.train, args.batch_size, seed=its_seed, order=order, **shared)
-    return (
-        WorkersLoader(data.train, args.batch_size, seed=seed, **shared),
-        WorkersLoader(data.test, test_batch_size, seed=seed, train=False, **shared),
-        balanced,
-    )
+    train_loader = WorkersLoader(data.train, args.batch_size, seed=seed, **shared)
+    test = {"seed": seed, "train": False, **shared}
+    val_loader = test_loader = WorkersLoader(data.test, test_batch_size, **test)
+    if data.val is not None:
+        val_loader = WorkersLoader(data.val, test_batch_size, **test)
+    return train_loader, val_loader, test_loader, balanced
 
 
 def stacked(dataset: str) -> Callable[[Tensor | list[Tensor]], Tensor]:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     state = record.resume(args.resume)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
-    train_loader, test_loader, balanced_loader = make_loaders(
+    train_loader, _, test_loader, balanced_loader = make_loaders(
         data, args, seed=seed, process=process, memory_format=memory_format
     )
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             state = record.resume(args.resume)
             seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
             first_seed = seed - run
-            loaders = make_loaders(
+            train_loader, _, test_loader = make_loaders(
                 data,
                 loader=args.loader,
                 batch_size=args.batch_size,
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 state,
                 seed,
                 archs.constructor(args.arch),
-                loaders,
+                (train_loader, test_loader),
                 data.cls_num_list,
                 process,
                 data.facts,

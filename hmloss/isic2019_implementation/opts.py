@@ -139,7 +139,7 @@ def get_parser() -> Parser:
         help="δ of HML: samples with a probability below about 1.2/δ count as outliers "
         "(default: 10000)",
     )
-    add_run_flags(parser, loader=False, image_size=False)
+    add_run_flags(parser, loader=False, image_size=False, val_fraction=False)
     flags.add_our_flags(parser, gamma=1.0)
     ours = parser.add_argument_group("data, network and run")
     ours.add_argument(

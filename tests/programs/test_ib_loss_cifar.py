@@ -213,9 +213,9 @@ def test_resample_draws_rare_classes_more_often(here, monkeypatch):
     original = trainer.make_loaders
 
     def spy(*args, **kwargs):
-        train, test = original(*args, **kwargs)
-        seen.extend(target for _, target, _ in train)
-        return train, test
+        loaders = original(*args, **kwargs)
+        seen.extend(target for _, target, _ in loaders[0])
+        return loaders
 
     monkeypatch.setattr(trainer, "make_loaders", spy)
     cifar_train.main([*SMALL, "--train_rule", "Resample", "--epochs", "1"])

@@ -33,7 +33,8 @@ def long_tailed(root):
 def large(root):
     """The same of the programs that read them as they go."""
     flags = {"dataset": "imagefolder", "root": root, "loss_fn": "ce", "fake_data": 0}
-    data = large_scale.load_data(Namespace(**flags, num_classes=None, classes=None))
+    flags |= {"num_classes": None, "classes": None, "val_fraction": 0.0}
+    data = large_scale.load_data(Namespace(**flags))
     return data.split, data.classes, data.cls_num_list, data.notes
 
 
@@ -88,14 +89,25 @@ def test_link_loops_multiply_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("splits", "evaluated", "notes"),
     [
-        (["test"], "test", []),
-        (["val"], "val", ["note: what is called test below is the val split"]),
         (
-            ["val", "test"],
+            ["test"],
+            "test",
+            ["evaluated on ROOT/test, 2 images; the best epoch is chosen on it, too"],
+        ),
+        (
+            ["val"],
             "val",
             [
-                "note: what is called test below is the val split; "
-                "test is there as well and is not used"
+                "evaluated on ROOT/val, 2 images; the best epoch is chosen on it, too",
+                "note: what is called test below is the val split",
+            ],
+        ),
+        (
+            ["val", "test"],
+            "test",
+            [
+                "evaluated on ROOT/test, 2 images; the best epoch is chosen on ROOT/val, 2 images",
+                "note: the epochs are evaluated on the validation set, the test set at the end",
             ],
         ),
     ],
@@ -103,6 +115,7 @@ def test_link_loops_multiply_nothing(tmp_path):
 def test_what_is_evaluated_is_said(tmp_path, load, splits, evaluated, notes):
     for split in ("train", *splits):
         make(tmp_path, f"{split}/a/1.png", f"{split}/b/1.png")
+    notes = [note.replace("ROOT", str(tmp_path)) for note in notes]
     assert load(tmp_path) == (evaluated, ["a", "b"], [1, 1], notes)
 
 
@@ -110,10 +123,10 @@ def test_what_is_evaluated_is_said(tmp_path, load, splits, evaluated, notes):
 def test_a_test_split_may_lack_classes(tmp_path, load):
     make(tmp_path, *(f"train/{name}/1.png" for name in "abcde"), "test/b/1.png")
     (tmp_path / "test/c").mkdir()
-    assert load(tmp_path)[3] == [
+    assert load(tmp_path)[3][0] == (
         f"note: {tmp_path}/test has no image of 4 of the 5 classes (a, c, d, …): "
         "they have no accuracy"
-    ]
+    )
 
 
 @BOTH
@@ -147,7 +160,7 @@ def test_classes_txt_gives_the_order(tmp_path, load):
          "train/ü/2.png", "train/ü/3.png", "test/2/1.png", "test/10/1.png",
          "test/ü/1.png")  # fmt: skip
     (tmp_path / "classes.txt").write_text("\ufeff2\r\n\n 10 \nü\n", encoding="utf-8")
-    assert load(tmp_path) == ("test", ["2", "10", "ü"], [2, 1, 3], [])
+    assert load(tmp_path)[:3] == ("test", ["2", "10", "ü"], [2, 1, 3])
     assert read_folder(tmp_path, "test").targets.tolist() == [0, 1, 2]
 
 

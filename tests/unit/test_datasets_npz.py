@@ -53,7 +53,8 @@ def test_the_images_are_brought_to_their_size_as_those_of_an_image_folder(tmp_pa
     assert one.train.images.shape == (12, size, size, 3) and one.cls_num_list == [6, 4, 2]
     np.testing.assert_array_equal(one.train.images, other.train.images)
     np.testing.assert_array_equal(one.test.images, other.test.images)
-    assert one.facts == other.facts | {"dataset": "npz"}
+    test_set = f"test of {tmp_path / 'x.npz'}"
+    assert one.facts == other.facts | {"dataset": "npz", "test_set": test_set}
 
 
 OBJECTS = np.array([None] * 12, dtype=object)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.evaluation import Tally
 from common.training import pictures
-from common.training.report import versions, write_report
+from common.training.report import Evaluation, versions, write_report
 
 
 def write(figure, texts):
@@ -37,12 +38,24 @@ def test_names_are_drawn_as_they_are(tmp_path, name, monkeypatch, recwarn):
 
 
 def test_a_report_of_any_names_is_drawn(tmp_path, capsys):
+    tally = Tally(3)
+    tally.update(torch.eye(3), torch.tensor([0, 1, 1]), 1.0)
+    tally.reduce()
+    classes = ["$1", "$x^{$", "caf\udce9"]
+    about = {
+        "classes": classes,
+        "cls_num_list": [3, 2, 1],
+        "method": "$CE$",
+        "data": "$2",
+        "network": {"arch": "resnet20"},
+    }
     history = [{"epoch": 0, "lr": 0.1, "train_loss": 2.0, "top1": 1.0, "cls_acc": [0.5, 0.2, 0.1]}]
     write_report(
-        tmp_path, history=history, best=history[0], cls_num_list=[3, 2, 1],
-        class_names=["$1", "$x^{$", "caf\udce9"],
+        tmp_path, history=history, best=history[0],
+        about=about, final_test=Evaluation(tally, {}),
     )  # fmt: skip
-    assert (tmp_path / "per_class.png").is_file() and (tmp_path / "curves.png").is_file()
+    assert all((tmp_path / f"{x}.png").is_file() for x in ("per_class", "confusion", "curves"))
+    assert (tmp_path / "predictions.csv").read_bytes().count(b"caf\xe9") == 1
     assert capsys.readouterr() == ("", "")
 
 

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from common.evaluation import Tally
 from common.training import checkpoint, pictures
 from common.training.errors import NonFiniteLoss, UsageError
 from common.training.launch import Process
 from common.training.record import Record
 
 CPU = Process(torch.device("cpu"))
+ABOUT = {
+    "program": "line.py", "method": "CE", "data": "digits", "network": {"arch": "line"},
+    "transform": {"steps": []}, "classes": ["a", "b", "c"], "cls_num_list": [5, 2, 1],
+}  # fmt: skip
 FACTS = {"dataset": "digits", "pixels_sha256": "0" * 64}
 
 
@@ -26,8 +31,9 @@ def no_pictures(monkeypatch):
 def row(epoch, top1):
     return {
         "epoch": epoch, "lr": 0.1, "train_loss": 2.0 / (epoch + 1), "train_top1": top1 + 5,
-        "top1": top1, "top5": 90.0, "loss": 1.5, "ece": 3.0, "cls_acc": [0.5, 0.25, float("nan")],
-        "many": top1, "medium": float("nan"), "few": 1.0, "epoch_s": 0.5,
+        "top1": top1, "balanced_acc": top1, "top5": 90.0, "loss": 1.5, "ece": 3.0,
+        "cls_acc": [0.5, 0.25, float("nan")], "many": top1, "medium": float("nan"), "few": 1.0,
+        "epoch_s": 0.5,
     }  # fmt: skip
 
 
@@ -43,7 +49,7 @@ class Run:
         self.scaler = torch.amp.GradScaler("cpu", enabled=settings.get("amp") == "fp16")
         self.record = Record(
             folder / "log", folder / "model", CPU, settings, facts,
-            numbered="{}_ckpt.pth.tar", text_logs=("log",), **options,
+            numbered="{}_ckpt.pth.tar", text_logs=("log",), about=ABOUT, **options,
         )  # fmt: skip
         self.state = self.record.resume(resume, epochs)
         self.record.restore(self.model, self.optimizer, self.scaler)
@@ -57,6 +63,17 @@ class Run:
             record.writer.add_scalar("top1", self.SCORES[epoch], epoch)
             record.end_epoch(row(epoch, self.SCORES[epoch]), numbered=epoch == 2, arch="line")
         return self
+
+    def test(self, epoch):
+        """As many of four images of class 0 are recognised as the weight says."""
+        tally = Tally(3)
+        predicted = torch.arange(4) >= self.model.weight.item()
+        tally.update(torch.eye(3)[predicted.long()], torch.zeros(4, dtype=torch.int64), epoch)
+        tally.reduce()
+        return tally
+
+    def finish(self):
+        return self.record.finish(None, self.test)
 
 
 def files(folder):
@@ -73,11 +90,11 @@ def weight(path):
 
 def test_a_resumed_record_equals_an_unbroken_one(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
-    Run(a).train().record.finish([5, 2, 1])
+    Run(a).train().finish()
     broken = Run(b).train(2).record
     broken.log["log"].write("half an epo")  # a kill in the middle of epoch 2
     broken.close()
-    Run(b, "auto").train().record.finish([5, 2, 1])
+    Run(b, "auto").train().finish()
     for name in ("log", "metrics.csv"):
         assert (a / "log" / name).read_text() == (b / "log" / name).read_text()
     assert pd.read_csv(a / "log" / "metrics.csv")["epoch"].tolist() == [0, 1, 2, 3]
@@ -100,25 +117,24 @@ def test_of_equals_the_first_or_the_last_is_the_best(tmp_path):
 
 @pytest.mark.parametrize(("name", "epochs"), [("ckpt.best", 2), ("3_ckpt", 3)])
 def test_the_runs_own_best_or_numbered_checkpoint_goes_back_to_its_epoch(tmp_path, name, epochs):
-    whole = Run(tmp_path / "whole").train().record
-    whole.finish([5, 2, 1])
+    Run(tmp_path / "whole").train().finish()
     Run(tmp_path / "back").train().record.close()
     back = Run(tmp_path / "back", str(tmp_path / "back" / "model" / f"{name}.pth.tar"))
     assert back.record.epoch == epochs and back.record.seed == 4
     assert back.model.weight.item() == epochs
-    back.train().record.finish([5, 2, 1])
+    back.train().finish()
     for path in ("log/log", "log/metrics.csv"):
         assert files(tmp_path / "back")[path] == files(tmp_path / "whole")[path]
 
 
 def test_other_processes_write_nothing(tmp_path):
     other = Process(torch.device("cpu"), 1, 1)
-    record = Record(tmp_path / "x", tmp_path / "y", other, {})
+    record = Record(tmp_path / "x", tmp_path / "y", other, {}, about=ABOUT)
     model = nn.Linear(1, 1)
     record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
     record.open(0)
     record.end_epoch(row(0, 1.0))
-    record.finish([1])
+    record.finish(Tally(3), test=None)
     assert os.listdir(tmp_path) == []
 
 
@@ -244,7 +260,7 @@ def test_another_runs_checkpoint_does_not_replace_the_run_in_a_folder(tmp_path):
 
 
 def test_overwrite_removes_the_run_once_the_new_one_begins(tmp_path):
-    Run(tmp_path).train().record.finish([5, 2, 1])
+    Run(tmp_path).train().finish()
     (tmp_path / "model" / "mine.txt").write_text("not the run's")
     run = Run(tmp_path, overwrite=True)
     assert (tmp_path / "model" / "ckpt.pth.tar").exists()
@@ -367,3 +383,57 @@ def test_an_originals_best_is_the_one_to_beat(tmp_path):
     record = Run(tmp_path / "b", str(path)).train(3).record
     assert record.best_score == 9.0 and [old["epoch"] for old in record.history] == [1, 2]
     assert weight(tmp_path / "b" / "model" / "ckpt.best.pth.tar") == 2
+
+
+def test_a_checkpoint_says_what_it_is_of(tmp_path):
+    Run(tmp_path).train(1).record.close()
+    state = torch.load(tmp_path / "model" / "ckpt.pth.tar", weights_only=True)
+    assert state["about"] == ABOUT
+
+
+def test_without_a_validation_set_the_last_epoch_is_reported(tmp_path, capsys):
+    last = Run(tmp_path).train().finish()
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    assert last["top1"] == 100 and report["reported"]["which"] == "final"
+    assert report["final"]["top1"] == report["best"]["top1"] == 9.0  # the history's, as it was
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "last epoch 3: top-1 100.000; best on the test set, epoch 1: top-1 9.000; "
+        f"report in {tmp_path / 'log'}"
+    )
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_best_epoch_of_the_validation_set_is_tested_with_its_own_weights(
+    tmp_path, capsys, killed
+):
+    options = {"options": {"chosen_on": "val"}}
+    run = Run(tmp_path, **options).train()
+    if killed:  # after its last epoch, before the report
+        run.record.close()
+        run = Run(tmp_path, "auto", **options).train()
+    last = run.finish()
+    assert (last["epoch"], last["top1"]) == (3, 100)
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    # Epoch 1 has the weight 2: two of the four images. Its loss is that of its epoch.
+    best, final = report["best"], report["final"]
+    assert (best["epoch"], best["top1"], best["loss"], best["train_loss"]) == (1, 50, 1, 1)
+    assert (final["epoch"], final["top1"], final["loss"], final["train_loss"]) == (3, 100, 3, 0.5)
+    assert [report["validation"][key]["top1"] for key in ("best", "final")] == [9, 9]
+    predictions = (tmp_path / "log" / "predictions.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in predictions] == ["predicted", "a", "a", "b", "b"]
+    line = (
+        "last epoch 3: top-1 100.000, balanced accuracy 100.000; best on the validation set, "
+        "epoch 1: top-1 50.000, balanced accuracy 50.000; both on the test set; "
+        f"report in {tmp_path / 'log'}"
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    assert (tmp_path / "log" / "log").read_text().splitlines()[-1] == line
+
+
+def test_a_best_epoch_without_checkpoint_is_not_reported(tmp_path, capsys):
+    run = Run(tmp_path, options={"chosen_on": "held-out"}).train()
+    run.record.best.unlink()
+    run.finish()
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    assert report["best"]["epoch"] == 3 and report["best"]["top1"] == 100
+    assert "is not there: the last epoch is reported" in capsys.readouterr().out
