@@ -110,7 +110,7 @@ def flags(**changed):
         "dataset": "imagenet", "data": "images", "list_dir": None, "classes": None,
         "num_classes": 2, "aug": "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0,
         "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1, "alpha": 0.0,
-        "beta": 0.0, "base_k": 0, "moco_k": 64,
+        "beta": 0.0, "base_k": 0, "moco_k": 64, "val_fraction": 0.0,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 

@@ -37,7 +37,7 @@ def flags(**changed) -> Namespace:
     defaults = {
         "dataset": "imgnet", "loss_fn": "bcl", "root": ".", "list_dir": None, "eval_list": None,
         "classes": None, "fake_data": 0, "num_classes": None, "cmo": False, "weighted_alpha": 1.0,
-        "batch_size": 4, "workers": 0,
+        "batch_size": 4, "workers": 0, "val_fraction": 0.0,
     }  # fmt: skip
     return Namespace(**{**defaults, **changed})
 
@@ -130,7 +130,7 @@ def test_lists_are_found(tmp_path, monkeypatch, place):
     data = load_data(flags(root="root", num_classes=3, list_dir=list_dir))
     assert data.cls_num_list == [2, 1, 1]
     assert len(data.train) == 4 and len(data.test) == 3
-    assert len(data.notes) == 2 and "115,846" in data.notes[0]
+    assert len(data.notes) == 3 and "115,846" in data.notes[0]
     views, label = data.train[3]
     assert label == 2 and [view.shape for view in views] == [(3, 224, 224)] * 3
     image, label = data.test[1]
@@ -189,7 +189,7 @@ def test_fake_data_needs_no_files_and_leaves_no_class_empty():
 def test_batches_come_views_below_each_other(tmp_path):
     args = flags(fake_data=4, num_classes=2)
     data = load_data(args)
-    loader, test_loader, balanced = make_loaders(
+    loader, _, test_loader, balanced = make_loaders(
         data, args, seed=3, process=CPU, memory_format=torch.channels_last
     )
     assert balanced is None
@@ -216,7 +216,7 @@ def test_balanced_draws_are_the_originals(g):
 def test_cmo_draws_every_class_equally_often():
     args = flags(loss_fn="ce", cmo=True, fake_data=6, num_classes=3)
     data = load_data(args)
-    _, _, balanced = make_loaders(data, args, seed=0, process=CPU)
+    *_, balanced = make_loaders(data, args, seed=0, process=CPU)
     assert sum(len(target) for _, target, _ in balanced) == 6
     counts = [90, 9, 1]
     targets = np.repeat([0, 1, 2], counts)
