@@ -175,7 +175,8 @@ def test_files_are_written_through_common():
     writes = re.compile(
         r'torch\.save\(|(?<!logs)\.write_(text|bytes)\(|np\.save\((?!file)|open\([^)]*"[rb+]*[wax]'
     )
-    elsewhere = [path for path in FILES if path.parent.name != "training"]
+    appends = ROOT / "tools" / "runner.py"  # to what a program says, from several starts
+    elsewhere = [path for path in FILES if path.parent.name != "training" and path != appends]
     assert not [path for path in elsewhere if writes.search(path.read_text())]
 
 

@@ -15,6 +15,7 @@ from typing import TextIO
 
 import torch
 
+from common.training.errors import writing
 from tools.programs import PROGRAMS, ROOT, fill
 
 
@@ -89,35 +90,47 @@ def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
 
 
 def start(job: Job, slot: int, jobs: int, root: Path | str, gpus: Sequence[str]) -> bool:
-    """Start or go on with a job; False while another process trains it."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if job.lock is None:
-        # The child inherits the lock: a run whose runner was killed stays locked until it ends.
-        lock = open(job.folder / "lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return False
-        job.lock = lock
+    """Start or go on with a job; False while another process trains it.
+
+    Raises:
+        RunError: its folder cannot be written.
+    """
     words = job.commands[job.step]
-    program = PROGRAMS[words[1]]
-    words = [*words, *shlex.split(program.resume)]
+    words = [*words, *shlex.split(PROGRAMS[words[1]].resume)]
     words = [sys.executable, "-u", *fill(words[1:], root=root, out=job.folder)]
-    with open(job.folder / "output.txt", "a") as output:
-        output.write(f"$ {shlex.join(words)}\n")
-        output.flush()
-        job.process = subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=environment(slot, jobs, gpus),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=[job.lock.fileno()],
-        )
+    with writing(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if job.lock is None and (lock := _lock(job.folder)) is None:
+            return False
+        job.lock = job.lock or lock
+        with open(job.folder / "output.txt", "a") as output:
+            output.write(f"$ {shlex.join(words)}\n")
+            output.flush()
+            job.process = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=environment(slot, jobs, gpus),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[job.lock.fileno()],
+            )
     job.slot = slot
     return True
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """Lock the folder of a run; None while another process holds it.
+
+    The child inherits the lock: a run whose runner was killed stays locked until it ends.
+    """
+    lock = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 def advance(job: Job) -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
-from common.training.errors import UsageError
+from common.training.errors import RunError, UsageError
 from common.training.flags import Parser
 from tests.regression.results import (
     RESULTS,
@@ -163,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     try:
         return train_and_compare(argv)
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def train_and_compare(argv: Sequence[str] | None) -> int:

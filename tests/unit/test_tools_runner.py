@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from common.training.errors import RunError
 from tools import runner
 from tools.runner import Job
 
@@ -51,3 +52,9 @@ def test_the_time_left_is_told_from_the_epochs_of_this_start(job, monkeypatch, c
     monkeypatch.setattr(Job, "done", lambda self: next(epochs))
     runner.Progress([job]).show(1)
     assert "epoch 2/3, 0:01 h left" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(job):
+    job.folder.write_text("in its way")
+    with pytest.raises(RunError, match=r"run: cannot be written \(File exists\)"):
+        runner.start(job, 0, 1, "DIR", [])
