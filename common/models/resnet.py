@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt for 224x224 images, built from torchvision's blocks.
+"""ResNet and ResNeXt for 224x224 images: torchvision's, with another classifier.
 
 Layer names, initialisation and the use of random numbers are torchvision's (checked by golden
 numbers), so its weight files load. New here: a classifier that can be a cosine head or absent, and
@@ -6,19 +6,20 @@ access to the features.
 """
 
 import pickle
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision import models as tv
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from common.models.heads import NormedLinear
 from common.training.errors import UsageError
 
 
-class ResNet(nn.Module):
+class ResNet(tv.ResNet):
     """ResNet v1.5 (stride in the 3x3 convolution of a bottleneck).
 
     Args:
@@ -40,35 +41,19 @@ class ResNet(nn.Module):
         groups: int = 1,
         width_per_group: int = 64,
     ):
-        super().__init__()
+        # Not torchvision's own constructor: the classifier that it draws would cost random numbers.
+        nn.Module.__init__(self)
+        self.inplanes, self.dilation, self._norm_layer = 64, 1, nn.BatchNorm2d
+        self.groups, self.base_width = groups, width_per_group
         self.feature_dim = 512 * block.expansion
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        in_planes = 64
-        for stage, (planes, num_blocks) in enumerate(zip((64, 128, 256, 512), layers, strict=True)):
-            out_planes = planes * block.expansion
-            stride = 1 if stage == 0 else 2
-            blocks = []
-            for i in range(num_blocks):
-                downsample = None
-                if i == 0 and (stride != 1 or in_planes != out_planes):
-                    downsample = nn.Sequential(
-                        conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes)
-                    )
-                blocks.append(
-                    block(
-                        in_planes,
-                        planes,
-                        stride if i == 0 else 1,
-                        downsample,
-                        groups=groups,
-                        base_width=width_per_group,
-                    )
-                )
-                in_planes = out_planes
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.layer1 = self._make_layer(block, 64, layers[0])
+        self.layer2 = self._make_layer(block, 128, layers[1], stride=2)
+        self.layer3 = self._make_layer(block, 256, layers[2], stride=2)
+        self.layer4 = self._make_layer(block, 512, layers[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = None
         if num_classes is not None:
@@ -96,65 +81,19 @@ class ResNet(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def resnet10(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNet-10: one basic block per stage."""
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes, use_norm)
-
-
-def resnet18(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNet-18."""
-    return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, use_norm)
-
-
-def resnet34(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNet-34."""
-    return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, use_norm)
-
-
-def resnet50(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNet-50."""
-    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, use_norm)
-
-
-def resnet101(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNet-101."""
-    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm)
-
-
-def resnet152(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNet-152."""
-    return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, use_norm)
-
-
-def resnext50_32x4d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNeXt-50, 32 groups of width 4."""
-    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, use_norm, groups=32, width_per_group=4)
-
-
-def resnext101_32x4d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNeXt-101, 32 groups of width 4."""
-    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm, groups=32, width_per_group=4)
-
-
-def resnext101_32x8d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNeXt-101, 32 groups of width 8."""
-    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm, groups=32, width_per_group=8)
-
-
-def resnext152_32x4d(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """ResNeXt-152, 32 groups of width 4."""
-    return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, use_norm, groups=32, width_per_group=4)
-
-
-def wide_resnet50_2(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """Wide ResNet-50: twice the width in the 3x3 convolutions."""
-    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, use_norm, width_per_group=128)
-
-
-def wide_resnet101_2(num_classes: int | None = 1000, use_norm: bool = False) -> ResNet:
-    """Wide ResNet-101: twice the width in the 3x3 convolutions."""
-    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, use_norm, width_per_group=128)
-
+# Each takes num_classes and use_norm. Groups and width are those of the 3x3 convolutions.
+resnet10 = partial(ResNet, BasicBlock, [1, 1, 1, 1])
+resnet18 = partial(ResNet, BasicBlock, [2, 2, 2, 2])
+resnet34 = partial(ResNet, BasicBlock, [3, 4, 6, 3])
+resnet50 = partial(ResNet, Bottleneck, [3, 4, 6, 3])
+resnet101 = partial(ResNet, Bottleneck, [3, 4, 23, 3])
+resnet152 = partial(ResNet, Bottleneck, [3, 8, 36, 3])
+resnext50_32x4d = partial(resnet50, groups=32, width_per_group=4)
+resnext101_32x4d = partial(resnet101, groups=32, width_per_group=4)
+resnext101_32x8d = partial(resnet101, groups=32, width_per_group=8)
+resnext152_32x4d = partial(resnet152, groups=32, width_per_group=4)
+wide_resnet50_2 = partial(resnet50, width_per_group=128)
+wide_resnet101_2 = partial(resnet101, width_per_group=128)
 
 PRETRAINED = {
     "resnet18": tv.ResNet18_Weights.IMAGENET1K_V1,

@@ -5,6 +5,8 @@ the order in which random numbers are drawn are those of LDAM-DRW, so published 
 seeded runs repeat.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,43 +111,10 @@ class ResNetCIFAR(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def resnet20(
-    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
-) -> ResNetCIFAR:
-    """ResNet-20: 269,722 parameters with 10 classes."""
-    return ResNetCIFAR(3, num_classes, use_norm, head)
-
-
-def resnet32(
-    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
-) -> ResNetCIFAR:
-    """ResNet-32: 464,154 parameters with 10 classes."""
-    return ResNetCIFAR(5, num_classes, use_norm, head)
-
-
-def resnet44(
-    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
-) -> ResNetCIFAR:
-    """ResNet-44: 658,586 parameters with 10 classes."""
-    return ResNetCIFAR(7, num_classes, use_norm, head)
-
-
-def resnet56(
-    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
-) -> ResNetCIFAR:
-    """ResNet-56: 853,018 parameters with 10 classes."""
-    return ResNetCIFAR(9, num_classes, use_norm, head)
-
-
-def resnet110(
-    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
-) -> ResNetCIFAR:
-    """ResNet-110: 1,727,962 parameters with 10 classes."""
-    return ResNetCIFAR(18, num_classes, use_norm, head)
-
-
-def resnet1202(
-    num_classes: int | None = 10, use_norm: bool = False, head: str = "linear"
-) -> ResNetCIFAR:
-    """ResNet-1202: 19,421,274 parameters with 10 classes."""
-    return ResNetCIFAR(200, num_classes, use_norm, head)
+# Each takes num_classes, use_norm and head. With 10 classes resnet20 has 269,722 parameters.
+resnet20 = partial(ResNetCIFAR, 3)
+resnet32 = partial(ResNetCIFAR, 5)
+resnet44 = partial(ResNetCIFAR, 7)
+resnet56 = partial(ResNetCIFAR, 9)
+resnet110 = partial(ResNetCIFAR, 18)
+resnet1202 = partial(ResNetCIFAR, 200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.models.archs import CIFAR_RESNETS
+from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS
 from common.training.errors import UsageError
 from common.training.flags import LARGEST, Parser, add_run_flags, check_start_epoch
 from common.training.schedules import unreached
@@ -13,8 +13,8 @@ from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.GML.schedule import Schedule, StepSchedule
 
 IMAGENET_ARCHS = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
-    "resnext101_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
+    *IMAGENET_RESNETS[1:], "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d",
+    "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "inat": 8142}
 AUGMENTATIONS = ("randcls_randclsstack", "randclsstack_randclsstack", "randcls_sim")

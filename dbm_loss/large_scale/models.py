@@ -4,20 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.models import resnet
+from common.models import archs
 from common.models.heads import NormedLinear
 from dbm_loss.margin import full_precision
 
 # The original knows resnet50 and resnext50; its help text names resnet10.
-ARCHITECTURES = {
-    "resnet10": resnet.resnet10,
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnet152": resnet.resnet152,
-    "resnext50": resnet.resnext50_32x4d,
-    "resnext101": resnet.resnext101_32x4d,
+ARCHITECTURES = {arch: arch for arch in archs.IMAGENET_RESNETS} | {
+    "resnext50": "resnext50_32x4d",
+    "resnext101": "resnext101_32x4d",
 }
 
 
@@ -53,7 +47,7 @@ class BCLModel(nn.Module):
 
     def __init__(self, arch: str, num_classes: int, use_norm: bool = False, feat_dim: int = 1024):
         super().__init__()
-        self.encoder = ARCHITECTURES[arch](num_classes=None)
+        self.encoder = archs.constructor(ARCHITECTURES[arch])(num_classes=None)
         dim = self.encoder.feature_dim
         self.head = _projection(dim, feat_dim)
         self.fc = nn.Linear(dim, num_classes)
@@ -85,4 +79,4 @@ def build_model(loss_fn: str, arch: str, num_classes: int, use_norm: bool) -> nn
     """``BCLModel`` for ``bcl``; else encoder and classifier ``fc`` with torchvision's key names."""
     if loss_fn == "bcl":
         return BCLModel(arch, num_classes, use_norm)
-    return ARCHITECTURES[arch](num_classes=num_classes, use_norm=use_norm)
+    return archs.constructor(ARCHITECTURES[arch])(num_classes=num_classes, use_norm=use_norm)

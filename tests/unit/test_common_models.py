@@ -320,11 +320,14 @@ DEPTHS = dict(resnet20=3, resnet32=5, resnet44=7, resnet56=9, resnet110=18, resn
 
 
 @pytest.mark.parametrize("arch", DEPTHS)
-def test_depth_and_arguments_reach_the_network(monkeypatch, arch):
-    monkeypatch.setattr(resnet_cifar, "ResNetCIFAR", lambda *arguments: arguments)
-    assert getattr(resnet_cifar, arch)() == (DEPTHS[arch], 10, False, "linear")
-    made = getattr(resnet_cifar, arch)(100, use_norm=True, head="fc")
-    assert made == (DEPTHS[arch], 100, True, "fc")
+def test_depth_and_arguments_reach_the_network(arch):
+    with torch.device("meta"):
+        model = getattr(resnet_cifar, arch)()
+        normed = getattr(resnet_cifar, arch)(100, use_norm=True, head="fc")
+    stages = model.layer1, model.layer2, model.layer3
+    assert [len(stage) for stage in stages] == [DEPTHS[arch]] * 3
+    assert isinstance(model.linear, nn.Linear) and model.linear.out_features == 10
+    assert isinstance(normed.fc, NormedLinear) and normed.fc.weight.shape == (64, 100)
 
 
 def test_shortcut_takes_every_second_pixel_and_pads_channels():
