@@ -1,4 +1,4 @@
-"""Submodules that are imported when they are first used, as SciPy does it.
+"""Modules that are imported when they are first used, as SciPy does it.
 
 Torchvision takes as long to import as torch, scikit-learn and pandas come on top: a program shall
 wait for what its flags ask for, and for nothing before a wrong flag is reported.
@@ -25,3 +25,10 @@ def submodules(package: str) -> Callable[[str], ModuleType]:
         return importlib.import_module(full_name)
 
     return getattr_
+
+
+def module(name: str) -> ModuleType:
+    """A stand-in for the module ``name``, which is imported when something of it is first used."""
+    stand_in = ModuleType(name)
+    stand_in.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)
+    return stand_in

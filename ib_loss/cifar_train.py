@@ -21,11 +21,13 @@ interrupt.during_imports(__name__)
 
 from torch import nn
 
-from common import models
+from common import lazy, models
 from common.models import archs
 from common.training import launch
-from ib_loss import opts, trainer
+from ib_loss import opts
 from ib_loss.schedule import CIFAR
+
+trainer = lazy.module("ib_loss.trainer")  # with all that a run needs, once the flags are right
 
 
 def build_model(args: Namespace, weights: bool) -> nn.Module:

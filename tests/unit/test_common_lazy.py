@@ -40,6 +40,16 @@ def test_an_import_that_fails_says_why(package):
         _ = package.broken
 
 
+def test_a_module_is_imported_when_something_of_it_is_used(package, monkeypatch):
+    heavy = lazy.module("late.heavy")
+    assert "late.heavy" not in sys.modules
+    assert heavy.WEIGHT == 3
+    monkeypatch.setattr("late.heavy.WEIGHT", 4)
+    assert heavy.WEIGHT == 4
+    with pytest.raises(AttributeError, match=r"module 'late\.heavy' has no attribute 'HEIGHT'"):
+        _ = heavy.HEIGHT
+
+
 def test_from_import_works_as_ever():
     from datasets.augment import colours
 
