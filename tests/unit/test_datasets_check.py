@@ -34,9 +34,9 @@ def test_an_image_folder(tmp_path, capsys):
         f"{tmp_path}/train: 3 images of 2 classes",
         f"note: {tmp_path}/train: skipped hidden files and folders: 1 "
         f"(such as {tmp_path}/train/b/.x.png)",
+        f"{tmp_path}/test: 2 images of 2 classes",
         f"{tmp_path}/val: 2 images of 2 classes",
         f"note: {tmp_path}/val has no image of 1 of the 2 classes (b): they have no accuracy",
-        f"{tmp_path}/test: 2 images of 2 classes",
     ]
     notes = [
         "note: 1 images have an EXIF orientation, which is not applied "
