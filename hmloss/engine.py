@@ -91,10 +91,8 @@ def train_one_epoch(
         end = time.perf_counter()
         progress.step()
         if step % args.print_freq == 0 and process.is_main:
-            # A tenth of the learning rate, as the original prints it; tensorboard and
-            # metrics.csv have the true one.
             line = (
-                f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr * 0.1:.5f}\t"
+                f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr:.5f}\t"
                 f"Time {batch_time.val:.3f} ({batch_time.avg:.3f})\t"
                 f"Data {data_time.val:.3f} ({data_time.avg:.3f})\t"
                 f"{_losses_and_accuracies(losses, top1, top5)}"
@@ -166,7 +164,7 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
         "acc/test_val_top5": row["top5"],
         "acc/test_top1_best": best_acc1,
     }
-    if len(row["cls_acc"]) <= 100:  # a curve per class helps nobody beyond that
+    if len(row["cls_acc"]) <= 100:  # more curves are unreadable
         scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
     for tag, value in scalars.items():
         record.writer.add_scalar(tag, value, row["epoch"])

@@ -29,6 +29,6 @@ def writing(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); mend that and start again, "
+            f"{path}: cannot be written ({error.strerror or error}); fix that and start again, "
             "a training with --resume auto"
         ) from None

@@ -146,7 +146,7 @@ def add_run_flags(
     group.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew in the folders of an earlier run: its logs and checkpoints are removed",
+        help="start again in the folders of an earlier run: its logs and checkpoints are removed",
     )
     group.add_argument(
         "--other_data",

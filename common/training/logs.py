@@ -88,7 +88,7 @@ class TextLog:
 
     Args:
         path: the file; None writes nothing (all processes but the first).
-        offset: go on after this many bytes, dropping what a killed run wrote later; None: anew.
+        offset: go on after this many bytes, dropping what a killed run wrote later; None: empty.
     """
 
     def __init__(self, path: str | Path | None, offset: int | None = None) -> None:
@@ -125,7 +125,7 @@ class Events:
     """Scalars for tensorboard, in an event file; NaN and infinite ones are left out.
 
     Written at once and by this thread: tensorboardX's own writer has another one, and a full disk
-    ends that with a traceback, whereupon the program waits for it for ever.
+    ends that one with a traceback, after which the program blocks.
 
     Args:
         folder: where the file goes.

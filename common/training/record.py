@@ -30,10 +30,11 @@ from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.launch import Process
 from common.training.lock import lock_folders
 
-# Settings that may change between a run and its continuation without changing what it computes.
+# Settings whose change on resume is not noted: where files and processes are, how often something
+# is printed, and the first epoch, which the checkpoint decides. A seed counts where one is given.
 FREE_TO_CHANGE = {
     "resume", "overwrite", "other_data", "workers", "gpu", "local_rank", "print_freq", "evaluate",
-    "start_epoch", "seed", "root_log", "root_model", "out", "root_path", "root", "data", "data_dir",
+    "start_epoch", "root_log", "root_model", "out", "root_path", "root", "data", "data_dir",
     "save_every",
 }  # fmt: skip
 
@@ -132,7 +133,7 @@ class Record:
         overwrite = self.settings.get("overwrite")
         if overwrite and own:
             raise UsageError(
-                f"--overwrite with --resume {flag}: start anew or go on, leave one of them out"
+                f"--overwrite with --resume {flag}: start again or go on, leave one of them out"
             )
 
         def claim() -> None:
@@ -230,7 +231,10 @@ class Record:
         changed = [
             f"{key} {before[key]} -> {value}"
             for key, value in self.settings.items()
-            if key in before and before[key] != value and key not in FREE_TO_CHANGE
+            if key in before
+            and before[key] != value
+            and key not in FREE_TO_CHANGE
+            and not (key == "seed" and value is None)  # the run keeps the one that it has
         ]
         if changed:
             self.process.say(f"note: resuming with changed settings: {', '.join(changed)}")
@@ -281,7 +285,7 @@ class Record:
         self._state = None  # its weights need no more memory
 
     def open(self, seed: int) -> None:
-        """Open the logs: anew, or cut back to where the checkpoint was taken."""
+        """Open the logs: empty, or cut back to where the checkpoint was taken."""
         if not self._claimed:
             self.claim("")
         self.seed = seed
@@ -346,7 +350,7 @@ class Record:
         self._write(self._snapshot(self.epoch, entries), self.latest)
 
     def _snapshot(self, epoch: int, entries: Mapping[str, object]) -> dict:
-        """What the checkpoint holds besides the record; ``NonFiniteLoss`` if it shall not be."""
+        """What the checkpoint holds besides the record; raises ``NonFiniteLoss``."""
         state = {
             "epoch": epoch,
             **entries,

@@ -46,7 +46,7 @@ def load_cifar(args: Namespace) -> LongTailed:
     for count in (args.fake_data, max(1, args.fake_data // 4)):
         pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
         sets.append(Images(pixels, np.arange(count) % args.num_classes))
-    # Fewer images than classes: the loss shall run all the same.
+    # At least 1 each: the loss divides by the counts.
     counts = np.maximum(np.bincount(sets[0].targets, minlength=args.num_classes), 1)
     names = [str(c) for c in range(args.num_classes)]
     return LongTailed(*sets, names, counts.tolist(), {"dataset": "fake"}, name="generated images")

@@ -46,7 +46,7 @@ class MoCo(nn.Module):
     """Query encoder, key encoder and the labelled queue of GML (ICML 2023), after MoCo and PaCo.
 
     The queue holds features of the key encoder, before its projection: the projection of all K of
-    them is computed anew in every step. The key encoder is a momentum copy of the query encoder or,
+    them is recomputed in every step. The key encoder is a momentum copy of the query encoder or,
     after :meth:`set_distiller`, a frozen teacher with a projection that is trained.
 
     Args:

@@ -242,7 +242,7 @@ def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     train = FakeImages(num_images, num_classes, train_views)
     train, val = hold_out(train, args.val_fraction, test_view)
     test = FakeImages(max(1, num_images // 4), num_classes, test_view)
-    # Fewer images than classes: the losses shall run all the same.
+    # At least 1 each: the losses divide by the counts.
     counts = np.maximum(np.bincount(train.targets, minlength=num_classes), 1).tolist()
     note = f"note: --fake_data {num_images}: generated images, the accuracy means nothing"
     classes = [str(c) for c in range(num_classes)]

@@ -52,8 +52,8 @@ class BCLModel(nn.Module):
         self.head = _projection(dim, feat_dim)
         self.fc = nn.Linear(dim, num_classes)
         self.head_fc = _projection(dim, feat_dim)
-        # The classifier is drawn again behind the heads: the original replaces it there, and a seed
-        # shall give the original's weights.
+        # The classifier is drawn again after the heads, where the original replaces it, so that a
+        # seed gives the original's weights.
         self.fc = NormedLinear(dim, num_classes) if use_norm else nn.Linear(dim, num_classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

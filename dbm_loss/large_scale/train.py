@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
         else:
-            say("note: the checkpoint holds no momentum, it starts anew", flush=True)
+            say("note: the checkpoint holds no momentum, it starts at 0", flush=True)
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         args.start_epoch, start_step = state["epoch"], state.get("step", 0)

@@ -48,7 +48,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(name, little_room):
     with pytest.raises(RunError) as error:
         program.main([*argv, "set.npz"])
     assert str(error.value).endswith(
-        ".pth.tar: cannot be written (File too large); mend that and start again, a training with "
+        ".pth.tar: cannot be written (File too large); fix that and start again, a training with "
         "--resume auto"
     )
     left = [path.name for path in little_room.rglob("*")]

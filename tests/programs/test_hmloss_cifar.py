@@ -72,9 +72,9 @@ def test_runs_leave_the_originals_files(finished, golden):
         assert report["final"]["top1"] == row["top1"]
         assert report["best"]["top1"] == row["best_top1"]
         metrics = pd.read_csv(history / "metrics.csv")
-        assert metrics["lr"].tolist() == pytest.approx([0.02, 0.001, 0.001])  # the true rate
+        assert metrics["lr"].tolist() == pytest.approx([0.02, 0.001, 0.001])
         log = (history / "train_history.csv").read_text()
-        assert log.count("Epoch: [") == 3 * 3 and "lr: 0.00200\t" in log  # a tenth of it
+        assert log.count("Epoch: [") == 3 * 3 and "lr: 0.02000\t" in log
         assert (history / "test_history.csv").read_text().count("Best Prec@1: ") == 3
         assert (history / "args_history.txt").read_text().startswith("Namespace(")
         assert len(list(history.glob("events.out.tfevents.*"))) == 1

@@ -6,16 +6,13 @@ import os
 import struct
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from common.training import logs
 from common.training.errors import RunError, UsageError
-from common.training.report import write_report
 from common.training.schedules import stretch, unreached
 
 
@@ -123,27 +120,6 @@ def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
     events.add_scalar("loss", 1.0, 0)
     with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
         events.flush()
-
-
-def row(epoch, top1):
-    return {
-        "epoch": epoch, "lr": 0.1, "train_loss": 2.0 / (epoch + 1), "train_top1": top1 + 5,
-        "top1": top1, "top5": 90.0, "loss": 1.5, "ece": 3.0, "cls_acc": [0.5, 0.25, float("nan")],
-        "many": top1, "medium": float("nan"), "few": 1.0, "epoch_s": 0.5,
-    }  # fmt: skip
-
-
-def test_report_pictures_show_something(tmp_path):
-    history = [row(0, 10.0), row(1, 30.0)]
-    write_report(
-        tmp_path, history=history, best=history[1], cls_num_list=[9, 3, 0],
-        confusion=torch.tensor([[3, 1, 0], [0, 2, 2], [0, 0, 0]]), class_names=["a", "b", "c"],
-    )  # fmt: skip
-    metrics = pd.read_csv(tmp_path / "metrics.csv")
-    assert metrics["top1"].tolist() == [10.0, 30.0] and "cls_acc" not in metrics
-    for picture in ("per_class.png", "confusion.png", "curves.png"):
-        pixels = np.asarray(Image.open(tmp_path / picture).convert("L"))
-        assert 0.005 < (pixels < 200).mean() < 0.9, picture
 
 
 def test_stretch_keeps_the_fraction():

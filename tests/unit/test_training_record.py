@@ -239,7 +239,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
         f"{tmp_path / 'model'}: holds a run already; go on with --resume auto, replace it with "
         "--overwrite, or give this run another folder"
     )
-    with pytest.raises(UsageError, match="--overwrite with --resume auto: start anew or go on"):
+    with pytest.raises(UsageError, match="--overwrite with --resume auto: start again or go on"):
         Run(tmp_path, "auto", overwrite=True)
     assert files(tmp_path) == before
     for name in ("model/ckpt.pth.tar", "model/ckpt.best.pth.tar"):
@@ -299,6 +299,16 @@ def test_other_data_are_refused_or_accepted(tmp_path, capsys):
     assert f"note: --resume {path}: the data are not those of this run" in capsys.readouterr().out
     Run(tmp_path, "auto", facts=other).record.close()  # accepted once
     Run(tmp_path, "auto", facts=other | {"labels_sha256": "1"}).record.close()  # unknown then
+
+
+def test_changed_settings_are_noted(tmp_path, capsys):
+    Run(tmp_path, lr=0.1, seed=4, workers=2, start_epoch=0).train(1)
+    capsys.readouterr()
+    Run(tmp_path, "auto", lr=0.1, seed=None, workers=0, start_epoch=1).record.close()
+    assert "note: " not in capsys.readouterr().out  # it keeps its seed
+    Run(tmp_path, "auto", lr=0.2, seed=5, workers=0, start_epoch=1).record.close()
+    said = capsys.readouterr().out
+    assert said.endswith("note: resuming with changed settings: lr 0.1 -> 0.2, seed 4 -> 5\n")
 
 
 def change(path, **entries):

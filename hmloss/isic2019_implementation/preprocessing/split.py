@@ -49,7 +49,7 @@ def get_parser() -> Parser:
     )
     parser.add_argument("--output", help="csv to write (default: DATASET_DIR/split.csv)")
     parser.add_argument(
-        "--seed", type=int, help="of the shuffle (default: drawn anew; it is printed and saved)"
+        "--seed", type=int, help="of the shuffle (default: a random one, printed and saved)"
     )
     parser.add_argument("--train_ratio", type=float, default=0.8, help="(default: 0.8)")
     parser.add_argument(
