@@ -87,7 +87,10 @@ def per_class(
         smoothed = f"; accuracy: mean of {_window(place)} neighbours" if number > MAX_BARS else ""
         lower.set_xlabel(f"rank of the class, most training images first{smoothed}")
     _head(figure, title)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    upper.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9,
+        columnspacing=1.2, handlelength=1.2,
+    )  # fmt: skip
 
 
 def _smoothed(axes, place, accuracy, mine, colour: str, label: str) -> None:

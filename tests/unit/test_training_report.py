@@ -171,7 +171,7 @@ def test_bars_have_the_colour_of_their_group():
     figure = figure_of(drawings.per_class, [0.5, 0.25, 1.0], COUNTS, CLASSES, "test", "title")
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [100, 50, 25]  # emu, cat, dog: 120, 40 and 6 images
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert legend == [
         "many (> 100 images): 100.0 %", "medium (20 to 100): 50.0 %", "few (< 20): 25.0 %",
     ]  # fmt: skip
