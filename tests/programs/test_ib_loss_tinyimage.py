@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.models import resnet
 from common.training.errors import UsageError
+from datasets.long_tail import Images
 from datasets.sources import open_source
 from ib_loss import tinyimage_train
 from tests.programs import tools
@@ -92,9 +93,10 @@ def test_readme_commands(tiny, tmp_path, monkeypatch, golden, number):
     torch.manual_seed(0)
     donor = resnet.resnet18()
     torch.save(donor.state_dict(), tmp_path / "resnet18.pth")
-    # Two batches of six images are enough to see it work.
+    # Two batches of six images are enough to see it work, and six test images.
     monkeypatch.setattr("datasets.loaders.DeviceLoader.__len__", lambda self: 2)
     monkeypatch.setattr("datasets.loaders.DeviceLoader.__iter__", first_two(monkeypatch))
+    monkeypatch.setattr("datasets.long_tail._all_images", first_six)
     small = ["--root", tiny[0], "--weights", tmp_path / "resnet18.pth", "--imb_factor", "0.5",
              "--epochs", "1", "--start_ib_epoch", "0", "-p", "5",
              "--root_log", tmp_path / "log", "--root_model", tmp_path / "model"]  # fmt: skip
@@ -108,6 +110,10 @@ def test_readme_commands(tiny, tmp_path, monkeypatch, golden, number):
     assert 0 < moved < 0.05  # two steps away from the given weights
     report = json.loads((tmp_path / "log" / run / "report.json").read_text())
     assert report["cls_num_list"][0] == 2 and report["cls_num_list"][-1] == 1
+
+
+def first_six(source):
+    return Images(source.pixels(np.arange(6)), source.targets[:6], source.files[:6])
 
 
 def first_two(monkeypatch):
