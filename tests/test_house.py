@@ -195,6 +195,20 @@ def test_files_are_written_through_common():
     assert not [path for path in elsewhere if writes.search(path.read_text())]
 
 
+def test_the_readme_names_every_shared_module():
+    text = (ROOT / "README.md").read_text()
+    block = text.split("## How the code is laid out")[1].split("```")[1]
+    folder, named = "", {}
+    for line in block.strip().splitlines():
+        if not line.startswith(" "):
+            folder = line.split()[0].rstrip("/")
+        named.setdefault(folder, set()).update(re.findall(r"\b\w+\.py\b", line))
+    for folder in ("common", "common/training", "datasets", "tools"):
+        modules = {path.name for path in (ROOT / folder).glob("*.py")}
+        modules -= {"__init__.py", "old_record.py"}
+        assert named[folder] == modules, folder
+
+
 def test_one_module_opens_image_files():
     opening = [module_name(path) for path in FILES if "Image.open(" in path.read_text()]
     assert opening == ["datasets.images"]
