@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from common.training.errors import UsageError
-from datasets.long_tail import Images, LongTailed, load_long_tailed
+from common.training.launch import Process
+from datasets.augment import described
+from datasets.long_tail import (
+    Images,
+    LongTailed,
+    load_long_tailed,
+    make_loaders,
+    require_images,
+)
 from dbm_loss import augment
 from dbm_loss.augment import batch
+from dbm_loss.GML.engine import Loader, num_views
 
 POLICY = {"aug_type": "autoaug_cifar", "cutout": True}
 
@@ -32,7 +41,7 @@ def cifar_device_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[
 def load_cifar(args: Namespace) -> LongTailed:
     """The long-tailed data that the flags ask for, or generated images."""
     if not args.fake_data:
-        return load_long_tailed(
+        data = load_long_tailed(
             args.dataset,
             args.data,
             imb_type=args.imb_type,
@@ -41,6 +50,8 @@ def load_cifar(args: Namespace) -> LongTailed:
             num_classes=args.num_classes,
             val_fraction=args.val_fraction,
         )
+        require_images(data.cls_num_list, "the loss")
+        return data
     rng, size = np.random.default_rng(0), args.image_size
     sets = []
     for count in (args.fake_data, max(1, args.fake_data // 4)):
@@ -62,8 +73,7 @@ def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int
     size = args.batch_size * machines
     if args.fake_data:
         size = min(size, num_images)
-    contrast = args.alpha > 0 or args.beta > 0
-    if contrast and args.base_k == 0 and args.moco_k < size:
+    if num_views(args) == 3 and args.base_k == 0 and args.moco_k < size:
         raise UsageError(f"--moco-k {args.moco_k}: the queue has to hold a batch, {size} or more")
     if num_images >= size:
         return size
@@ -71,3 +81,30 @@ def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int
         f"--batch-size {args.batch_size}: the training set has only {num_images} images, and a "
         "batch that is not full is dropped; lower it"
     )
+
+
+def cifar_loaders(
+    args: Namespace, data: LongTailed, *, process: Process, **feed: object
+) -> tuple[Loader, Loader, Loader]:
+    """Training loader, which drops a last batch that is not full, validation and test loader.
+
+    ``feed``: seed and memory format.
+    """
+    views = num_views(args)
+    return make_loaders(
+        data,
+        loader=args.loader,
+        batch_size=train_batch_size(args, len(data.train.targets)),
+        test_batch_size=args.batch_size,
+        workers=args.workers,
+        process=process,
+        device_transform=cifar_device_views(views),
+        image_recipe=partial(cifar_views, views, data.train.images.shape[1]),
+        drop_last=True,
+        **feed,
+    )
+
+
+def cifar_transform(args: Namespace, data: LongTailed) -> dict[str, object]:
+    """Of a test image, as plain data."""
+    return described.cifar(data.test.images.shape[1])

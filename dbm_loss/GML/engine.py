@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.evaluation import Running, Tally, accuracy
+from common.models import archs
 from common.training import checkpoint
 from common.training.errors import UsageError
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
-from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
+from common.training.report import SCORES
 from common.training.seeds import seed_everything
 from datasets.loaders import DeviceLoader, WorkersLoader
 from dbm_loss.GML.losses import GMLLoss
@@ -53,17 +56,33 @@ def build_optimizer(model: nn.Module, criterion: nn.Module, args: Namespace) -> 
     return torch.optim.SGD(groups, args.lr, momentum=args.momentum)
 
 
-def build_moco(
-    args: Namespace, network: Callable[..., nn.Module], teacher: nn.Module | None
-) -> MoCo:
-    """The model with its queue, and the teacher or a momentum copy as key encoder.
+def network(arch: str) -> Callable[..., nn.Module]:
+    """Constructor of a network whose classifier is named ``fc``, as in the original."""
+    build = archs.constructor(arch)
+    return partial(build, head="fc") if arch in archs.CIFAR_RESNETS else build
+
+
+def num_views(args: Namespace) -> int:
+    """Views for classifier, query and key, as far as there is use for them."""
+    if args.program == "cifar_ce":
+        return 1
+    return 3 if args.alpha > 0 or args.beta > 0 else 2
+
+
+def build_model(args: Namespace, teacher: nn.Module | None) -> nn.Module:
+    """A cosine classifier; or the model with its queue, teacher or momentum copy as key encoder.
 
     Raises:
         UsageError: ``--feat_dim`` or ``--feat_t`` is not that of the networks.
     """
+    build = network(args.arch)
+    if args.program == "cifar_ce":
+        model = build(num_classes=args.num_classes, use_norm=True)
+        check_feature_size("--feat_dim", args.feat_dim, model)
+        return model
     feat_t = None if teacher is None else teacher.feature_dim
     moco = MoCo(
-        network, args.moco_dim, args.moco_k, args.moco_m, args.mlp, feat_t, args.normalize,
+        build, args.moco_dim, args.moco_k, args.moco_m, args.mlp, feat_t, args.normalize,
         args.num_classes,
     )  # fmt: skip
     check_feature_size("--feat_dim", args.feat_dim, moco.encoder_q)
@@ -84,25 +103,18 @@ def partition(moco: MoCo, criterion: GMLLoss, args: Namespace) -> None:
     if args.base_k == 0:
         return
     try:
-        moco.set_cls_weight(criterion.cls_weight, args.base_k)
+        moco.set_cls_weight(criterion.cls_weight.cpu(), args.base_k)
     except ValueError as error:
         raise UsageError(f"--{error} (--moco-k)") from None
 
 
-def load_criterion(criterion: GMLLoss, state: dict, say: Callable[..., None]) -> None:
-    """The learned temperature of a checkpoint; those of the original CIFAR programs lack it."""
-    if "criterion" not in state:
-        say("note: the checkpoint holds no temperature, it starts at --moco-t", flush=True)
-        return
-    checkpoint.load_weights(criterion, state["criterion"], "criterion of --resume")
-
-
-def load_teacher(path: str, network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
-    """The network in a teacher's checkpoint: a bare one, or the query encoder of a MoCo.
+def load_teacher(args: Namespace) -> nn.Module:
+    """The network in the checkpoint ``--path_t``: a bare one, or the query encoder of a MoCo.
 
     Raises:
-        UsageError: no such file, or of another architecture.
+        UsageError: no such file, or of another architecture than ``--arch_t``.
     """
+    path = args.path_t
     if not Path(path).is_file():
         raise UsageError(
             f"--path_t {path}: no such file; train the teacher first, or name its file"
@@ -114,15 +126,20 @@ def load_teacher(path: str, network: Callable[..., nn.Module], num_classes: int)
     prefix = "encoder_q."
     encoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     weights = encoder or weights
-    teacher = network(num_classes=num_classes, use_norm="fc.bias" not in weights)
+    build = network(args.arch_t)
+    teacher = build(num_classes=args.num_classes, use_norm="fc.bias" not in weights)
     checkpoint.load_weights(teacher, weights, f"--path_t {path}")
     return teacher
 
 
 class Means:
-    """Last value and mean over the epoch of loss, top-1 and top-5, summed on the device."""
+    """Last value and mean over the epoch of loss, top-1 and top-5, summed on the device.
 
-    def __init__(self, process: Process, state: Tensor | None = None) -> None:
+    ``state``: the sums of a checkpoint taken in mid-epoch, after ``start_step`` steps.
+    """
+
+    def __init__(self, process: Process, start_step: int = 0, state: Tensor | None = None) -> None:
+        self.start_step = start_step
         self.last = torch.zeros(3, dtype=torch.float64, device=process.device)
         self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
         if state is not None and process.is_main:  # the sums of all processes, once
@@ -200,21 +217,19 @@ def train_one_epoch(
     scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
-    process: Process,
     record: Record,
     means: Means,
-    start_step: int = 0,
-    save: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Train on the batches of the epoch from ``start_step`` on; returns the epoch's means.
+    """Train on the batches of the epoch from ``means.start_step`` on; returns the epoch's means.
 
-    The loader yields a list of views; a MoCo takes all of them, a bare network the first.
-    ``save(step)`` writes a checkpoint; it is called every ``--save_every`` steps.
+    The loader yields a list of views; a MoCo takes all of them, a bare network the first. A
+    checkpoint is written every ``--save_every`` steps.
     """
+    process, start_step = record.process, means.start_step
     steps = len(loader)
     lr = optimizer.param_groups[0]["lr"]
     is_moco = isinstance(unwrap(model), MoCo)
-    contrast = args.alpha > 0 or args.beta > 0
+    contrast = num_views(args) == 3
     guard = FiniteGuard(model, optimizer)
     bar = Progress(f"epoch {epoch}", steps, enabled=process.is_main)
     bar.step(start_step)
@@ -248,9 +263,10 @@ def train_one_epoch(
             bar.line(line)
             record.log[f"{args.mark}.log"].write(line + "\n")
         done = step + 1
-        if save is not None and args.save_every and done % args.save_every == 0 and done < steps:
+        if args.save_every and done % args.save_every == 0 and done < steps:
             guard.close()
-            save(done)
+            sums = means.state()
+            record.save(step=done, sums=sums, arch=args.arch, acc=record.best_score)
         end = time.perf_counter()
     guard.close()
     bar.close()
@@ -259,17 +275,15 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    args: Namespace,
-    process: Process,
-    write: Callable[[str], None],
+    model: nn.Module, loader: Loader, args: Namespace, record: Record, log: bool = False
 ) -> Tally:
-    """Evaluate on every test image once, shared among the processes; counts of all of them.
+    """Evaluate on every image once, shared among the processes; counts of all of them.
 
-    As in the original the loss is the cross-entropy of the unscaled cosines. ``write`` takes the
-    original's log lines.
+    As in the original the loss is the cross-entropy of the unscaled cosines. With ``log`` the lines
+    are written to the log, too.
     """
+    process = record.process
+    show = partial(say, record) if log else process.say
     sync_buffers(model)
     network = unwrap(model).eval()
     tally, batch_time = Tally(args.num_classes, process.device), AverageMeter()
@@ -285,9 +299,16 @@ def evaluate(
             if args.program == "main":
                 timing = f"Time {batch_time.val:6.3f} ({batch_time.avg:6.3f})"
                 fields = f"{timing}\t{_fields(tally.running(), '.4e')}"
-            write(f"Test: {_count(step, len(loader))}\t{fields}")
+            show(f"Test: {_count(step, len(loader))}\t{fields}")
     tally.reduce()
     return tally
+
+
+def say(record: Record, text: str) -> None:
+    """Print lines, and append them to the log of the run."""
+    record.process.say(text)
+    for log in record.log.values():
+        log.write(text + "\n")
 
 
 def result_lines(result: dict) -> str:
@@ -299,11 +320,12 @@ def result_lines(result: dict) -> str:
     )
 
 
-def log_epoch(record: Record, row: dict, args: Namespace) -> None:
+def log_epoch(record: Record, row: dict, best: float, args: Namespace) -> None:
     """Print a finished epoch in the original's words and write its tensorboard scalars."""
     if record.writer is None:
         return
-    print(f"Current Prec@1: {row['top1']:.3f}\nBest Prec@1: {record.best_score:.3f}\n", flush=True)
+    score = "Prec@1" if record.score == "top1" else SCORES[record.score]
+    print(f"Current {score}: {row[record.score]:.3f}\nBest {score}: {best:.3f}\n", flush=True)
     train = "Train/losses", "Train/top1", "Train/top5"
     if args.program == "main":
         train = "Train/Loss", "Train/Acc@1", "Train/Acc@5"

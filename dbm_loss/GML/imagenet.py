@@ -10,8 +10,13 @@ from pathlib import Path
 from torch import Tensor
 from torchvision import transforms as T
 
+from common.training.launch import Process
+from datasets.augment import described
 from datasets.augment.batch import normalize
+from datasets.loaders import WorkersLoader
 from dbm_loss.augment import recipes
+from dbm_loss.GML.data import train_batch_size
+from dbm_loss.GML.engine import num_views
 from dbm_loss.large_scale import data as large_scale
 
 HERE = Path(__file__).parent
@@ -32,7 +37,7 @@ def imagenet_views(args: Namespace, count: int) -> list[T.Compose]:
     return [recipe[name](mean=mean, std=std) for name in (first, other, other)[:count]]
 
 
-def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
+def load_imagenet(args: Namespace) -> large_scale.LargeScale:
     """ImageNet-LT, iNaturalist, an image folder or generated images; no pixel is read yet.
 
     The lists are looked for in ``--list_dir``, else in ``imagenet_inat/data/`` as in the original,
@@ -53,7 +58,7 @@ def load_imagenet(args: Namespace, views: int) -> large_scale.LargeScale:
         num_classes=args.num_classes,
         val_fraction=args.val_fraction,
     )
-    return large_scale.load_data(flags, imagenet_views(args, views))
+    return large_scale.load_data(flags, imagenet_views(args, num_views(args)))
 
 
 def _large_scale_name(args: Namespace) -> str:
@@ -70,3 +75,27 @@ def normalized(args: Namespace) -> Callable[[Tensor | list[Tensor]], Tensor | li
         return [normalize(view, mean, std) for view in views]
 
     return finish
+
+
+def imagenet_loaders(
+    args: Namespace, data: large_scale.LargeScale, *, process: Process, **feed: object
+) -> tuple[WorkersLoader, WorkersLoader, WorkersLoader]:
+    """Training loader, which drops a last batch that is not full, validation and test loader.
+
+    ``--batch_size`` and ``--workers`` are those of a machine. ``feed``: seed and memory format.
+    """
+    local = process.local_world_size
+    batch_size = train_batch_size(args, len(data.train), process.world_size // local)
+    share = max(batch_size // process.world_size, 1)
+    feed |= {"process": process, "workers": -(-args.workers // local), "finish": normalized(args)}
+    train_loader = WorkersLoader(data.train, share * process.world_size, drop_last=True, **feed)
+    val_loader = test_loader = WorkersLoader(data.test, share, train=False, **feed)
+    if data.val is not None:
+        val_loader = WorkersLoader(data.val, share, train=False, **feed)
+    return train_loader, val_loader, test_loader
+
+
+def imagenet_transform(args: Namespace, data: large_scale.LargeScale) -> dict[str, object]:
+    """Of a test image, as plain data."""
+    mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
+    return described.imagenet(mean=mean, std=std)

@@ -219,6 +219,10 @@ def parse_args(
         args.beta, args.gamma, args.feat_t = 0.0, 1.0, None
     if program != "cifar_main":
         args.alpha = 0.0
+    if program == "main":
+        args.gpu, args.start_epoch = None, 0
+    else:
+        args.save_every = 0
     refused = {"cifar_ce": REFUSED_BY_TEACHER, "cifar_main": REFUSED, "main": {}}[program]
     for name, reason in refused.items():
         if getattr(args, name) != parser.get_default(name):

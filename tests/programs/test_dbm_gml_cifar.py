@@ -71,7 +71,7 @@ def test_a_run_leaves_log_report_pictures_and_events(finished, mark, lines):
 
 def test_checkpoints_hold_what_the_originals_did_and_the_temperature(finished):
     teacher = torch.load(finished / "teacher/moco_ckpt.pth.tar", weights_only=True)
-    assert list(teacher)[:4] == ["epoch", "arch", "state_dict", "optimizer"]
+    assert {"epoch", "arch", "state_dict", "optimizer"} <= teacher.keys()
     assert teacher["epoch"] == 2 and "fc.weight" in teacher["state_dict"]
     assert (finished / "teacher/moco_ckpt_0002.pth.tar").is_file()  # every --print-freq epochs
     assert not (finished / "teacher/moco_ckpt_0001.pth.tar").is_file()
@@ -87,7 +87,8 @@ def test_checkpoints_hold_what_the_originals_did_and_the_temperature(finished):
 def test_the_margin_changes_the_digits_run(here):
     losses = [
         cifar_ce.main([*SMALL, "--dataset", "digits", "--imb_type", "exp", "--imb-factor", "0.05",
-                       "-b", "128", "--mark", "m", "--epochs", "1", *margin])["train_loss"]
+                       "-b", "128", "--mark", f"m{len(margin)}", "--epochs", "1",
+                       *margin])["train_loss"]
         for margin in ([], ["--use_dbm"])
     ]  # fmt: skip
     assert losses[0] < losses[1]

@@ -110,7 +110,7 @@ def test_teacher_then_student(finished):
 
 def test_a_run_is_not_overwritten_by_mistake(here):
     program.main([*TEACHER, "--epochs", "1"])
-    with pytest.raises(UsageError, match=r"--mark teacher: .* holds a run already"):
+    with pytest.raises(UsageError, match=r"teacher: holds a run already; go on with --resume auto"):
         program.main(TEACHER)
     assert program.main([*TEACHER, "--resume", "auto"])["epoch"] == 1
     assert program.main([*TEACHER, "--epochs", "1", "--overwrite"])["epoch"] == 0

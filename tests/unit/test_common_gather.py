@@ -102,8 +102,9 @@ class Encoder(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def record():
-    return SimpleNamespace(log=collections.defaultdict(lambda: TextLog(None)), seed=0)
+def record(process=None):
+    log = collections.defaultdict(lambda: TextLog(None))
+    return SimpleNamespace(log=log, seed=0, process=process)
 
 
 class Step:
@@ -203,7 +204,7 @@ def gml(process, use_dbm):
     before = temperature.detach().clone()
     step.done(engine.train_one_epoch(
         step.model, step.batch(views=3), distribute(criterion, process, **ddp), step.optimizer,
-        SCALER, 0, args, process, record(), engine.Means(process),
+        SCALER, 0, args, record(process), engine.Means(process),
     ))  # fmt: skip
     step.grads["temperature"] = before - temperature.detach()
     return step

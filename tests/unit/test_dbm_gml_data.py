@@ -109,8 +109,9 @@ def flags(**changed):
     given = {
         "dataset": "imagenet", "data": "images", "list_dir": None, "classes": None,
         "num_classes": 2, "aug": "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0,
-        "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1, "alpha": 0.0,
-        "beta": 0.0, "base_k": 0, "moco_k": 64, "val_fraction": 0.0,
+        "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
+        "program": "main", "alpha": 0.0, "beta": 1.0, "base_k": 0, "moco_k": 64,
+        "val_fraction": 0.0,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 
@@ -128,18 +129,18 @@ def test_lists_are_found_where_the_original_had_them_or_with_the_images(
         lines = "train/a.jpg 0\ntrain/b.jpg 1\n"
         (tmp_path / where / f"ImageNet_LT_{split}.txt").write_text(lines)
     args = flags(list_dir="elsewhere" if where == "elsewhere" else None)
-    loaded = imagenet.load_imagenet(args, views=3)
+    loaded = imagenet.load_imagenet(args)
     assert loaded.cls_num_list == [1, 1]
     views, label = loaded.train[1]
     assert label == 1 and [view.shape for view in views] == [(3, 224, 224)] * 3
     assert loaded.test[0][0].shape == (3, 224, 224)
     with pytest.raises(UsageError, match="no ImageNet_LT_train"):
-        imagenet.load_imagenet(flags(list_dir="nowhere"), views=3)
+        imagenet.load_imagenet(flags(list_dir="nowhere"))
 
 
 def test_batches_keep_views_labels_and_indices_together():
-    args = flags(fake_data=4)
-    loaded = imagenet.load_imagenet(args, views=2)
+    args = flags(fake_data=4, beta=0.0)
+    loaded = imagenet.load_imagenet(args)
     feed = {"workers": 0, "seed": 0, "process": CPU, "finish": imagenet.normalized(args)}
     [(views, target, index)] = WorkersLoader(loaded.train, 4, **feed)
     assert len(views) == 2 and views[0].shape == (4, 3, 224, 224)

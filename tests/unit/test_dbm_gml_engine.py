@@ -47,7 +47,7 @@ def flags(**changed):
         "mlp": True, "normalize": True, "num_classes": 3, "feat_dim": None, "feat_t": None,
         "base_k": 2, "alpha": 1.0, "beta": 2.0, "gamma": 0.5, "moco_t": 0.1, "use_dbm": True,
         "max_margin": 0.2, "tau": 1.5, "lambda_inst": 0.7, "margin_norm": "last", "lr": 0.1,
-        "momentum": 0.9, "weight_decay": 5e-4,
+        "momentum": 0.9, "weight_decay": 5e-4, "arch": "resnet20", "arch_t": "resnet20",
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 
@@ -79,22 +79,22 @@ def test_a_teacher_is_a_bare_network_or_the_query_encoder_of_a_moco(tmp_path, us
     for name, model, expected in (("bare", bare, bare), ("moco", moco, moco.encoder_q)):
         state = {f"module.{key}": value for key, value in model.state_dict().items()}
         torch.save({"state_dict": state}, tmp_path / name)
-        teacher = engine.load_teacher(str(tmp_path / name), network, 3)
+        teacher = engine.load_teacher(flags(path_t=str(tmp_path / name)))
         assert torch.equal(teacher.eval()(x), expected.eval()(x))
-    student = engine.build_moco(flags(), network, teacher)
+    student = engine.build_model(flags(), teacher)
     assert student.encoder_k is teacher and student.has_teacher
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "teacher.pth.tar"
     with pytest.raises(UsageError, match="no such file; train the teacher first"):
-        engine.load_teacher(str(path), network, 3)
+        engine.load_teacher(flags(path_t=str(path)))
     torch.save({"epoch": 1}, path)
     with pytest.raises(UsageError, match="holds no state_dict"):
-        engine.load_teacher(str(path), network, 3)
+        engine.load_teacher(flags(path_t=str(path)))
     torch.save({"state_dict": resnet32(3, head="fc").state_dict()}, path)
     with pytest.raises(UsageError, match=r"teacher\.pth\.tar: made with another architecture"):
-        engine.load_teacher(str(path), network, 3)
+        engine.load_teacher(flags(path_t=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
 )
 def test_feature_sizes_are_checked(changed, words):
     with pytest.raises(UsageError, match=words):
-        engine.build_moco(flags(**changed), network, None)
+        engine.build_model(flags(**changed), None)
 
 
 def test_a_queue_too_short_for_its_shares_is_refused():
     criterion = GMLLoss([5, 4, 3])
-    moco = engine.build_moco(flags(moco_k=5), network, None)
+    moco = engine.build_model(flags(moco_k=5), None)
     with pytest.raises(UsageError, match=r"--base_k 2: a queue of 5 gives 3 classes"):
         engine.partition(moco, criterion, flags())
     engine.partition(moco, criterion, flags(base_k=0))
@@ -151,11 +151,11 @@ def test_means_go_on_where_the_checkpoint_left_them():
     for loss, logits, target in batches:
         whole.update(loss, logits, target)
     before.update(*batches[0])
-    after = engine.Means(CPU, before.state())
+    after = engine.Means(CPU, state=before.state())
     for batch in batches[1:]:
         after.update(*batch)
     assert whole.row() == after.row()
     loss = sum(float(b[0]) * len(b[2]) for b in batches) / 10
     assert whole.row()["train_loss"] == pytest.approx(loss)
-    second = engine.Means(Process(torch.device("cpu"), rank=1), before.state())
+    second = engine.Means(Process(torch.device("cpu"), rank=1), state=before.state())
     assert second.state().sum() == 0  # the sums are of all processes: one of them goes on with them

@@ -1,0 +1,170 @@
+"""A whole GML run, from the data to the report; the three programs share it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from common.training import launch, precision, seeds, speed
+from common.training.logs import write_text
+from common.training.record import Record
+from datasets.long_tail import LongTailed
+from dbm_loss.flags import margin_notes
+from dbm_loss.GML import opts
+from dbm_loss.GML.engine import (
+    Means,
+    build_criterion,
+    build_model,
+    build_optimizer,
+    evaluate,
+    load_teacher,
+    log_epoch,
+    partition,
+    result_lines,
+    say,
+    train_one_epoch,
+)
+from dbm_loss.GML.schedule import Schedule, StepSchedule
+
+
+def train(
+    argv: Sequence[str] | None,
+    args: Namespace,
+    schedule: StepSchedule | Schedule,
+    load_data: Callable,
+    make_loaders: Callable[..., tuple],
+    transform: Callable[..., dict],
+) -> dict | None:
+    """Train, or with ``--evaluate`` only evaluate; returns the last epoch's figures.
+
+    Args:
+        argv: the command line, written to command.txt; None: that of the process.
+        load_data: ``load_data(args)``, the training set and the whole test set.
+        make_loaders: ``make_loaders(args, data, seed=, process=, memory_format=)`` of training,
+            validation and test images.
+        transform: ``transform(args, data)`` of a test image, as plain data.
+    """
+    process = launch.start(args.gpu)
+    args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
+    memory_format = speed.memory_format(args.channels_last)
+    for note in opts.notes(args, schedule):
+        process.say(note)
+
+    data = load_data(args)
+    for note in [*data.notes, *margin_notes(args, data.cls_num_list, data.classes)]:
+        process.say(note)
+    args.num_classes = len(data.cls_num_list)
+    args.cls_num_list = data.cls_num_list
+    process.say(f"===> Training data length {len(data.train.targets)}")
+
+    folder = Path(args.root_path) / args.dataset / args.mark
+    record = Record(
+        folder,
+        folder,
+        process,
+        vars(args),
+        data.facts,
+        latest="moco_ckpt.pth.tar",
+        best="moco_ckpt.best.pth.tar",
+        numbered="moco_ckpt_{:04d}.pth.tar",
+        text_logs=(f"{args.mark}.log",),
+        events="tb_logs",
+        about=about(args, data, transform),
+        split=data.split,
+        chosen_on=data.chosen_on,
+    )
+    state = record.resume(args.resume, args.epochs)
+    seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
+    seeds.set_kernels(process.device, deterministic=args.seed is not None)
+    train_loader, val_loader, test_loader = make_loaders(
+        args, data, seed=seed, process=process, memory_format=memory_format
+    )
+
+    # Model: a cosine classifier alone, or query and key encoder with one, and the queue.
+    teacher = load_teacher(args) if args.path_t else None
+    process.say(f"=> creating model '{args.arch}'")
+    seeds.seed_everything(seed)
+    model = build_model(args, teacher)
+    criterion = build_criterion(args, data.cls_num_list)
+    if process.distributed and process.device.type == "cuda" and args.program == "main":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(memory_format=memory_format)
+    # Every process keeps the same queue by itself: no buffer needs to be sent around.
+    ddp = {"find_unused_parameters": True, "broadcast_buffers": False}
+    model = launch.distribute(model, process, **ddp)
+    criterion = launch.distribute(criterion, process, **ddp)
+
+    optimizer = build_optimizer(model, criterion, args)
+    scaler = precision.grad_scaler(process.device, args.amp)
+    record.restore(
+        {"state_dict": model, "criterion": criterion},
+        optimizer,
+        scaler,
+        optional={"criterion": "it holds no temperature, it starts at --moco-t"},  # the original's
+    )
+    start_step, sums = 0, None
+    if state is not None:
+        args.start_epoch, start_step, sums = record.epoch, state.get("step", 0), state.get("sums")
+    partition(launch.unwrap(model), launch.unwrap(criterion), args)
+
+    if args.evaluate:
+        result = evaluate(model, test_loader, args, record).result(data.cls_num_list)
+        process.say(result_lines(result))
+        return result
+
+    record.open(seed)
+    if process.is_main:
+        if state is None:
+            write_text(folder / "command.txt", shlex.join(sys.argv[1:] if argv is None else argv))
+        cls_weight = launch.unwrap(criterion).cls_weight.tolist()
+        write_text(folder / "cls_weight.txt", " ".join(map(str, cls_weight)) + "\n")
+    tally = None
+    for epoch in range(args.start_epoch, args.epochs):
+        start = time.perf_counter()
+        train_loader.set_epoch(epoch, start_step)
+        lr = schedule(epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        means = Means(process, start_step, sums)
+        start_step, sums = 0, None
+
+        row = {"epoch": epoch, "lr": lr}
+        row |= train_one_epoch(
+            model, train_loader, criterion, optimizer, scaler, epoch, args, record, means
+        )
+        row["images_per_s"] = len(data.train.targets) / (time.perf_counter() - start)
+        tally = evaluate(model, val_loader, args, record, log=True)
+        row |= tally.result(data.cls_num_list)
+        row["epoch_s"] = time.perf_counter() - start
+        say(record, result_lines(row))
+
+        best = max(row[record.score], record.best_score)
+        log_epoch(record, row, best, args)
+        keep = args.program != "main" and (epoch + 1) % args.print_freq == 0
+        record.end_epoch(row, numbered=keep, arch=args.arch, acc=best)
+    files = getattr(data.test, "files", None)
+    return record.finish(tally, lambda _: evaluate(model, test_loader, args, record), files=files)
+
+
+def about(args: Namespace, data: LongTailed, transform: Callable[..., dict]) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    method = "balanced softmax" if args.program == "cifar_ce" else "GML"
+    return {
+        "program": f"dbm_loss/GML/{args.program}.py",
+        "method": f"{method} with DBM" if args.use_dbm else method,
+        "data": data.name,
+        "network": {
+            "arch": args.arch,
+            "num_classes": args.num_classes,
+            "use_norm": args.normalize,
+        },
+        "transform": transform(args, data),
+        "classes": data.classes,
+        "cls_num_list": data.cls_num_list,
+    }
