@@ -282,7 +282,8 @@ class Record:
                 checkpoint.load_optimizer(optimizer, state["optimizer"], source)
             if state.get("scaler"):  # that of a float32 run is empty
                 checkpoint.load_scaler(scaler, state["scaler"], source)
-        self._state = None  # its weights need no more memory
+        for key in (*modules, "optimizer"):  # they need no more memory
+            self._state.pop(key, None)
 
     def open(self, seed: int) -> None:
         """Open the logs: empty, or cut back to where the checkpoint was taken."""
@@ -341,6 +342,9 @@ class Record:
             self.score in row and self._better(row[self.score], self.best_row[self.score])
         ):
             self.best_row = row
+        for past in self.history[:-1]:
+            if past is not self.best_row:  # 8142 numbers an epoch would swell the checkpoint
+                past.pop("cls_acc", None)
         if self.process.is_main:
             report.write_metrics(self.log_dir, self.history)
         self._write(state, *paths)
@@ -511,6 +515,9 @@ def _check(state: Mapping[str, object], path: Path, *, weights_alone: bool) -> N
             valid = False
         if not valid:
             raise UsageError(f"--resume {path}: its {key!r} is {state[key]!r}, not an accuracy")
+    step, sums = state.get("step", 0), state.get("sums")
+    if not (isinstance(step, int) and step >= 0 and isinstance(sums, (torch.Tensor, type(None)))):
+        raise UsageError(f"--resume {path}: its 'step' and 'sums' are no place within an epoch")
     run = state.get("run", {})
     history = run.get("history", []) if isinstance(run, dict) else None
     if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):

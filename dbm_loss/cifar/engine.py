@@ -16,8 +16,8 @@ from common.evaluation import Tally
 from common.gather import gather_batch
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
-from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
 from dbm_loss import augment
 from dbm_loss.augment import batch
 from dbm_loss.augment.cutmix import cutmix
@@ -231,10 +231,10 @@ def result_lines(row: dict) -> list[str]:
     ]
 
 
-def log_epoch(log: Log, record: Record, epochs: int) -> None:
+def log_epoch(log: Log, record: Record, row: dict, epochs: int) -> None:
     """Log a finished epoch in the original's words, and write its tensorboard scalars."""
-    row, best = record.history[-1], record.best_row
-    log(f"Epoch: [{row['epoch']} | {epochs}]")
+    best = row if record.is_best(row) else record.best_row
+    log(f"Epoch: [{row['epoch'] + 1} | {epochs}]")
     for line in (
         f"[Train]\tLoss:\t{row['train_loss']:.4f}",
         *result_lines(row),

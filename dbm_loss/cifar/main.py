@@ -9,7 +9,6 @@ AAAI 2025, Table 2: 51.30 % (balanced softmax alone: 49.35 %), ResNet-32, CIFAR-
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -24,9 +23,9 @@ interrupt.during_imports(__name__)
 import torch
 
 from common.imbalance import sample_weights
-from common.training import checkpoint, launch, precision, seeds, speed
+from common.training import launch, precision, seeds, speed
 from common.training.errors import UsageError
-from common.training.old_record import Record
+from common.training.record import Record
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from dbm_loss.cifar import opts
@@ -52,13 +51,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     process = launch.start(args.gpu)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
     memory_format = speed.memory_format(args.channels_last)
-    say = print if process.is_main else lambda *_, **__: None
     for note in opts.notes(args, schedule):
-        say(note, flush=True)
+        process.say(note)
 
     # Data: a long-tailed training set, the whole test set.
     names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-    say(f"==> Preparing imbalanced {names.get(args.dataset, args.dataset)}", flush=True)
+    process.say(f"==> Preparing imbalanced {names.get(args.dataset, args.dataset)}")
     root = Path(args.data_dir)
     data = load_long_tailed(
         args.dataset,
@@ -68,31 +66,32 @@ def main(argv: Sequence[str] | None = None) -> dict:
         image_size=args.image_size,
     )
     for note in data.notes:
-        say(note, flush=True)
+        process.say(note)
     counts = data.cls_num_list
     require_images(counts, f"--imb_ratio {args.imb_ratio}")
     for note in margin_notes(args, counts, data.classes):
-        say(note, flush=True)
+        process.say(note)
     args.num_class = len(data.classes)
     if args.aug_type != "none":
-        say(args.aug_type, flush=True)
-    say(f"#Train: {len(data.train.targets)}, #Test: {len(data.test.targets)}", flush=True)
+        process.say(args.aug_type)
+    process.say(f"#Train: {len(data.train.targets)}, #Test: {len(data.test.targets)}")
 
     record = Record(
         args.out,
         args.out,
         process,
         vars(args),
+        data.facts,
         latest="last.pth.tar",
         best="checkpoint.pth.tar",
+        numbered="model_{}.pth.tar",
         text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
         split=data.split,
+        later_of_equals=True,
     )
-    state = record.resume(args.resume)
-    if args.evaluate and state is None:
-        raise UsageError(f"--evaluate: there is no checkpoint in {args.out} yet")
+    record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
-    say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}", flush=True)
+    process.say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}")
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
     feed = {
@@ -119,11 +118,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         its_seed = seeds.derive(seed, "balanced")
         balanced_loader, *_ = make_loaders(data, seed=its_seed, order=order, **feed)
 
-    say(f"==> creating {args.network}", flush=True)
+    process.say(f"==> creating {args.network}")
     seeds.seed_everything(seed)
     model = build_model(args.loss_fn, args.num_class, args.use_norm)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    say(f"    Total params: {size:.2f}M", flush=True)
+    process.say(f"    Total params: {size:.2f}M")
     model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
     criterion = build_criterion(args, counts, schedule).to(process.device)
@@ -137,30 +136,20 @@ def main(argv: Sequence[str] | None = None) -> dict:
         nesterov=args.nesterov,
     )
     scaler = precision.grad_scaler(process.device, args.amp)
-    start_epoch = 0
-    if state is not None:
-        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
-        start_epoch = state["epoch"]
-        if not args.evaluate:
-            if "optimizer" not in state:
-                raise UsageError(
-                    f"--resume {args.resume}: weights alone, for --evaluate; training cannot go on"
-                )
-            optimizer.load_state_dict(state["optimizer"])
-            scaler.load_state_dict(state.get("scaler", {}))
+    record.restore(model, optimizer, scaler)
 
     if args.evaluate:
         tally = evaluate(model, test_loader, args.num_class, args, process)
         result = tally.result(counts)
         for line in result_lines(result):
-            say(line, flush=True)
+            process.say(line)
         return result
 
     record.open(seed)
     log = Log(record)
     log_arguments(log, args)
     tally = None
-    for epoch in range(start_epoch, args.epochs):
+    for epoch in range(record.epoch, args.epochs):
         start = time.perf_counter()
         seeds.seed_everything(seed, "training", epoch)
         train_loader.set_epoch(epoch)
@@ -172,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             balanced_loader.set_epoch(epoch)
             balanced = balanced_loader
 
-        row = {"epoch": epoch + 1, "lr": lr}
+        row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
             model, train_loader, criterion, optimizer, scaler, epoch, args, process, balanced
         )
@@ -181,29 +170,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         row |= tally.result(counts)
         row["epoch_s"] = time.perf_counter() - start
 
-        is_best = row["top1"] >= record.best_score  # of equals the later one
-        record.end_epoch(row, is_best=is_best)
-        log_epoch(log, record, args.epochs)
-        record.save(
-            {
-                "epoch": epoch + 1,
-                "state_dict": launch.unwrap(model).state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-            },
-            is_best=is_best,
-        )
-        if is_best and (epoch + 1) % 100 == 0 and process.is_main:
-            shutil.copyfile(record.best, record.model_dir / f"model_{epoch + 1}.pth.tar")
-    if record.history:
-        log_end(log, record)
-    record.finish(
-        counts,
-        confusion=tally and tally.confusion,
-        class_names=data.classes,
-        **data.facts,
-    )
-    return record.history[-1] if record.history else {}
+        log_epoch(log, record, row, args.epochs)
+        hundredth = (epoch + 1) % 100 == 0
+        record.end_epoch(row, numbered=hundredth and record.is_best(row))
+    if tally is None:  # killed after its last epoch
+        tally = evaluate(model, test_loader, args.num_class, args, process)
+    log_end(log, record)
+    record.finish(counts, confusion=tally.confusion, class_names=data.classes)
+    return record.history[-1]
 
 
 if __name__ == "__main__":

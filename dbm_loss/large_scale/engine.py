@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from common.evaluation import Tally
 from common.gather import gather_batch
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import Progress
-from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
 from common.training.seeds import seed_everything
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.cutmix import cutmix
@@ -124,12 +124,11 @@ def train_one_epoch(
     seed: int,
     sums: Sums,
     start_step: int,
-    save: Callable[[int], None],
 ) -> dict[str, float]:
     """Train on the batches of ``epoch`` from ``start_step`` on; returns the epoch's means.
 
     ``balanced`` is CMO's second stream of images, or None. ``sums`` are those of the steps before
-    ``start_step``. ``save(step)`` writes a checkpoint and is called every ``--save_every`` steps.
+    ``start_step``. A checkpoint is written every ``--save_every`` steps.
     """
     device, lr = process.device, optimizer.param_groups[0]["lr"]
     guard = FiniteGuard(model, optimizer)
@@ -171,7 +170,8 @@ def train_one_epoch(
             record.log["log_train.csv"].write(line + "\n")
         if args.save_every and done % args.save_every == 0 and done < len(loader):
             guard.close()
-            save(done)
+            best_acc1 = record.best_score
+            record.save(step=done, sums=sums.total(), arch=args.arch, best_acc1=best_acc1)
         end = time.perf_counter()
     guard.close()
     bar.close()

@@ -23,9 +23,9 @@ interrupt.during_imports(__name__)
 
 import torch
 
-from common.training import checkpoint, launch, precision, seeds, speed
+from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
-from common.training.old_record import Record
+from common.training.record import Record
 from dbm_loss.flags import margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import load_data, make_loaders
@@ -54,17 +54,16 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     process = launch.start(args.gpu)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
     memory_format = speed.memory_format(args.channels_last)
-    say = print if process.is_main else lambda *_, **__: None
     schedule = Schedule(args.dataset, args.lr, args.epochs, args.cos, args.stretch_schedule)
     for note in opts.notes(args, schedule):
-        say(note, flush=True)
+        process.say(note)
 
     # Data: the long-tailed lists as they are.
     data = load_data(args)
     for note in data.notes:
-        say(note, flush=True)
+        process.say(note)
     for note in margin_notes(args, data.cls_num_list, data.classes):
-        say(note, flush=True)
+        process.say(note)
     args.num_classes = data.num_classes
     args.cls_num_list = data.cls_num_list
 
@@ -73,10 +72,12 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         Path(args.root_model) / args.store_name,
         process,
         vars(args),
+        data.facts,
+        numbered="{}_ckpt.pth.tar",
         text_logs=("log_train.csv", "log_test.csv"),
         split=data.split,
     )
-    state = record.resume(args.resume)
+    state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, _, test_loader, balanced_loader = make_loaders(
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     )
 
     # Model: with the heads of BCL for bcl.
-    say(f"=> creating model '{args.arch}'", flush=True)
+    process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args.loss_fn, args.arch, args.num_classes, args.use_norm)
     model = model.to(memory_format=memory_format)
@@ -100,47 +101,32 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         nesterov=args.nesterov,
     )
     scaler = precision.grad_scaler(process.device, args.amp)
-    best_acc1, start_step, sums = 0.0, 0, None
+    record.restore(
+        model,
+        optimizer,
+        scaler,
+        optional={"optimizer": "it holds no momentum, it starts at 0"},  # the original's
+    )
+    start_step, sums = 0, None
     if state is not None:
-        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
-        else:
-            say("note: the checkpoint holds no momentum, it starts at 0", flush=True)
-        if state.get("scaler"):
-            scaler.load_state_dict(state["scaler"])
-        args.start_epoch, start_step = state["epoch"], state.get("step", 0)
-        best_acc1, sums = float(state["best_acc1"]), state.get("sums")
-    say("cls num list:", flush=True)
-    say(data.cls_num_list, flush=True)
+        args.start_epoch, start_step, sums = record.epoch, state.get("step", 0), state.get("sums")
+    process.say("cls num list:")
+    process.say(data.cls_num_list)
 
     if args.evaluate:
         tally = evaluate(model, test_loader, args.num_classes, args, process)
         result = tally.result(data.cls_num_list)
-        say(result_lines(result) + class_line(result["cls_acc"], most=100), flush=True)
+        process.say(result_lines(result) + class_line(result["cls_acc"], most=100))
         return result
 
     record.open(seed)
     if process.is_main:
         write_text(record.log_dir / "args.txt", str(args))
 
-    def snapshot(epoch: int, step: int = 0, sums: Sums | None = None) -> dict:
-        """What the checkpoint holds after ``epoch`` whole epochs and ``step`` steps."""
-        return {
-            "epoch": epoch,
-            "step": step,
-            "sums": None if sums is None else sums.total(),
-            "arch": args.arch,
-            "state_dict": launch.unwrap(model).state_dict(),
-            "best_acc1": best_acc1,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        }
-
-    say("Training started!", flush=True)
+    process.say("Training started!")
     tally = None
     for epoch in range(args.start_epoch, args.epochs):
-        say("START!!", flush=True)
+        process.say("START!!")
         start = time.perf_counter()
         seeds.seed_everything(seed, "training", epoch)
         lr = schedule(epoch)
@@ -167,7 +153,6 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             seed,
             sums,
             start_step,
-            save=lambda step, epoch=epoch, sums=sums: record.save(snapshot(epoch, step, sums)),
         )
         trained = len(data.train) * (1 - start_step / len(train_loader))  # since this start
         row["images_per_s"] = trained / (time.perf_counter() - start)
@@ -178,25 +163,20 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        is_best = row.get("top1", 0.0) > best_acc1
-        best_acc1 = max(row.get("top1", 0.0), best_acc1)
-        record.end_epoch(row, is_best=is_best)
-        for past in record.history[:-1]:
-            if past is not record.best_row:  # 8142 numbers an epoch would swell the checkpoint
-                past.pop("cls_acc", None)
+        best_acc1 = max(row.get("top1", 0.0), record.best_score)
         log_epoch(record, row, best_acc1)
-        state = snapshot(epoch + 1)
-        if (epoch + 1) % KEEP_EVERY == 0 and process.is_main:
-            checkpoint.save(state, record.model_dir / f"{epoch + 1}_ckpt.pth.tar")
-        record.save(state, is_best=is_best)
+        keep = (epoch + 1) % KEEP_EVERY == 0
+        record.end_epoch(row, numbered=keep, arch=args.arch, best_acc1=best_acc1)
+    if tally is None:  # killed after its last epoch
+        tally = evaluate(model, test_loader, args.num_classes, args, process)
 
     took = f"It took {hms(time.perf_counter() - began)} to execute the program"
-    say(took, flush=True)
+    process.say(took)
     record.log["log_test.csv"].write(took + "\n")
-    record.finish(data.cls_num_list, confusion=tally and tally.confusion, **data.facts)
+    record.finish(data.cls_num_list, confusion=tally.confusion)
     for loader in filter(None, (train_loader, test_loader, balanced_loader)):
         loader.close()
-    return record.history[-1] if record.history else None
+    return record.history[-1]
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_evaluate_repeats_the_checkpoints_figures_also_from_the_originals_files(
         result = train.main([*SMALL, "--evaluate", "--resume", str(resume)])
         for key in ("top1", "top5", "loss", "few"):
             assert result[key] == pytest.approx(final[key], rel=1e-6)
-    row = train.main([*SMALL, "--epochs", "3", "--resume", "original.pth.tar"])
+    row = train.main([*SMALL, "--epochs", "3", "--overwrite", "--resume", "original.pth.tar"])
     assert row["epoch"] == 2
 
 

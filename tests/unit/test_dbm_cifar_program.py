@@ -10,7 +10,7 @@ import torch
 from common.imbalance import class_counts, inverse_frequency_weights
 from common.training.errors import UsageError
 from common.training.launch import Process
-from common.training.old_record import Record
+from common.training.record import Record
 from dbm_loss.cifar import engine, opts
 from dbm_loss.cifar.models import build_model
 from dbm_loss.cifar.schedule import Schedule
@@ -324,15 +324,17 @@ def test_log_lines_are_the_original(golden, tmp_path):
     nan = float("nan")
     shared = {"top1": 10.0, "many": nan, "lr": 0.1, "epoch_s": 3661.5}
     rows = [
-        {"epoch": 1, "train_loss": 9.7594, "loss": 2.3636, "medium": 20.0, "few": 0.0, **shared},
-        {"epoch": 2, "train_loss": 4.4688, "loss": 2.3564, "medium": 0.0, "few": 20.0, **shared},
+        {"epoch": 0, "train_loss": 9.7594, "loss": 2.3636, "medium": 20.0, "few": 0.0, **shared},
+        {"epoch": 1, "train_loss": 4.4688, "loss": 2.3564, "medium": 0.0, "few": 20.0, **shared},
     ]
-    record = Record(tmp_path, tmp_path, CPU, {}, text_logs=("log.txt",))
+    record = Record(tmp_path, tmp_path, CPU, {}, text_logs=("log.txt",), later_of_equals=True)
+    model = torch.nn.Linear(1, 1)
+    record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
     record.open(0)
     log = engine.Log(record)
     for row in rows:
-        record.end_epoch(row, is_best=row["top1"] >= record.best_score)
-        engine.log_epoch(log, record, epochs=2)
+        engine.log_epoch(log, record, row, epochs=2)
+        record.end_epoch(row)
     engine.log_end(log, record)
     record.close()
     written = (tmp_path / "log.txt").read_text().splitlines()
