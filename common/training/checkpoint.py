@@ -270,7 +270,7 @@ def check_state_dict(state_dict: object, source: object) -> None:
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind = type(value).__name__
-            raise UsageError(f"{source}: entry {key!r} of its state dict is a {kind}, no tensor")
+            raise UsageError(f"{source}: entry {key!r} of its state dict is no tensor, but {kind}")
     if (key := first_non_finite(state_dict)) is not None:
         raise UsageError(
             f"{source}: {key} holds values that are not finite, the run that made it had "

@@ -264,9 +264,12 @@ class Record:
         if self._state is None:
             return
         state, source = self._state, f"--resume {self._source}"
-        if self._only_weights and len(modules) == 1 and "state_dict" not in state:
-            state = {"state_dict": state}  # bare weights
-        wanted = [*modules] if self._only_weights else [*modules, "optimizer"]
+        if self._only_weights:
+            if modules.keys().isdisjoint(state):  # bare weights
+                state = {next(iter(modules)): state}
+            wanted = [key for key in modules if key not in (optional or {})]
+        else:
+            wanted = [*modules, "optimizer"]
         for key in wanted:
             if key in state:
                 continue

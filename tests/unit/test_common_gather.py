@@ -187,7 +187,7 @@ def dbm_large(process, loss_fn, cmo=False):
     pasted = [(PIXELS[1][step.rows], TARGET.flip(0)[step.rows], index)] if cmo else None
     return step.done(engine.train_one_epoch(
         step.model, batch, pasted, criterion, step.optimizer, SCALER, 0, args, process, record(),
-        seed=0, sums=engine.Sums(process), start_step=0, save=None,
+        seed=0, sums=engine.Sums(process), start_step=0,
     ))  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def test_what_published_checkpoints_hold_is_read(tmp_path):
 
 @pytest.mark.parametrize(("state", "words"), [
     ([1], "its state dict is a list, not a dictionary of tensors"),
-    ({"w": [1.0]}, "entry 'w' of its state dict is a list, no tensor"),
+    ({"w": [1.0]}, "entry 'w' of its state dict is no tensor, but list"),
     ({"w": torch.tensor([1, float("inf")])}, "w holds values that are not finite, the run that"),
 ])  # fmt: skip
 def test_a_state_dict_of_something_else_is_named(tmp_path, state, words):
