@@ -22,6 +22,7 @@ interrupt.during_imports(__name__)
 
 import torch
 
+from common.evaluation import Tally
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.errors import UsageError
@@ -86,6 +87,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         best="checkpoint.pth.tar",
         numbered="model_{}.pth.tar",
         text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
+        about={
+            "program": "dbm_loss/cifar/main.py",
+            "method": f"{args.loss_fn}{' + DBM' if args.use_dbm else ''}",
+            "data": data.name,
+            "network": {"arch": args.network, "num_classes": args.num_class},
+            "classes": data.classes,
+            "cls_num_list": data.cls_num_list,
+        },
         split=data.split,
         later_of_equals=True,
     )
@@ -138,9 +147,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     scaler = precision.grad_scaler(process.device, args.amp)
     record.restore(model, optimizer, scaler)
 
+    def test(_: int) -> Tally:
+        """Evaluate on the test set, whatever the epoch."""
+        return evaluate(model, test_loader, args.num_class, args, process)
+
     if args.evaluate:
-        tally = evaluate(model, test_loader, args.num_class, args, process)
-        result = tally.result(counts)
+        result = test(record.epoch).result(counts)
         for line in result_lines(result):
             process.say(line)
         return result
@@ -166,18 +178,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
             model, train_loader, criterion, optimizer, scaler, epoch, args, process, balanced
         )
         row["images_per_s"] = len(data.train.targets) / (time.perf_counter() - start)
-        tally = evaluate(model, test_loader, args.num_class, args, process)
+        tally = test(epoch)
         row |= tally.result(counts)
         row["epoch_s"] = time.perf_counter() - start
 
         log_epoch(log, record, row, args.epochs)
         hundredth = (epoch + 1) % 100 == 0
         record.end_epoch(row, numbered=hundredth and record.is_best(row))
-    if tally is None:  # killed after its last epoch
-        tally = evaluate(model, test_loader, args.num_class, args, process)
     log_end(log, record)
-    record.finish(counts, confusion=tally.confusion, class_names=data.classes)
-    return record.history[-1]
+    return record.finish(tally, test, files=data.test.files)
 
 
 if __name__ == "__main__":

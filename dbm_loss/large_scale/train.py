@@ -23,6 +23,7 @@ interrupt.during_imports(__name__)
 
 import torch
 
+from common.evaluation import Tally
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
@@ -75,6 +76,14 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         data.facts,
         numbered="{}_ckpt.pth.tar",
         text_logs=("log_train.csv", "log_test.csv"),
+        about={
+            "program": "dbm_loss/large_scale/train.py",
+            "method": f"{args.loss_fn}{' + DBM' if args.use_dbm else ''}",
+            "data": data.name,
+            "network": {"arch": args.arch, "num_classes": args.num_classes},
+            "classes": data.classes,
+            "cls_num_list": data.cls_num_list,
+        },
         split=data.split,
     )
     state = record.resume(args.resume, args.epochs)
@@ -113,9 +122,12 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     process.say("cls num list:")
     process.say(data.cls_num_list)
 
+    def test(_: int) -> Tally:
+        """Evaluate on the test set, whatever the epoch."""
+        return evaluate(model, test_loader, args.num_classes, args, process)
+
     if args.evaluate:
-        tally = evaluate(model, test_loader, args.num_classes, args, process)
-        result = tally.result(data.cls_num_list)
+        result = test(record.epoch).result(data.cls_num_list)
         process.say(result_lines(result) + class_line(result["cls_acc"], most=100))
         return result
 
@@ -159,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         start_step, sums = 0, None
         last = epoch == args.epochs - 1
         if epoch % args.test_epoch == 0 or last or record.best_row is None:
-            tally = evaluate(model, test_loader, args.num_classes, args, process)
+            tally = test(epoch)
             row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
@@ -167,16 +179,14 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         log_epoch(record, row, best_acc1)
         keep = (epoch + 1) % KEEP_EVERY == 0
         record.end_epoch(row, numbered=keep, arch=args.arch, best_acc1=best_acc1)
-    if tally is None:  # killed after its last epoch
-        tally = evaluate(model, test_loader, args.num_classes, args, process)
 
     took = f"It took {hms(time.perf_counter() - began)} to execute the program"
     process.say(took)
     record.log["log_test.csv"].write(took + "\n")
-    record.finish(data.cls_num_list, confusion=tally.confusion)
+    last = record.finish(tally, test)
     for loader in filter(None, (train_loader, test_loader, balanced_loader)):
         loader.close()
-    return record.history[-1]
+    return last
 
 
 if __name__ == "__main__":
