@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
         about={
             "program": "dbm_loss/cifar/main.py",
-            "method": f"{args.loss_fn}{' + DBM' if args.use_dbm else ''}",
+            "method": f"{args.loss_fn}{' with DBM' if args.use_dbm else ''}",
             "data": data.name,
             "network": {"arch": args.network, "num_classes": args.num_class},
             "classes": data.classes,

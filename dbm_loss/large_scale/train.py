@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         text_logs=("log_train.csv", "log_test.csv"),
         about={
             "program": "dbm_loss/large_scale/train.py",
-            "method": f"{args.loss_fn}{' + DBM' if args.use_dbm else ''}",
+            "method": f"{args.loss_fn}{' with DBM' if args.use_dbm else ''}",
             "data": data.name,
             "network": {"arch": args.arch, "num_classes": args.num_classes},
             "classes": data.classes,
