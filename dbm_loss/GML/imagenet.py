@@ -48,17 +48,16 @@ def load_imagenet(args: Namespace) -> large_scale.LargeScale:
         shipped = Path("imagenet_inat") / "data" / LIST_FOLDERS[args.dataset]
         found = [folder for folder in (shipped, HERE / shipped) if folder.is_dir()]
         lists = found[0] if found else root
-    flags = Namespace(
+    source = large_scale.Source(
         dataset=_large_scale_name(args),
         root=root,
         list_dir=lists,
-        eval_list=None,
         classes=args.classes,
         fake_data=args.fake_data,
         num_classes=args.num_classes,
         val_fraction=args.val_fraction,
     )
-    return large_scale.load_data(flags, imagenet_views(args, num_views(args)))
+    return large_scale.load_data(source, imagenet_views(args, num_views(args)))
 
 
 def _large_scale_name(args: Namespace) -> str:

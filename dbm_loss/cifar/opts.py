@@ -17,7 +17,7 @@ from dbm_loss.flags import add_margin_norm, margin_norm
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
 DATASETS = ("cifar100", "cifar10", "digits", "imagefolder", "npz")
 WHOLE_BATCH_POLICIES = ("none", *AUTO_AUGMENT_NAMES)  # the others run image by image only
-NCL_SCALE = 16.0
+COS_SCALE, NCL_SCALE = 32.0, 16.0
 DEAD_FLAGS = ("network", "update_epoch", "aug_prob", "posthoc_la", "sim_type", "num_max",
               "num_experts", "ride_distill")  # fmt: skip
 DEAD = "no effect, as in the original; accepted so that its commands run"
@@ -151,8 +151,7 @@ def get_parser() -> Parser:
     add(
         "--cos_scale",
         type=float,
-        default=32.0,
-        help=f"s, the scale of the cosines (default: 32; ncl: {NCL_SCALE:g})",
+        help=f"s, the scale of the cosines (default: {COS_SCALE:g}; ncl: {NCL_SCALE:g})",
     )
     add(
         "--max_margin",
@@ -193,9 +192,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     """
     parser = get_parser()
     args = parser.parse_args(argv)
-    parser.set_defaults(cos_scale=None)
-    if args.loss_fn == "ncl" and parser.parse_args(argv).cos_scale is None:
-        args.cos_scale = NCL_SCALE
+    if args.cos_scale is None:
+        args.cos_scale = NCL_SCALE if args.loss_fn == "ncl" else COS_SCALE
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         args.loader = "workers"
     _check(parser, args)

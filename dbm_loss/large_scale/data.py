@@ -4,10 +4,12 @@ Workers hand over bytes; normalisation is done for the batch on the training dev
 quarter of the traffic between processes, and the same numbers to the last bit.
 """
 
+from __future__ import annotations
+
 import io
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -130,35 +132,53 @@ class LargeScale:
         return len(self.cls_num_list)
 
 
-def load_data(args: Namespace, train_views: Sequence[T.Compose] | None = None) -> LargeScale:
-    """Open what ``--dataset``, ``--root``, ``--list_dir``, ``--fake_data`` say; no pixel is read.
+@dataclass(frozen=True)
+class Source:
+    """Where the data are; each is the flag of that name."""
+
+    dataset: str
+    root: str | Path | None = None
+    list_dir: str | Path | None = None
+    eval_list: str | Path | None = None
+    classes: str | None = None
+    fake_data: int = 0
+    num_classes: int | None = None
+    val_fraction: float = 0.0
+
+    @classmethod
+    def of(cls, args: Namespace) -> Source:
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+
+def load_data(source: Source, views: Sequence[T.Compose]) -> LargeScale:
+    """Open what ``source`` says; no pixel is read.
 
     Args:
-        train_views: recipes of a training image; None: those of ``--loss_fn``.
+        views: recipes of a training image.
     Raises:
         UsageError: lists, images or classes missing; not ``--num_classes`` of them.
     """
-    train_views = Views([to_bytes(v) for v in train_views or train_recipes(args.loss_fn)])
+    train_views = Views([to_bytes(view) for view in views])
     test_view = to_bytes(imagenet_eval())
-    if args.fake_data:
-        data = _fake(args, train_views, test_view)
-    elif args.dataset == "imagefolder":
-        data = _folder(args, train_views, test_view)
+    if source.fake_data:
+        data = _fake(source, train_views, test_view)
+    elif source.dataset == "imagefolder":
+        data = _folder(source, train_views, test_view)
     else:
-        data = _lists(args, train_views, test_view)
-    if args.num_classes not in (None, data.num_classes):
+        data = _lists(source, train_views, test_view)
+    if source.num_classes not in (None, data.num_classes):
         raise UsageError(
-            f"--num_classes {args.num_classes}: {data.facts['train_set']} has "
+            f"--num_classes {source.num_classes}: {data.facts['train_set']} has "
             f"{data.num_classes} classes; give that number"
         )
     return data
 
 
-def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
-    _, train_name, test_name = LISTS[args.dataset]
-    train = ListFile(_find_list(args, train_name), args.root, train_views, names=args.classes)
-    test_list = args.eval_list or _find_list(args, test_name)
-    test = ListFile(test_list, args.root, test_view, num_classes=train.num_classes)
+def _lists(source: Source, train_views: Views, test_view: View) -> LargeScale:
+    _, train_name, test_name = LISTS[source.dataset]
+    train = ListFile(_find_list(source, train_name), source.root, train_views, names=source.classes)
+    test_list = source.eval_list or _find_list(source, test_name)
+    test = ListFile(test_list, source.root, test_view, num_classes=train.num_classes)
     notes = [note for note in (size_warning(train), size_warning(test)) if note]
     notes += train.notes + test.notes
     facts = {
@@ -167,13 +187,13 @@ def _lists(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
         "train_list_sha256": fingerprint(train.paths),
     }
     split = split_name(test.list_file)
-    name = {"imgnet": "ImageNet-LT", "inat": "iNaturalist 2018"}[args.dataset]
-    kept, val = hold_out(train, args.val_fraction, test_view)
-    return _assemble(args, kept, val, test, train.classes, notes, facts, split=split, name=name)
+    name = {"imgnet": "ImageNet-LT", "inat": "iNaturalist 2018"}[source.dataset]
+    kept, val = hold_out(train, source.val_fraction, test_view)
+    return _assemble(source, kept, val, test, train.classes, notes, facts, split=split, name=name)
 
 
 def _assemble(
-    args: Namespace,
+    source: Source,
     train: Dataset,
     val: Dataset | None,
     test: Dataset,
@@ -188,7 +208,7 @@ def _assemble(
     """``val_set``: what ``val`` is; None: the part that ``--val_fraction`` says."""
     chosen_on = split if val is None else "val"
     if val is not None and val_set is None:
-        chosen_on, val_set = HELD_OUT, part_name(args.val_fraction)
+        chosen_on, val_set = HELD_OUT, part_name(source.val_fraction)
     facts |= evaluation_facts(facts["test_set"], len(test), val_set, val and len(val))
     facts["targets_sha256"] = fingerprint(train.targets.astype("<i8"))
     counts = np.bincount(train.targets, minlength=len(classes)).tolist()
@@ -196,35 +216,35 @@ def _assemble(
     return LargeScale(train, test, classes, counts, notes, facts, split, chosen_on, val, name)
 
 
-def _find_list(args: Namespace, name: str) -> Path:
+def _find_list(source: Source, name: str) -> Path:
     """In ``--list_dir`` if given; else in the root, or in a config folder as originally."""
-    if args.list_dir is not None:
-        return find_list(name, [args.list_dir])
-    config = Path("config") / LISTS[args.dataset][0]
+    if source.list_dir is not None:
+        return find_list(name, [source.list_dir])
+    config = Path("config") / LISTS[source.dataset][0]
     try:
-        return find_list(name, [args.root, Path(args.root) / config, config, HERE / config])
+        return find_list(name, [source.root, Path(source.root) / config, config, HERE / config])
     except UsageError as error:
         raise UsageError(f"{error}; put them into --root or name their --list_dir") from None
 
 
-def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
-    root = Path(args.root)
-    if args.classes:
+def _folder(source: Source, train_views: Views, test_view: View) -> LargeScale:
+    root = Path(source.root)
+    if source.classes:
         raise UsageError(
-            f"--classes {args.classes}: for list files; an image folder's classes are its folders, "
-            "whose order a classes.txt in it gives"
+            f"--classes {source.classes}: for list files; an image folder's classes are its "
+            "folders, whose order a classes.txt in it gives"
         )
     train = read_folder(root, "train")
     split, *others = held_out(root)
     test = read_folder(root, split)
     val_set = str(root / others[0]) if others else None
-    kept, val = hold_out(FolderImages(train, train_views), args.val_fraction, test_view, val_set)
+    kept, val = hold_out(FolderImages(train, train_views), source.val_fraction, test_view, val_set)
     notes = [*train.notes, *test.notes]
     if others:
         found = read_folder(root, others[0])
         val, notes = FolderImages(found, test_view), [*notes, *found.notes]
     return _assemble(
-        args,
+        source,
         kept,
         val,
         FolderImages(test, test_view),
@@ -237,10 +257,10 @@ def _folder(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
     )
 
 
-def _fake(args: Namespace, train_views: Views, test_view: View) -> LargeScale:
-    num_images, num_classes = args.fake_data, args.num_classes
+def _fake(source: Source, train_views: Views, test_view: View) -> LargeScale:
+    num_images, num_classes = source.fake_data, source.num_classes
     train = FakeImages(num_images, num_classes, train_views)
-    train, val = hold_out(train, args.val_fraction, test_view)
+    train, val = hold_out(train, source.val_fraction, test_view)
     test = FakeImages(max(1, num_images // 4), num_classes, test_view)
     # At least 1 each: the losses divide by the counts.
     counts = np.maximum(np.bincount(train.targets, minlength=num_classes), 1).tolist()

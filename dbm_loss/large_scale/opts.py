@@ -34,7 +34,6 @@ def get_parser() -> Parser:
     add = parser.add_argument
     add(
         "--root",
-        default="../datasets/",
         help="image folder; paths in the list files are relative to it "
         f"(default: {ROOTS['imgnet']} or {ROOTS['inat']})",
     )
@@ -49,7 +48,6 @@ def get_parser() -> Parser:
     add(
         "--num_classes",
         type=int,
-        default=100,
         help="number of classes, checked against the data (default: 1000 for imgnet, 8142 for "
         "inat, whatever is there for imagefolder)",
     )
@@ -176,16 +174,17 @@ def _loss(name: str) -> str:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parsed and checked flags, plus ``store_name``, the name of the run folder.
 
-    ``root`` and ``num_classes`` become None where the user did not give them.
+    ``root`` and ``num_classes`` stay None where neither the user nor the data set says them.
 
     Raises:
         UsageError: flags that contradict each other or cannot mean anything here.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
-    given = _given(argv)
-    args.root = args.root if "root" in given else ROOTS.get(args.dataset)
-    args.num_classes = args.num_classes if "num_classes" in given else NUM_CLASSES.get(args.dataset)
+    if args.root is None:
+        args.root = ROOTS.get(args.dataset)
+    if args.num_classes is None:
+        args.num_classes = NUM_CLASSES.get(args.dataset)
     for name, reason in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
             raise UsageError(f"--{name} {getattr(args, name)}: {reason}; leave the flag out")
@@ -227,13 +226,6 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
             f"{DESIGNED_FOR[args.dataset]}, swings; --stretch_schedule fits it into the run"
         )
     return [note for note in found if note]
-
-
-def _given(argv: Sequence[str] | None) -> set[str]:
-    """Names of the flags that stand on the command line."""
-    parser = get_parser()
-    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), None))
-    return {name for name, value in vars(parser.parse_args(argv)).items() if value is not None}
 
 
 def _check_data(args: argparse.Namespace) -> None:

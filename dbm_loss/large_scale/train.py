@@ -29,7 +29,7 @@ from common.training.logs import write_text
 from common.training.record import Record
 from dbm_loss.flags import margin_notes
 from dbm_loss.large_scale import opts
-from dbm_loss.large_scale.data import load_data, make_loaders
+from dbm_loss.large_scale.data import Source, load_data, make_loaders, train_recipes
 from dbm_loss.large_scale.engine import (
     Sums,
     build_criterion,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         process.say(note)
 
     # Data: the long-tailed lists as they are.
-    data = load_data(args)
+    data = load_data(Source.of(args), train_recipes(args.loss_fn))
     for note in data.notes:
         process.say(note)
     for note in margin_notes(args, data.cls_num_list, data.classes):

@@ -1,7 +1,5 @@
 """Image folders: what is listed in which order, what is skipped, which split is evaluated."""
 
-from argparse import Namespace
-
 import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -32,9 +30,8 @@ def long_tailed(root):
 
 def large(root):
     """The same of the programs that read them as they go."""
-    flags = {"dataset": "imagefolder", "root": root, "loss_fn": "ce", "fake_data": 0}
-    flags |= {"num_classes": None, "classes": None, "val_fraction": 0.0}
-    data = large_scale.load_data(Namespace(**flags))
+    source = large_scale.Source("imagefolder", root)
+    data = large_scale.load_data(source, large_scale.train_recipes("ce"))
     return data.split, data.classes, data.cls_num_list, data.notes
 
 

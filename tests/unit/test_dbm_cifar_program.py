@@ -38,7 +38,8 @@ def test_defaults_are_the_original(golden):
         key, value = line[len("    └> ") :].split(":", 1)
         logged[key.strip()] = value.strip()
     changed = {"name", "epochs", "batch_size", "cutout", "aug_type", "use_norm", "use_dbm", "cos",
-               "out", "workers", "seed", "dataset", "imb_ratio", "num_class"}  # fmt: skip
+               "out", "workers", "seed", "dataset", "imb_ratio", "num_class",
+               "cos_scale"}  # fmt: skip
     args = opts.get_parser().parse_args([])
     originals = [key for key in vars(args) if key in logged]
     assert originals == [key for key in logged if key != "num_class"]
@@ -46,6 +47,7 @@ def test_defaults_are_the_original(golden):
         assert str(getattr(args, key)) == logged[key], key
     assert args.epochs == 200 and args.batch_size == 64 and args.workers == 4
     assert args.dataset == "cifar100" and args.imb_ratio == 100 and args.seed is None
+    assert args.cos_scale is None  # the loss decides
     assert args.out == "./results/" and args.data_dir == "./dataset/" and args.name == "tmp"
 
 

@@ -17,6 +17,7 @@ from datasets.listfile import ListFile
 from datasets.loaders import WorkersLoader, drawn_by_weight
 from dbm_loss.large_scale.data import (
     MEAN_STD,
+    Source,
     Views,
     balanced_weights,
     load_data,
@@ -40,6 +41,10 @@ def flags(**changed) -> Namespace:
         "batch_size": 4, "workers": 0, "val_fraction": 0.0,
     }  # fmt: skip
     return Namespace(**{**defaults, **changed})
+
+
+def opened(args):
+    return load_data(Source.of(args), train_recipes(args.loss_fn))
 
 
 def picture() -> Image.Image:
@@ -127,7 +132,7 @@ def test_lists_are_found(tmp_path, monkeypatch, place):
     write_list(lists / "ImageNet_LT_train.txt", TRAIN)
     write_list(lists / "ImageNet_LT_test.txt", TEST)
     list_dir = str(lists) if place == "--list_dir" else None
-    data = load_data(flags(root="root", num_classes=3, list_dir=list_dir))
+    data = opened(flags(root="root", num_classes=3, list_dir=list_dir))
     assert data.cls_num_list == [2, 1, 1]
     assert len(data.train) == 4 and len(data.test) == 3
     assert len(data.notes) == 3 and "115,846" in data.notes[0]
@@ -142,13 +147,13 @@ def test_eval_list_replaces_the_test_list(tmp_path):
     write_list(tmp_path / "iNaturalist18_train.txt", TRAIN)
     write_list(tmp_path / "mine.txt", TEST[:2])
     args = flags(dataset="inat", root=tmp_path, eval_list=tmp_path / "mine.txt")
-    assert len(load_data(args).test) == 2
+    assert len(opened(args).test) == 2
 
 
 def test_image_folder_is_read_lazily_and_checked(tmp_path):
     images(tmp_path, TRAIN + TEST)
     args = flags(dataset="imagefolder", root=tmp_path, loss_fn="ce")
-    data = load_data(args)
+    data = opened(args)
     assert data.cls_num_list == [2, 1, 1]
     views, label = data.train[0]
     assert label == 0 and [view.shape for view in views] == [(3, 224, 224)]
@@ -158,7 +163,7 @@ def test_image_folder_is_read_lazily_and_checked(tmp_path):
     assert (data.split, data.classes) == ("val", ["a", "b", "c"])
     (tmp_path / "val/c").rename(tmp_path / "val/d")
     with pytest.raises(UsageError, match="'d'"):
-        load_data(args)
+        opened(args)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +180,11 @@ def test_missing_data_is_named(tmp_path, monkeypatch, changed, named):
     write_list(tmp_path / "root/ImageNet_LT_train.txt", TRAIN)
     write_list(tmp_path / "root/ImageNet_LT_test.txt", TEST)
     with pytest.raises(UsageError, match=named):
-        load_data(flags(**changed))
+        opened(flags(**changed))
 
 
 def test_fake_data_needs_no_files_and_leaves_no_class_empty():
-    data = load_data(flags(dataset="inat", fake_data=5, num_classes=8142))
+    data = opened(flags(dataset="inat", fake_data=5, num_classes=8142))
     assert data.num_classes == 8142 and min(data.cls_num_list) == 1
     assert len(data.train) == 5 and len(data.test) == 1
     views, label = data.train[4]
@@ -188,7 +193,7 @@ def test_fake_data_needs_no_files_and_leaves_no_class_empty():
 
 def test_batches_come_views_below_each_other(tmp_path):
     args = flags(fake_data=4, num_classes=2)
-    data = load_data(args)
+    data = opened(args)
     loader, _, test_loader, balanced = make_loaders(
         data, args, seed=3, process=CPU, memory_format=torch.channels_last
     )
@@ -215,7 +220,7 @@ def test_balanced_draws_are_the_originals(g):
 
 def test_cmo_draws_every_class_equally_often():
     args = flags(loss_fn="ce", cmo=True, fake_data=6, num_classes=3)
-    data = load_data(args)
+    data = opened(args)
     *_, balanced = make_loaders(data, args, seed=0, process=CPU)
     assert sum(len(target) for _, target, _ in balanced) == 6
     counts = [90, 9, 1]
