@@ -132,13 +132,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         means = Means(process, start_step, sums)
-        start_step, sums = 0, None
 
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
             model, train_loader, criterion, optimizer, scaler, epoch, args, record, means
         )
-        row["images_per_s"] = len(data.train.targets) / (time.perf_counter() - start)
+        trained = len(data.train.targets) * (1 - start_step / len(train_loader))  # since this start
+        row["images_per_s"] = trained / (time.perf_counter() - start)
+        start_step, sums = 0, None
         tally = evaluate(model, val_loader, args, record, log=True)
         row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start

@@ -84,10 +84,12 @@ def plain_step(
 class Sums:
     """Loss, correct and images of the steps of an epoch, on the device; (3,) float64.
 
-    ``before``: the totals of a checkpoint taken in mid-epoch, which the first process goes on from.
+    ``before``: the totals of a checkpoint taken in mid-epoch, after ``start_step`` steps, which the
+    first process goes on from.
     """
 
-    def __init__(self, process: Process, before: Tensor | None = None) -> None:
+    def __init__(self, process: Process, start_step: int = 0, before: Tensor | None = None) -> None:
+        self.start_step = start_step
         go_on = before is not None and process.is_main
         start = before if go_on else torch.zeros(3)
         self.own = start.to(process.device, torch.float64, copy=True)
@@ -112,24 +114,22 @@ class Sums:
 
 def train_one_epoch(
     model: nn.Module,
-    loader: WorkersLoader,
-    balanced: WorkersLoader | None,
+    loaders: tuple[WorkersLoader, WorkersLoader | None],
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
-    process: Process,
     record: Record,
-    seed: int,
     sums: Sums,
-    start_step: int,
 ) -> dict[str, float]:
-    """Train on the batches of ``epoch`` from ``start_step`` on; returns the epoch's means.
+    """Train on the batches of ``epoch`` from ``sums.start_step`` on; returns the epoch's means.
 
-    ``balanced`` is CMO's second stream of images, or None. ``sums`` are those of the steps before
-    ``start_step``. A checkpoint is written every ``--save_every`` steps.
+    The second of ``loaders`` is CMO's second stream of images, or None. A checkpoint is written
+    every ``--save_every`` steps.
     """
+    loader, balanced = loaders
+    process, start_step = record.process, sums.start_step
     device, lr = process.device, optimizer.param_groups[0]["lr"]
     guard = FiniteGuard(model, optimizer)
     bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
@@ -143,7 +143,7 @@ def train_one_epoch(
         if pasted is not None:
             foreground, labels, _ = next(pasted)
             # The same box in every process, also after a resume.
-            seed_everything(seed, "cutmix", epoch, step)
+            seed_everything(record.seed, "cutmix", epoch, step)
             if np.random.rand() < args.mixup_prob:
                 mixed = labels, cutmix(x, foreground)
         with autocast(device, args.amp):

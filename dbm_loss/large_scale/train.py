@@ -145,26 +145,14 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         for group in optimizer.param_groups:
             group["lr"] = lr
         mixing = args.start_data_aug < epoch < args.epochs - args.end_data_aug
-        balanced = balanced_loader if mixing else None
-        for loader in filter(None, (train_loader, balanced)):
+        loaders = train_loader, balanced_loader if mixing else None
+        for loader in filter(None, loaders):
             loader.set_epoch(epoch, start_step)
-        sums = Sums(process, sums)
+        sums = Sums(process, start_step, sums)
 
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
-            model,
-            train_loader,
-            balanced,
-            criterion,
-            optimizer,
-            scaler,
-            epoch,
-            args,
-            process,
-            record,
-            seed,
-            sums,
-            start_step,
+            model, loaders, criterion, optimizer, scaler, epoch, args, record, sums
         )
         trained = len(data.train) * (1 - start_step / len(train_loader))  # since this start
         row["images_per_s"] = trained / (time.perf_counter() - start)

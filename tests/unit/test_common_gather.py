@@ -186,8 +186,8 @@ def dbm_large(process, loss_fn, cmo=False):
     batch = [(PIXELS[:views, step.rows].flatten(0, 1), target, index)]
     pasted = [(PIXELS[1][step.rows], TARGET.flip(0)[step.rows], index)] if cmo else None
     return step.done(engine.train_one_epoch(
-        step.model, batch, pasted, criterion, step.optimizer, SCALER, 0, args, process, record(),
-        seed=0, sums=engine.Sums(process), start_step=0,
+        step.model, (batch, pasted), criterion, step.optimizer, SCALER, 0, args, record(process),
+        engine.Sums(process),
     ))  # fmt: skip
 
 

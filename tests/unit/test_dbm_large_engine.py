@@ -88,7 +88,7 @@ def test_sums_go_on_from_a_checkpoint():
     whole, first = Sums(CPU), Sums(CPU)
     for sums in (whole, first):
         sums.update(torch.tensor(0.3), logits, target)
-    second = Sums(CPU, first.total())
+    second = Sums(CPU, before=first.total())
     for sums in (whole, second):
         sums.update(torch.tensor(0.9), logits[:1], target[:1])
     assert second.means() == whole.means()
