@@ -103,6 +103,11 @@ class ListFile(Dataset):
             image = self.transform(image)
         return image, int(self.targets[index])
 
+    @property
+    def files(self) -> list[str]:
+        """Files of all images."""
+        return [self.path(index) for index in range(len(self))]
+
     def path(self, index: int) -> str:
         """File of image ``index``."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))

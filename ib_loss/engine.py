@@ -16,7 +16,6 @@ from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
-from common.training.report import SCORES
 from ib_loss.losses import FocalLoss, IB_FocalLoss, IBLoss, LDAMLoss
 from ib_loss.schedule import in_ib_phase
 
@@ -177,8 +176,7 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
     """Print and log a finished epoch in the original's words, and write its tensorboard scalars."""
     if record.writer is None:
         return
-    score = "Prec@1" if record.score == "top1" else SCORES[record.score]
-    text = result_lines(row) + f"Best {score}: {best_acc1:.3f}\n"
+    text = result_lines(row) + f"Best {record.score_name}: {best_acc1:.3f}\n"
     print(text + group_line(row) + "\n", flush=True)
     record.log["log_test.csv"].write(text + "\n")
     scalars = {

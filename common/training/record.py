@@ -120,6 +120,11 @@ class Record:
         self._only_weights = bool(self.settings.get("evaluate"))
         self._offsets: dict[str, int] = {}
 
+    @property
+    def score_name(self) -> str:
+        """The figure that chooses, as the original programs' logs call it."""
+        return "Prec@1" if self.score == "top1" else report.SCORES[self.score]
+
     def claim(self, flag: str) -> None:
         """Lock the folders for this run and refuse those that hold another one.
 

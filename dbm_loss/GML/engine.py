@@ -20,7 +20,6 @@ from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
-from common.training.report import SCORES
 from common.training.seeds import seed_everything
 from datasets.loaders import DeviceLoader, WorkersLoader
 from dbm_loss.GML.losses import GMLLoss
@@ -324,7 +323,7 @@ def log_epoch(record: Record, row: dict, best: float, args: Namespace) -> None:
     """Print a finished epoch in the original's words and write its tensorboard scalars."""
     if record.writer is None:
         return
-    score = "Prec@1" if record.score == "top1" else SCORES[record.score]
+    score = record.score_name
     print(f"Current {score}: {row[record.score]:.3f}\nBest {score}: {best:.3f}\n", flush=True)
     train = "Train/losses", "Train/top1", "Train/top5"
     if args.program == "main":

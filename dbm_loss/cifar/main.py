@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,9 @@ from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.record import Record
+from datasets.augment import described
 from datasets.loaders import drawn_by_weight
-from datasets.long_tail import load_long_tailed, make_loaders, require_images
+from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, require_images
 from dbm_loss.cifar import opts
 from dbm_loss.cifar.engine import (
     Log,
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         imb_type=args.imb_type,
         imb_factor=1.0 / args.imb_ratio,
         image_size=args.image_size,
+        val_fraction=args.val_fraction,
     )
     for note in data.notes:
         process.say(note)
@@ -87,15 +90,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         best="checkpoint.pth.tar",
         numbered="model_{}.pth.tar",
         text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
-        about={
-            "program": "dbm_loss/cifar/main.py",
-            "method": f"{args.loss_fn}{' with DBM' if args.use_dbm else ''}",
-            "data": data.name,
-            "network": {"arch": args.network, "num_classes": args.num_class},
-            "classes": data.classes,
-            "cls_num_list": data.cls_num_list,
-        },
+        about=about(args, data),
         split=data.split,
+        chosen_on=data.chosen_on,
         later_of_equals=True,
     )
     record.resume(args.resume, args.epochs)
@@ -114,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "drop_last": args.loss_fn == "ncl",
         "memory_format": memory_format,
     }
-    train_loader, _, test_loader = make_loaders(data, seed=seed, **feed)
+    train_loader, val_loader, test_loader = make_loaders(data, seed=seed, **feed)
     if not len(train_loader):
         raise UsageError(
             f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
@@ -178,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             model, train_loader, criterion, optimizer, scaler, epoch, args, process, balanced
         )
         row["images_per_s"] = len(data.train.targets) / (time.perf_counter() - start)
-        tally = test(epoch)
+        tally = evaluate(model, val_loader, args.num_class, args, process)
         row |= tally.result(counts)
         row["epoch_s"] = time.perf_counter() - start
 
@@ -187,6 +184,25 @@ def main(argv: Sequence[str] | None = None) -> dict:
         record.end_epoch(row, numbered=hundredth and record.is_best(row))
     log_end(log, record)
     return record.finish(tally, test, files=data.test.files)
+
+
+def about(args: Namespace, data: LongTailed) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    method = args.loss_fn.upper().replace("_", "-")
+    return {
+        "program": "dbm_loss/cifar/main.py",
+        "method": f"{method} with DBM" if args.use_dbm else method,
+        "data": data.name,
+        "network": {
+            "arch": "resnet32",
+            "loss_fn": args.loss_fn,
+            "num_classes": args.num_class,
+            "use_norm": args.use_norm,
+        },
+        "transform": described.cifar(data.test.images.shape[1]),
+        "classes": data.classes,
+        "cls_num_list": data.cls_num_list,
+    }
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.report import fingerprint
 from common.training.seeds import derive
+from datasets.augment import described
 from datasets.augment.batch import normalize
 from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD
 from datasets.augment.recipes import imagenet_eval
@@ -316,6 +317,12 @@ def make_loaders(
     if data.val is not None:
         val_loader = WorkersLoader(data.val, test_batch_size, **test)
     return train_loader, val_loader, test_loader, balanced
+
+
+def test_transform(args: Namespace) -> dict[str, object]:
+    """Of a test image, as plain data."""
+    mean, std = MEAN_STD[args.dataset]
+    return described.imagenet(mean=mean, std=std)
 
 
 def stacked(dataset: str) -> Callable[[Tensor | list[Tensor]], Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,14 @@ from common.training.logs import write_text
 from common.training.record import Record
 from dbm_loss.flags import margin_notes
 from dbm_loss.large_scale import opts
-from dbm_loss.large_scale.data import Source, load_data, make_loaders, train_recipes
+from dbm_loss.large_scale.data import (
+    LargeScale,
+    Source,
+    load_data,
+    make_loaders,
+    test_transform,
+    train_recipes,
+)
 from dbm_loss.large_scale.engine import (
     Sums,
     build_criterion,
@@ -76,20 +84,14 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         data.facts,
         numbered="{}_ckpt.pth.tar",
         text_logs=("log_train.csv", "log_test.csv"),
-        about={
-            "program": "dbm_loss/large_scale/train.py",
-            "method": f"{args.loss_fn}{' with DBM' if args.use_dbm else ''}",
-            "data": data.name,
-            "network": {"arch": args.arch, "num_classes": args.num_classes},
-            "classes": data.classes,
-            "cls_num_list": data.cls_num_list,
-        },
+        about=about(args, data),
         split=data.split,
+        chosen_on=data.chosen_on,
     )
     state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
-    train_loader, _, test_loader, balanced_loader = make_loaders(
+    train_loader, val_loader, test_loader, balanced_loader = make_loaders(
         data, args, seed=seed, process=process, memory_format=memory_format
     )
 
@@ -159,11 +161,11 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         start_step, sums = 0, None
         last = epoch == args.epochs - 1
         if epoch % args.test_epoch == 0 or last or record.best_row is None:
-            tally = test(epoch)
+            tally = evaluate(model, val_loader, args.num_classes, args, process)
             row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row.get("top1", 0.0), record.best_score)
+        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
         log_epoch(record, row, best_acc1)
         keep = (epoch + 1) % KEEP_EVERY == 0
         record.end_epoch(row, numbered=keep, arch=args.arch, best_acc1=best_acc1)
@@ -171,10 +173,29 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     took = f"It took {hms(time.perf_counter() - began)} to execute the program"
     process.say(took)
     record.log["log_test.csv"].write(took + "\n")
-    last = record.finish(tally, test)
-    for loader in filter(None, (train_loader, test_loader, balanced_loader)):
+    last = record.finish(tally, test, files=getattr(data.test, "files", None))
+    for loader in filter(None, (train_loader, val_loader, test_loader, balanced_loader)):
         loader.close()
     return last
+
+
+def about(args: Namespace, data: LargeScale) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    method = args.loss_fn.upper().replace("_", "-")
+    return {
+        "program": "dbm_loss/large_scale/train.py",
+        "method": f"{method} with DBM" if args.use_dbm else method,
+        "data": data.name,
+        "network": {
+            "arch": args.arch,
+            "loss_fn": args.loss_fn,
+            "num_classes": args.num_classes,
+            "use_norm": args.use_norm,
+        },
+        "transform": test_transform(args),
+        "classes": data.classes,
+        "cls_num_list": data.cls_num_list,
+    }
 
 
 if __name__ == "__main__":
