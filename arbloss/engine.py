@@ -24,6 +24,7 @@ from common.evaluation import Running, Tally, accuracy, finite_mean
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress, TextLog
 from common.training.precision import FiniteGuard, autocast
+from common.training.speed import Forward
 
 FIELDS = (("Time", "6.3f"), ("Loss", ".3f"), ("Acc@1", "6.3f"), ("Acc@5", "6.3f"))
 Say = Callable[..., None]  # a line, and optionally the function that shows it
@@ -63,6 +64,30 @@ def class_counter(
     return lambda target: batch_class_counts(target, config.num_classes)
 
 
+def forward_pass(
+    network: nn.Module,
+    criterion: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    counts: Tensor | None = None,
+    other: Tensor | None = None,
+    lam: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, logits and features of a batch; of a mixed one with the labels ``other`` and ``lam``.
+
+    ``counts`` are the class counts (C,) that the criterion takes, if it takes any.
+    """
+    logits, features = network(images)
+    logits = full_precision(logits)
+    if other is not None:
+        loss = mixup_criterion(criterion, logits, target, other, lam, counts)
+    elif counts is None:
+        loss = criterion(logits, target)
+    else:
+        loss = criterion(logits, target, counts)
+    return loss, logits, features
+
+
 def train_one_epoch(
     network: nn.Module,
     loader: Iterable,
@@ -74,12 +99,14 @@ def train_one_epoch(
     config: CfgNode,
     process: Process,
     say: Say,
+    forward: Forward = forward_pass,
 ) -> tuple[dict[str, float], Tensor | None]:
     """Train on every batch once.
 
     Args:
         criterion: called with logits and labels, and class counts if there is ``count``.
         count: see ``class_counter``; it sees the un-mixed labels.
+        forward: ``forward_pass``, or that compiled.
 
     Returns: the epoch's means {"train_loss", "train_top1", "train_top5"}; and with
         ``config.diagnostic`` the mean over batches of ``attraction_repulsion``, (C, C).
@@ -93,17 +120,13 @@ def train_one_epoch(
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
         counts = None if count is None else count(target)
+        mixed = ()
         if config.mixup:
-            images, y_a, y_b, lam = mixup_data(images, target, config.alpha)
+            images, _, *mixed = mixup_data(images, target, config.alpha)
+        optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, config.amp):
-            logits, features = network(images)
-        logits = full_precision(logits)
-        if config.mixup:
-            loss = mixup_criterion(criterion, logits, y_a, y_b, lam, counts)
-        elif count is None:
-            loss = criterion(logits, target)
-        else:
-            loss = criterion(logits, target, counts)
+            batch = (images, target, counts, *mixed)
+            loss, logits, features = forward(network, criterion, *batch)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         if config.diagnostic:
             matrix = attraction_repulsion(logits, features, target, counts)
@@ -114,7 +137,6 @@ def train_one_epoch(
         top1.update(acc1, len(target))
         top5.update(acc5, len(target))
 
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -71,6 +71,7 @@ DEFAULTS = {
     "loader": "device",
     "amp": "none",
     "channels_last": None,
+    "compile": False,
 }
 CIFAR_LIKE = ("cifar10", "cifar100", "digits", "imagefolder", "npz")
 

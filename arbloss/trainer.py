@@ -20,7 +20,15 @@ from yacs.config import CfgNode
 
 from arbloss import opts
 from arbloss.data import ListData, Loader, load_data, make_loaders
-from arbloss.engine import Say, evaluate, log_line, result_lines, results, train_one_epoch
+from arbloss.engine import (
+    Say,
+    evaluate,
+    forward_pass,
+    log_line,
+    result_lines,
+    results,
+    train_one_epoch,
+)
 from arbloss.models import Network
 from arbloss.reliability import draw_reliability_diagram
 from common.evaluation import Tally
@@ -29,12 +37,14 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_text
 from common.training.old_record import Record
+from common.training.speed import Forward
 from datasets.long_tail import LongTailed
 
 # Keys that say where and how a run works, not what it computes: `resume auto` lets them differ.
 PLACE_KEYS = {
     "resume", "print_freq", "workers", "data_path", "list_path", "gpu", "world_size", "rank",
-    "dist_url", "dist_backend", "distributed", "multiprocessing_distributed",
+    "dist_url", "dist_backend", "distributed", "multiprocessing_distributed", "channels_last",
+    "compile",
 }  # fmt: skip
 LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
 PARTS = ("model", "classifier", "block", "lws_model")  # checkpoint keys state_dict_<part>
@@ -170,6 +180,7 @@ class Run:
     continues: bool
     seed: int
     say: Say
+    forward: Forward
     memory_format: torch.memory_format
     start_epoch: int = 0
     best_acc1: float = 0.0
@@ -240,6 +251,7 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         continues=continues,
         seed=seed,
         say=say,
+        forward=speed.compiled(forward_pass, config.compile, process, train_loader.full_batch),
         memory_format=memory_format,
     )
     if state is not None:
@@ -313,10 +325,11 @@ def run_epoch(
     row = {"epoch": epoch, "lr": optimizer.param_groups[-1]["lr"]}
     means, norms = train_one_epoch(
         network, run.train_loader, criterion, count, optimizer, scaler, epoch, config, process,
-        run.say,
+        run.say, run.forward,
     )  # fmt: skip
     row |= means
-    row["images_per_s"] = len(run.data.train.targets) / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start - speed.compile_seconds(process)
+    row["images_per_s"] = len(run.data.train.targets) / seconds
     run.tally = evaluate(network, run.test_loader, config, process, run.say)
     row |= results(run.tally, run.data.cls_num_list, config)
     row["epoch_s"] = time.perf_counter() - start

@@ -168,6 +168,11 @@ class DeviceLoader:
         """Batches in a whole epoch of this process."""
         return len(self._plan.batches)
 
+    @property
+    def full_batch(self) -> int:
+        """Images of this process in each batch but the last."""
+        return len(self._plan.batches[0])
+
     def __iter__(self) -> Iterator[tuple]:
         plan = self._plan
         for batch in range(plan.start_batch, len(plan.batches)):
@@ -224,6 +229,11 @@ class WorkersLoader:
     def __len__(self) -> int:
         """Batches in a whole epoch of this process."""
         return len(self._plan.batches)
+
+    @property
+    def full_batch(self) -> int:
+        """Images of this process in each batch but the last."""
+        return len(self._plan.batches[0])
 
     def __iter__(self) -> Iterator[tuple]:
         try:

@@ -84,6 +84,15 @@ class CrossEntropy(nn.Module):
         return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
 
 
+def drw_stage(criterion: nn.Module, epoch: int) -> int:
+    """What a criterion wants to know of ``epoch``: 0, or the first epoch with its class weights.
+
+    Two values instead of one an epoch: a compiled forward pass is compiled twice at most.
+    """
+    drw_epoch = getattr(criterion, "drw_epoch", None)
+    return 0 if drw_epoch is None or epoch < drw_epoch else drw_epoch
+
+
 class BalancedSoftmax(nn.Module):
     """Balanced softmax (arXiv 2007.10740): CE(z + τ log p, y), p_c = n_c / Σn.
 
@@ -149,7 +158,7 @@ class LDAM(nn.Module):
         class_prior(cls_num_list)  # speaks up about empty classes
         margin = torch.as_tensor(cls_num_list, dtype=torch.float64) ** -0.25
         margin = margin * (max_margin / margin.max())
-        self.scale = scale
+        self.scale, self.drw_epoch = scale, drw_epoch
         self.cross_entropy = CrossEntropy(cls_num_list, drw_epoch)
         self.register_buffer("class_margin", margin.float(), persistent=False)
 

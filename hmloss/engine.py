@@ -16,6 +16,7 @@ from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
+from common.training.speed import Forward
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
 Meter = AverageMeter | Running  # last value and mean
@@ -51,6 +52,14 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], hml_stage: boo
     return HMLoss(weight, args.delta) if hml_stage else CELoss()
 
 
+def forward_pass(
+    model: nn.Module, criterion: nn.Module, images: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss of the batch of all processes, logits of this one's images."""
+    logits = model(images)
+    return criterion(gather_batch(logits), gather_batch(target)), logits
+
+
 def train_one_epoch(
     model: nn.Module,
     loader,
@@ -61,8 +70,12 @@ def train_one_epoch(
     args: Namespace,
     process: Process,
     record: Record,
+    forward: Forward = forward_pass,
 ) -> dict[str, float]:
-    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}."""
+    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}.
+
+    ``forward`` is ``forward_pass``, or that compiled.
+    """
     batch_time, data_time = AverageMeter(), AverageMeter()
     losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
@@ -72,9 +85,9 @@ def train_one_epoch(
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
         data_time.update(time.perf_counter() - end)
+        optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            logits = model(images)
-            loss = criterion(gather_batch(logits), gather_batch(target))
+            loss, logits = forward(model, criterion, images, target)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
 
         acc1, acc5 = accuracy(logits, target, topk=(1, 5))
@@ -82,7 +95,6 @@ def train_one_epoch(
         top1.update(acc1, len(target))
         top5.update(acc5, len(target))
 
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -19,6 +19,7 @@ from common.training.old_record import Record
 from hmloss.engine import (
     build_criterion,
     evaluate,
+    forward_pass,
     log_epoch,
     train_one_epoch,
 )
@@ -92,6 +93,7 @@ def train_run(
     record.open(seed)
     if process.is_main:
         write_text(record.log_dir / "args_history.txt", str(args))
+    forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
     tally = None
     for epoch in range(start_epoch, args.epochs):
         start = time.perf_counter()
@@ -105,9 +107,9 @@ def train_run(
         criterion = criteria[stage]
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, args, process, record
+            model, train_loader, criterion, optimizer, scaler, epoch, args, process, record, forward
         )
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = sum(cls_num_list) / seconds
         tally = evaluate(model, test_loader, criterion, num_classes, args, process)
         row |= tally.result(cls_num_list)

@@ -16,6 +16,7 @@ from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
+from common.training.speed import Forward
 from ib_loss.losses import FocalLoss, IB_FocalLoss, IBLoss, LDAMLoss
 from ib_loss.schedule import in_ib_phase
 
@@ -76,6 +77,15 @@ def compute_loss(criterion: nn.Module, logits: Tensor, target: Tensor, features:
     return criterion(logits if logits.dtype == torch.float64 else logits.float(), target)
 
 
+def forward_pass(
+    model: nn.Module, criterion: nn.Module, images: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss of the batch of all processes, logits of this one's images."""
+    logits, features = model(images, return_features=True)
+    loss = compute_loss(criterion, *map(gather_batch, (logits, target, features)))
+    return loss, logits
+
+
 def train_one_epoch(
     model: nn.Module,
     loader,
@@ -86,8 +96,12 @@ def train_one_epoch(
     args: Namespace,
     process: Process,
     record: Record,
+    forward: Forward = forward_pass,
 ) -> dict[str, float]:
-    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}."""
+    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}.
+
+    ``forward`` is ``forward_pass``, or that compiled.
+    """
     batch_time, data_time = AverageMeter(), AverageMeter()
     losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
@@ -97,9 +111,9 @@ def train_one_epoch(
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
         data_time.update(time.perf_counter() - end)
+        optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            logits, features = model(images, return_features=True)
-            loss = compute_loss(criterion, *map(gather_batch, (logits, target, features)))
+            loss, logits = forward(model, criterion, images, target)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
 
         acc1, acc5 = accuracy(logits, target, topk=(1, 5))
@@ -107,7 +121,6 @@ def train_one_epoch(
         top1.update(acc1, len(target))
         top5.update(acc5, len(target))
 
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

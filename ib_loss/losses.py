@@ -38,7 +38,8 @@ def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
             "expected logits (N, K) and integer labels (N,), got logits "
             f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
         )
-    if target.device.type == "cpu" and len(target):  # elsewhere looking would wait for the device
+    # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
+    if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
             if not 0 <= label < logits.shape[1]:
                 raise ValueError(f"label {label} with logits of {logits.shape[1]} classes")

@@ -154,6 +154,11 @@ def add_run_flags(
         help="go on with --resume although the data are not those that the run began with",
     )
     group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile forward pass and loss with torch.compile, for minutes at first",
+    )
+    group.add_argument(
         "--stretch_schedule",
         action="store_true",
         help="scale the milestones and phase switches, made for the paper's number of epochs, "

@@ -17,15 +17,12 @@ from common.training.launch import all_reduce_sum, unwrap
 CURE = "the run has diverged, what was saved before is kept. Lower --lr, or look for broken images"
 
 
-@contextlib.contextmanager
-def autocast(device: torch.device, amp: str) -> Iterator[None]:
+def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:
     """Mixed precision for the forward pass: ``amp`` is ``none``, ``bf16`` or ``fp16``."""
     if amp == "none":
-        yield
-        return
+        return contextlib.nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    with torch.autocast(device.type, dtype=dtype):
-        yield
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def grad_scaler(device: torch.device, amp: str) -> torch.amp.GradScaler:

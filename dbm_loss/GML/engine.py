@@ -21,6 +21,7 @@ from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.seeds import seed_everything
+from common.training.speed import Forward
 from datasets.loaders import DeviceLoader, WorkersLoader
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo
@@ -208,6 +209,22 @@ def _count(step: int, steps: int) -> str:
     return f"[{step:{len(str(steps))}d}/{steps}]"
 
 
+def forward_pass(
+    model: nn.Module,
+    criterion: nn.Module,
+    views: Sequence[Tensor],
+    target: Tensor,
+    index: Tensor,
+    contrast: bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss and logits of a batch. A MoCo takes all views, a bare network the first."""
+    if isinstance(unwrap(model), MoCo):
+        out = model(*views, labels=target, index=index, contrast=contrast)
+    else:
+        out = {"logits": model(views[0])}
+    return criterion(target=target, index=index, **out), out["logits"]
+
+
 def train_one_epoch(
     model: nn.Module,
     loader: Loader,
@@ -218,16 +235,16 @@ def train_one_epoch(
     args: Namespace,
     record: Record,
     means: Means,
+    forward: Forward = forward_pass,
 ) -> dict[str, float]:
     """Train on the batches of the epoch from ``means.start_step`` on; returns the epoch's means.
 
-    The loader yields a list of views; a MoCo takes all of them, a bare network the first. A
-    checkpoint is written every ``--save_every`` steps.
+    The loader yields a list of views. A checkpoint is written every ``--save_every`` steps.
+    ``forward`` is ``forward_pass``, or that compiled.
     """
     process, start_step = record.process, means.start_step
     steps = len(loader)
     lr = optimizer.param_groups[0]["lr"]
-    is_moco = isinstance(unwrap(model), MoCo)
     contrast = num_views(args) == 3
     guard = FiniteGuard(model, optimizer)
     bar = Progress(f"epoch {epoch}", steps, enabled=process.is_main)
@@ -239,16 +256,12 @@ def train_one_epoch(
         data_time.update(time.perf_counter() - end)
         # The order in which MoCo shuffles its keys, also after a resume within the epoch.
         seed_everything(record.seed, "moco", epoch, step)
-        with autocast(process.device, args.amp):
-            if is_moco:
-                out = model(*views, labels=target, index=index, contrast=contrast)
-            else:
-                out = {"logits": model(views[0])}
-            loss = criterion(target=target, index=index, **out)
-        guard.check(loss, epoch=epoch, step=step, lr=lr)
-        means.update(loss, out["logits"], target)
-
         optimizer.zero_grad(set_to_none=True)
+        with autocast(process.device, args.amp):
+            loss, logits = forward(model, criterion, views, target, index, contrast)
+        guard.check(loss, epoch=epoch, step=step, lr=lr)
+        means.update(loss, logits, target)
+
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -18,11 +18,12 @@ from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
+from common.training.speed import Forward
 from dbm_loss import augment
 from dbm_loss.augment import batch
 from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.cifar.schedule import Schedule
-from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, NCLLoss
+from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, NCLLoss, drw_stage
 from dbm_loss.margin import DBMargin
 
 
@@ -79,51 +80,56 @@ def device_transform(args: Namespace) -> Callable[[Tensor, torch.Generator], obj
     return transform
 
 
-def base_loss(
+def base_pass(
     model: nn.Module,
     criterion: nn.Module,
     images: Tensor,
     target: Tensor,
     epoch: int,
-    cast: Callable,
-    pasted: tuple[Tensor, float] | None = None,
-) -> Tensor:
-    """Losses of single images. ``pasted``: labels of what CutMix pasted in, and the share left."""
-    with cast():
-        logits = model(images)
-    logits = gather_batch(logits)
-    loss = criterion(logits, gather_batch(target), epoch)
-    if pasted is None:
-        return loss
-    other, share = pasted
-    return loss * share + criterion(logits, gather_batch(other), epoch) * (1.0 - share)
+    other: Tensor | None = None,
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Loss and logits of single images.
+
+    ``other``: the labels of what CutMix pasted in; ``share``: what it left of the images.
+    """
+    logits = model(images)
+    everything = gather_batch(logits)
+    loss = criterion(everything, gather_batch(target), epoch)
+    if other is not None:
+        pasted = criterion(everything, gather_batch(other), epoch)
+        loss = loss * share + pasted * (1.0 - share)
+    return loss, logits
 
 
-def bcl_loss(
-    model: nn.Module, criterion: nn.Module, views: Sequence[Tensor], target: Tensor, cast: Callable
-) -> Tensor:
+def bcl_pass(
+    model: nn.Module, criterion: nn.Module, views: Sequence[Tensor], target: Tensor, epoch: int
+) -> tuple[Tensor, Tensor]:
     """Balanced contrastive learning: one pass over all three views, batch norm over all of them."""
-    with cast():
-        features, logits, centers = model(torch.cat(list(views)))
+    features, logits, centers = model(torch.cat(list(views)))
     batch_size = len(target)
+    logits = logits[:batch_size]
     pairs = features[batch_size:].unflatten(0, (2, batch_size)).transpose(0, 1)  # B x 2 x D
-    return criterion(
-        gather_batch(logits[:batch_size]), gather_batch(pairs), centers, gather_batch(target)
-    )
+    loss = criterion(gather_batch(logits), gather_batch(pairs), centers, gather_batch(target))
+    return loss, logits
 
 
-def ncl_loss(
-    model: nn.Module, criterion: nn.Module, views: Sequence[Tensor], target: Tensor, cast: Callable
-) -> Tensor:
+def ncl_pass(
+    model: nn.Module, criterion: nn.Module, views: Sequence[Tensor], target: Tensor, epoch: int
+) -> tuple[Tensor, Tensor]:
     """Nested collaborative learning: three networks, their moving averages and queues."""
-    with cast():
-        outputs = model(*views)
+    outputs = model(*views)
     # B x 3 x ... while gathering the rows of all processes
     logits, queries, keys = (gather_batch(x.transpose(0, 1)).transpose(0, 1) for x in outputs)
     networks = unwrap(model)
     loss = criterion(logits, gather_batch(target)) + networks.contrast(queries, keys)
     networks.update_average()
-    return loss
+    return loss, logits
+
+
+def forward_pass(loss_fn: str) -> Forward:
+    """What computes loss and logits of a batch for ``--loss_fn``."""
+    return {"bcl": bcl_pass, "ncl": ncl_pass}.get(loss_fn, base_pass)
 
 
 def train_one_epoch(
@@ -136,35 +142,34 @@ def train_one_epoch(
     args: Namespace,
     process: Process,
     balanced: Iterable | None = None,
+    forward: Forward | None = None,
 ) -> dict[str, float]:
     """Train on every batch once; returns {"train_loss"}, the mean over the epoch's images.
 
     ``balanced``: as many batches of class-balanced images. With it (CMO) every second batch, by the
-    coin of numpy's global generator, has a box of such images pasted in.
+    coin of numpy's global generator, has a box of such images pasted in. ``forward``:
+    ``forward_pass(args.loss_fn)``, or that compiled.
     """
     losses = AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
     guard = FiniteGuard(model, optimizer)
-    cast = partial(autocast, process.device, args.amp)
+    forward = forward or forward_pass(args.loss_fn)
+    stage = drw_stage(criterion, epoch)
     progress = Progress(f"Training {epoch + 1}", len(loader), enabled=process.is_main)
     model.train()
     foregrounds = iter(()) if balanced is None else iter(balanced)
     for step, (images, target, _) in enumerate(loader):
         foreground = next(foregrounds, None)
-        if args.loss_fn == "bcl":
-            loss = bcl_loss(model, criterion, images, target, cast)
-        elif args.loss_fn == "ncl":
-            loss = ncl_loss(model, criterion, images, target, cast)
-        else:
-            pasted = None
-            if foreground is not None and np.random.rand() < 0.5:
-                patches, labels, _ = foreground
-                pasted = labels, cutmix(images, patches)
-            loss = base_loss(model, criterion, images, target, epoch, cast, pasted)
+        pasted = ()
+        if foreground is not None and np.random.rand() < 0.5:
+            patches, labels, _ = foreground
+            pasted = labels, cutmix(images, patches)
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(process.device, args.amp):
+            loss, _ = forward(model, criterion, images, target, stage, *pasted)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         losses.update(loss, len(target))
 
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

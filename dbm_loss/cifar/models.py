@@ -101,8 +101,10 @@ class KeyQueue(nn.Module):
         The keys take no gradient. The pointer stays on the device: no step waits for it.
         """
         positive = (query * key).sum(1, keepdim=True)  # B x 1
-        # the queue is about to change, and the backward pass needs it as it was
-        logits = torch.cat([positive, query @ self.queue.clone()], dim=1) / self.temperature
+        with torch.autocast(query.device.type, enabled=False):
+            # the queue is about to change, and the backward pass needs it as it was
+            negative = query @ self.queue.clone()
+        logits = torch.cat([positive, negative], dim=1) / self.temperature
         target = torch.zeros(len(query), dtype=torch.int64, device=query.device)
         self._enqueue(key)
         return F.cross_entropy(logits, target)

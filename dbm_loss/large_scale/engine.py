@@ -16,9 +16,10 @@ from common.training.logs import Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.seeds import seed_everything
+from common.training.speed import Forward
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.cutmix import cutmix
-from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy
+from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, drw_stage
 from dbm_loss.margin import DBMargin
 
 
@@ -48,7 +49,9 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], drw_epoch: int
     return CrossEntropy(cls_num_list, drw, margin)
 
 
-def bcl_step(model: nn.Module, criterion: BCLLoss, x: Tensor, target: Tensor) -> tuple:
+def bcl_pass(
+    model: nn.Module, criterion: BCLLoss, x: Tensor, target: Tensor, epoch: int
+) -> tuple[Tensor, Tensor]:
     """Loss and logits of a batch of B images whose three views stand below each other in ``x``.
 
     View 0 is classified, views 1 and 2 are contrasted, with the images of all processes: every
@@ -62,23 +65,31 @@ def bcl_step(model: nn.Module, criterion: BCLLoss, x: Tensor, target: Tensor) ->
     return loss, logits
 
 
-def plain_step(
+def base_pass(
     model: nn.Module,
     criterion: nn.Module,
     x: Tensor,
     target: Tensor,
     epoch: int,
-    mixed: tuple[Tensor, float] | None,
-) -> tuple:
-    """Loss and logits of a batch of one view; ``mixed``: labels pasted in, weight of the own."""
+    other: Tensor | None = None,
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Loss and logits of a batch of one view.
+
+    ``other``: the labels of what CutMix pasted in; ``share``: what it left of the images.
+    """
     logits = model(x)
     everything = gather_batch(logits)
     loss = criterion(everything, gather_batch(target), epoch)
-    if mixed is not None:
-        pasted, share = mixed
-        other = criterion(everything, gather_batch(pasted), epoch)
-        loss = share * loss + (1 - share) * other
+    if other is not None:
+        pasted = criterion(everything, gather_batch(other), epoch)
+        loss = share * loss + (1 - share) * pasted
     return loss, logits
+
+
+def forward_pass(loss_fn: str) -> Forward:
+    """What computes loss and logits of a batch for ``--loss_fn``."""
+    return bcl_pass if loss_fn == "bcl" else base_pass
 
 
 class Sums:
@@ -122,14 +133,17 @@ def train_one_epoch(
     args: Namespace,
     record: Record,
     sums: Sums,
+    forward: Forward | None = None,
 ) -> dict[str, float]:
     """Train on the batches of ``epoch`` from ``sums.start_step`` on; returns the epoch's means.
 
     The second of ``loaders`` is CMO's second stream of images, or None. A checkpoint is written
-    every ``--save_every`` steps.
+    every ``--save_every`` steps. ``forward``: ``forward_pass(args.loss_fn)``, or that compiled.
     """
     loader, balanced = loaders
     process, start_step = record.process, sums.start_step
+    forward = forward or forward_pass(args.loss_fn)
+    stage = drw_stage(criterion, epoch)
     device, lr = process.device, optimizer.param_groups[0]["lr"]
     guard = FiniteGuard(model, optimizer)
     bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
@@ -139,22 +153,19 @@ def train_one_epoch(
     data_time, end = 0.0, time.perf_counter()
     for step, (x, target, _) in enumerate(loader, start=start_step):
         data_time += time.perf_counter() - end
-        mixed = None
+        mixed = ()
         if pasted is not None:
             foreground, labels, _ = next(pasted)
             # The same box in every process, also after a resume.
             seed_everything(record.seed, "cutmix", epoch, step)
             if np.random.rand() < args.mixup_prob:
                 mixed = labels, cutmix(x, foreground)
+        optimizer.zero_grad(set_to_none=True)
         with autocast(device, args.amp):
-            if args.loss_fn == "bcl":
-                loss, logits = bcl_step(model, criterion, x, target)
-            else:
-                loss, logits = plain_step(model, criterion, x, target, epoch, mixed)
+            loss, logits = forward(model, criterion, x, target, stage, *mixed)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         sums.update(loss.detach(), logits.detach(), target)
 
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -43,6 +43,7 @@ from dbm_loss.large_scale.engine import (
     build_criterion,
     class_line,
     evaluate,
+    forward_pass,
     hms,
     log_epoch,
     result_lines,
@@ -138,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         write_text(record.log_dir / "args.txt", str(args))
 
     process.say("Training started!")
+    forward = speed.compiled(
+        forward_pass(args.loss_fn), args.compile, process, train_loader.full_batch
+    )
     tally = None
     for epoch in range(args.start_epoch, args.epochs):
         process.say("START!!")
@@ -154,10 +158,11 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(
-            model, loaders, criterion, optimizer, scaler, epoch, args, record, sums
+            model, loaders, criterion, optimizer, scaler, epoch, args, record, sums, forward
         )
         trained = len(data.train) * (1 - start_step / len(train_loader))  # since this start
-        row["images_per_s"] = trained / (time.perf_counter() - start)
+        seconds = time.perf_counter() - start - speed.compile_seconds(process)
+        row["images_per_s"] = trained / seconds
         start_step, sums = 0, None
         last = epoch == args.epochs - 1
         if epoch % args.test_epoch == 0 or last or record.best_row is None:

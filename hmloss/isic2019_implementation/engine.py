@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally, accuracy
-from common.gather import gather_batch
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
+from common.training.speed import Forward
+from hmloss.engine import forward_pass
 from hmloss.isic2019_implementation.metrics import binary_metrics
 
 RULE = "-" * 60
@@ -48,10 +49,12 @@ def train_one_epoch(
     learning_rate: Callable[[int], float],
     args: Namespace,
     process: Process,
+    forward: Forward = forward_pass,
 ) -> dict[str, float]:
     """Train on every batch once; returns {"lr", "train_loss", "train_top1"} over all images.
 
     ``learning_rate`` gives the rate of a step of this epoch; "lr" is that of the last one.
+    ``forward`` is ``forward_pass``, or that compiled.
     """
     losses, top1 = AverageMeter(), AverageMeter()
     guard = FiniteGuard(model, optimizer)
@@ -63,8 +66,7 @@ def train_one_epoch(
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            logits = model(images)
-            loss = criterion(gather_batch(logits), gather_batch(target))
+            loss, logits = forward(model, criterion, images, target)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         scaler.scale(loss).backward()
         scaler.step(optimizer)

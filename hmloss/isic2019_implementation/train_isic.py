@@ -35,7 +35,7 @@ from common.training.pictures import picture
 from datasets.folder import Skipped
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
-from hmloss.engine import build_criterion
+from hmloss.engine import build_criterion, forward_pass
 from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import opts
 from hmloss.isic2019_implementation.engine import (
@@ -222,6 +222,7 @@ def train_run(
     ]
 
     record.open(seed)
+    forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
     for epoch in range(start_epoch, args.num_epochs + 1):
         if patience == 0:
             break
@@ -240,9 +241,11 @@ def train_run(
 
         row = {"epoch": epoch}
         row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, learning_rate, args, process
-        )
-        row["images_per_s"] = num_train / (time.perf_counter() - start)
+            model, train_loader, criterion, optimizer, scaler, epoch, learning_rate, args, process,
+            forward,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start - speed.compile_seconds(process)
+        row["images_per_s"] = num_train / seconds
         validation = predict(model, val_loader, num_val, criterion, args, process)
         row |= validation.tally.result(args.cls_num_list) | validation.figures()
         row["epoch_s"] = time.perf_counter() - start

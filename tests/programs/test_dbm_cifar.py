@@ -125,20 +125,19 @@ def test_views_of_one_image_from_both_loaders(images, loss_fn, loader, here, sma
 @pytest.mark.parametrize("loader", ["device", "workers"])
 def test_cmo_pastes_rare_classes_in_the_middle_of_the_run(here, small, monkeypatch, loader):
     """Active when 3 < t < epochs − 3, for about half of the steps, with class-balanced images."""
-    pasted, shares = [], []
-    original = engine.base_loss
+    steps = []
+    original = engine.base_pass
 
-    def spy(model, criterion, images, target, epoch, cast, other=None):
-        pasted.append((epoch, other))
-        return original(model, criterion, images, target, epoch, cast, other)
+    def spy(model, criterion, images, target, stage, *pasted):
+        steps.append(pasted)
+        return original(model, criterion, images, target, stage, *pasted)
 
-    monkeypatch.setattr(engine, "base_loss", spy)
+    monkeypatch.setattr(engine, "base_pass", spy)
     main.main([*small, "--cmo", "--epochs", "10", "--loader", loader])
-    with_box = [(epoch, other) for epoch, other in pasted if other is not None]
-    assert {epoch for epoch, _ in with_box} <= {4, 5, 6}
+    with_box = {step: pasted for step, pasted in enumerate(steps) if pasted}
+    assert {step // 2 for step in with_box} <= {4, 5, 6} and len(steps) == 20
     assert 1 <= len(with_box) <= 5  # of 3 epochs of 2 steps
-    shares = [share for _, (_, share) in with_box]
-    assert all(0.4 < share <= 1 for share in shares)
+    assert all(0.4 < share <= 1 for _, share in with_box.values())
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +263,8 @@ def test_a_recorded_run_of_the_original(golden, here, monkeypatch, capsys):
     folder = here / "results" / "cifar10" / "e2e" / "ir_10"
     (log,) = folder.glob("*.txt")
     lines = [line for line in log.read_text().splitlines()]
-    ours = ("loader", "amp", "channels_last", "stretch_schedule", "image_size", "imb_type",
-            "resume", "evaluate", "overwrite", "other_data", "margin_norm",
+    ours = ("loader", "amp", "channels_last", "compile", "stretch_schedule", "image_size",
+            "imb_type", "resume", "evaluate", "overwrite", "other_data", "margin_norm",
             "val_fraction")  # fmt: skip
     lines = [line for line in lines if line[7:].split(":")[0].strip() not in ours]
     assert figures_masked(lines) == figures_masked(facts["log_lines"][:-1])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from common.evaluation import Tally
 from common.training.launch import Process
 from dbm_loss.augment.cutmix import cutmix
-from dbm_loss.large_scale.engine import Sums, bcl_step, build_criterion, hms, plain_step
+from dbm_loss.large_scale.engine import Sums, base_pass, bcl_pass, build_criterion, hms
 from dbm_loss.large_scale.models import BCLModel
 
 CPU = Process(torch.device("cpu"))
@@ -41,7 +41,7 @@ def test_bcl_classifies_view_0_and_contrasts_the_others():
     criterion = build_criterion(flags(loss_fn="bcl"), COUNTS, drw_epoch=160)
     views = torch.randn(3, 4, 3, 32, 32)
     target = torch.tensor([0, 1, 2, 1])
-    loss, logits = bcl_step(model, criterion, views.flatten(0, 1), target)
+    loss, logits = bcl_pass(model, criterion, views.flatten(0, 1), target, 0)
     each = [model(view) for view in views]
     torch.testing.assert_close(logits, each[0][1])
     features = torch.stack([each[1][0], each[2][0]], dim=1)
@@ -54,7 +54,7 @@ def test_pasted_labels_count_by_their_share():
     own, pasted = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 2, 2, 1])
     args = flags(loss_fn="ce", use_norm=False)
     criterion = build_criterion(args, COUNTS, drw_epoch=160)
-    loss, _ = plain_step(lambda x: x, criterion, logits, own, 0, (pasted, 0.7))
+    loss, _ = base_pass(lambda x: x, criterion, logits, own, 0, pasted, 0.7)
     expected = 0.7 * F.cross_entropy(logits, own) + 0.3 * F.cross_entropy(logits, pasted)
     torch.testing.assert_close(loss, expected)
 

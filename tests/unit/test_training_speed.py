@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.training import speed
+from common.training.launch import Process
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -22,3 +23,58 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 )
 def test_channels_last_where_it_is_faster_unless_the_user_says(asked, device, amp, expected):
     assert speed.use_channels_last(asked, device, amp) is expected
+
+
+def forward(model, criterion, images, target, factor=1.0):
+    return criterion(model(images) * factor, target), images
+
+
+MODEL, CRITERION = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES, TARGET = torch.rand(4, 2, generator=GENERATOR), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What was given to the compiler: a graph module a compilation."""
+    given = []
+
+    def compile_(graph, inputs):
+        given.append(graph)
+        return graph
+
+    monkeypatch.setitem(speed.COMPILER, "cpu", {"backend": compile_})
+    torch._dynamo.reset()
+    return given
+
+
+def test_full_batches_are_compiled_once_whatever_the_factor_and_others_run_as_they_are(
+    graphs, capsys
+):
+    compiled = speed.compiled(forward, True, Process(CPU), full_batch=4)
+    graphs.clear()  # what tried the compiler
+    for factor in (1.0, 0.5, 0.25):
+        for count in (4, 3, 4):
+            batch = IMAGES[:count], TARGET[:count], factor
+            loss, _ = compiled(MODEL, CRITERION, *batch)
+            expected, _ = forward(MODEL, CRITERION, *batch)
+            assert loss.item() == pytest.approx(expected.item())
+    assert len(graphs) == 1
+    assert speed.compile_seconds(Process(CPU)) > 0
+    assert capsys.readouterr().out.startswith("compiled in ")
+    assert speed.compile_seconds(Process(CPU)) == 0 and capsys.readouterr().out == ""
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch, capsys):
+    def broken(graph, inputs):
+        raise RuntimeError("no g++ here\nand a second line")
+
+    monkeypatch.setitem(speed.COMPILER, "cpu", {"backend": broken})
+    assert speed.compiled(forward, True, Process(CPU), full_batch=4) is forward
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("note: --compile has no effect, there is no working compiler (")
+    assert "no g++ here" in line
+
+
+def test_nothing_is_compiled_unasked():
+    assert speed.compiled(forward, False, Process(CPU), full_batch=4) is forward
