@@ -159,6 +159,7 @@ def train(
 def about(args: Namespace, data: LongTailed, transform: Callable[..., dict]) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     method = "balanced softmax" if args.program == "cifar_ce" else "GML"
+    head = {} if args.program == "main" else {"head": "fc"}  # where it is not the only name
     return {
         "program": f"dbm_loss/GML/{args.program}.py",
         "method": f"{method} with DBM" if args.use_dbm else method,
@@ -167,6 +168,7 @@ def about(args: Namespace, data: LongTailed, transform: Callable[..., dict]) -> 
             "arch": args.arch,
             "num_classes": args.num_classes,
             "use_norm": args.normalize,
+            **head,
         },
         "transform": transform(args, data),
         "classes": data.classes,
