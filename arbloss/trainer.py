@@ -79,7 +79,7 @@ def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, lis
                 "running as a single process"
             )
     backend = None if config.dist_backend == "nccl" else config.dist_backend
-    process = launch.start(config.gpu, backend)
+    process = launch.start(config.gpu, backend, flag="gpu")
     if not process.distributed and process.device.type == "cuda" and config.gpu is None:
         others = torch.cuda.device_count() - 1
         if others:

@@ -240,6 +240,11 @@ class WorkersLoader:
             yield from prefetch(self._loader, self._to_device, self._device)
         except UsageError as error:  # torch puts the worker's traceback before the message
             raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            if not self._loader.num_workers or str(error).startswith("Caught "):  # of a sample
+                raise
+            # It died while its batch was fetched; in torch's words of a worker that is missed.
+            raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly") from None
 
     def _to_device(self, images: Tensor | list[Tensor], target: Tensor, index: Tensor) -> tuple:
         def move(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,13 +13,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.training import interrupt, output
+from common.training import interrupt, output, peers
 from common.training.errors import RunError, UsageError
 
 
@@ -50,6 +52,7 @@ class Process:
 def run(main: Callable[[Sequence[str] | None], object]) -> None:
     """Run a program's ``main``. Exit code: 2 bad usage, 1 a run that cannot go on, 130 Ctrl-C."""
     output.prepare()
+    code = 1
     try:
         interrupt.from_now_on_raised()
         main(None)
@@ -58,7 +61,6 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
         code = 2
     except RunError as error:
         _say(error)
-        code = 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
         _say("interrupted; a training goes on from its last checkpoint with --resume auto")
@@ -70,14 +72,17 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
             f"the output cannot be written any more ({error.strerror}); a training goes on from "
             "its last checkpoint with --resume auto"
         )
-        code = 1
+    except (RuntimeError, ValueError) as error:
+        reason = _explain(error)
+        if reason is None:
+            raise
+        _say(reason)
     else:
         code = 0
     finally:
         output.finish()
         with_gloo = dist.is_initialized() and dist.get_backend() == "gloo"
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        peers.part(failed=code != 0)
     if with_gloo:
         _leave(code)
     if code:
@@ -97,42 +102,85 @@ def _leave(code: int) -> NoReturn:
 
 
 def _say(message: object) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+    """Say why the run ends, unless another process has done so."""
+    if peers.first_to_fail():
         name = os.path.basename(sys.argv[0]) or "python"
         with contextlib.suppress(OSError):
             print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+        if _spoken is not None:
+            _spoken.set()
 
 
-def start(gpu: int | None = None, backend: str | None = None, *, use_cuda: bool = True) -> Process:
+def _explain(error: Exception) -> str | None:
+    """What torch's errors mean that are no fault of the program; None for all others."""
+    text = str(error)
+    if text.startswith("DataLoader worker"):
+        if str(error.__cause__).startswith("DataLoader worker"):  # which names the signal
+            text = str(error.__cause__)
+        how = text.rpartition(") ")[2].split(". ")[0].removeprefix("is ").rstrip(". ")
+        why = (
+            f"a worker process of the data loader died ({how}): out of memory, or of shared memory "
+            "(/dev/shm)? Fewer workers need less"
+        )
+    elif "Expected more than 1 value per channel" in text:
+        return (
+            "batch norm has a single value per channel in a process: it needs a larger batch, or "
+            "images so large that the last features are more than one pixel"
+        )
+    else:
+        why = peers.explain(error)
+    return why and f"{why}. A training goes on from its last checkpoint with --resume auto"
+
+
+def start(
+    gpu: int | None = None,
+    backend: str | None = None,
+    *,
+    use_cuda: bool = True,
+    flag: str = "--gpu",
+) -> Process:
     """Choose the device and, where a launcher started us, join the other processes.
 
     Under ``torchrun`` or ``torch.distributed.launch`` (``WORLD_SIZE`` is set) each process takes
     the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
     GPU to use; None means the first GPU, or the CPU where there is none. ``backend`` replaces NCCL
-    on GPUs; without ``use_cuda`` everything runs on the CPU.
+    on GPUs; without ``use_cuda`` everything runs on the CPU. ``flag`` is where ``gpu`` came from.
+
+    Raises:
+        UsageError: no such GPU, fewer GPUs than processes, or impossible launcher's variables.
+        RunError: a process has not come (see ``peers``).
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        on_gpu = use_cuda and torch.cuda.device_count() >= local_world_size
-        device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-        if on_gpu:
-            torch.cuda.set_device(device)
-        if world_size > 1 and not dist.is_initialized():
-            dist.init_process_group((backend or "nccl") if on_gpu else "gloo")
-        rank = int(os.environ["RANK"])
-        return Process(device, rank, world_size, local_rank, local_world_size)
-    return Process(_pick_device(gpu) if use_cuda else torch.device("cpu"))
+    if not ("WORLD_SIZE" in os.environ and "RANK" in os.environ):
+        return Process(_pick_device(gpu, flag) if use_cuda else torch.device("cpu"))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpu not in (None, local_rank) and rank == 0:
+        warnings.warn(f"{flag} {gpu}: a launcher gives each process its own GPU", stacklevel=2)
+    gpus = torch.cuda.device_count() if use_cuda else 0
+    if 0 < gpus < local_world_size:
+        raise UsageError(
+            f"{local_world_size} processes on a machine with {gpus} GPUs: start at most {gpus}, or "
+            "all of them on the CPU with CUDA_VISIBLE_DEVICES="
+        )
+    device = torch.device("cpu")
+    if gpus:
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if world_size > 1 and not dist.is_initialized():
+        peers.meet((backend or "nccl") if gpus else "gloo", rank, world_size)
+    return Process(device, rank, world_size, local_rank, local_world_size)
 
 
-def _pick_device(gpu: int | None) -> torch.device:
-    if not torch.cuda.is_available():
-        if gpu is not None:
-            warnings.warn(f"--gpu {gpu}: no CUDA device here, running on the CPU", stacklevel=3)
+def _pick_device(gpu: int | None, flag: str) -> torch.device:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus and gpu in (None, 0):  # the papers' commands say --gpu 0
+        if gpu == 0:
+            warnings.warn(f"{flag} 0: no CUDA device here, running on the CPU", stacklevel=3)
         return torch.device("cpu")
-    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
-        raise UsageError(f"--gpu {gpu}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+    if gpu is not None and not 0 <= gpu < gpus:
+        here = f"GPUs 0 to {gpus - 1}" if gpus else f"no GPU; leave {flag} out to use the CPU"
+        raise UsageError(f"{flag} {gpu}: this machine has {here}")
     device = torch.device("cuda", gpu or 0)
     torch.cuda.set_device(device)
     return device
@@ -170,16 +218,34 @@ def fan_out(
             probe.bind((address, 0))
             port = probe.getsockname()[1]
     place = (machines, machine, processes, address, port)
+    spoken = torch.multiprocessing.get_context("spawn").Event()
+    # It would report each process that it ends after one has failed.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        torch.multiprocessing.spawn(_child, (main, argv, place), nprocs=processes)
+        torch.multiprocessing.spawn(_child, (main, argv, place, spoken), nprocs=processes)
     except torch.multiprocessing.ProcessExitedException as error:
-        sys.exit(error.exit_code)
+        if not spoken.is_set():
+            raise RunError(
+                f"{error} (of {processes}): out of memory? A training goes on from its last "
+                "checkpoint with --resume auto"
+            ) from None
+        sys.exit(max(error.exit_code, 1))
     return True
 
 
+# Of a process that was fanned out to: whether any of them has said why the run ends.
+_spoken: Event | None = None
+
+
 def _child(
-    local_rank: int, main: Callable, argv: list[str], place: tuple[int, int, int, str, int]
+    local_rank: int,
+    main: Callable,
+    argv: list[str],
+    place: tuple[int, int, int, str, int],
+    spoken: Event,
 ) -> None:
+    global _spoken
+    _spoken = spoken
     machines, machine, processes, address, port = place
     os.environ.update(
         MASTER_ADDR=address,

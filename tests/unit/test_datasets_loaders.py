@@ -183,6 +183,27 @@ def test_a_sample_drawn_twice_is_augmented_twice():
     assert len({float(image.sum()) for image in images}) == 4
 
 
+@pytest.mark.parametrize(("error", "kind", "words"), [
+    (EOFError(), RuntimeError, "DataLoader worker .* exited unexpectedly"),
+    (ConnectionResetError(), RuntimeError, "DataLoader worker .* exited unexpectedly"),
+    (EOFError("Caught EOFError in DataLoader worker process 0."), EOFError, "Caught"),
+])  # fmt: skip
+def test_a_worker_that_dies_while_its_batch_is_fetched(error, kind, words):
+    """That is not the same as a sample that cannot be read."""
+
+    class Broken:
+        num_workers = 1
+
+        def __iter__(self):
+            raise error
+            yield
+
+    loader = workers()
+    loader._loader = Broken()
+    with pytest.raises(kind, match=words):
+        list(loader)
+
+
 def test_several_views_of_one_image():
     dataset = ArrayDataset(IMAGES, TARGETS, [noisy_image, noisy_image])
     loader = WorkersLoader(dataset, 4, workers=0, seed=0, process=CPU)

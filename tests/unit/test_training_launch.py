@@ -1,6 +1,8 @@
 """Exit codes, devices, seeds and the guard against a diverging loss."""
 
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from common.training import launch, precision, seeds
 from common.training.errors import NonFiniteLoss, UsageError
+from datasets.loaders import WorkersLoader
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,8 +37,8 @@ def test_exit_codes(error, code, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_only_the_first_process_complains(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+def test_one_process_of_a_machine_complains(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit):
         launch.run(stop_with(UsageError("x")))
     assert capsys.readouterr().err == ""
@@ -44,6 +47,129 @@ def test_only_the_first_process_complains(monkeypatch, capsys):
 def test_a_program_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         launch.run(lambda _: 1 / 0)
+    with pytest.raises(RuntimeError, match="must match"):
+        launch.run(lambda _: torch.ones(2) + torch.ones(3))
+
+
+def errors_of(main, capsys):
+    """What a program that ends with exit code 1 writes to standard error."""
+    with pytest.raises(SystemExit) as stop:
+        launch.run(main)
+    assert stop.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_batch_norm_with_one_value(capsys):
+    layer = torch.nn.BatchNorm2d(2)
+    error = errors_of(lambda _: layer(torch.ones(1, 2, 1, 1)), capsys)
+    assert error.endswith(
+        "error: batch norm has a single value per channel in a process: it needs a larger batch, "
+        "or images so large that the last features are more than one pixel\n"
+    )
+    assert error.count("\n") == 1
+
+
+class Killed(torch.utils.data.Dataset):
+    """Samples whose fetching ends the worker process."""
+
+    targets = (0,) * 4
+
+    def __init__(self, how):
+        self.how = how
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.how()
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by signal: Killed"),
+    (lambda: os._exit(3), "exited unexpectedly"),
+])  # fmt: skip
+def test_a_worker_of_the_loader_that_dies(how, words, capsys):
+    loader = WorkersLoader(
+        Killed(how), 2, workers=1, seed=0, process=launch.Process(torch.device("cpu"))
+    )
+    error = errors_of(lambda _: list(loader), capsys)
+    loader.close()
+    assert f"error: a worker process of the data loader died ({words}" in error
+    assert error.endswith(
+        "): out of memory, or of shared memory (/dev/shm)? Fewer workers need less. A training "
+        "goes on from its last checkpoint with --resume auto\n"
+    )
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends that so many GPUs are there; returns the list of those that are chosen."""
+
+    def pretend(count):
+        chosen = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+        return chosen
+
+    return pretend
+
+
+@pytest.mark.parametrize(("count", "gpu", "words"), [
+    (2, 2, "--gpu 2: this machine has GPUs 0 to 1"),
+    (2, -1, "--gpu -1: this machine has GPUs 0 to 1"),
+    (0, 99, "--gpu 99: this machine has no GPU; leave --gpu out to use the CPU"),
+    (0, -1, "--gpu -1: this machine has no GPU; leave --gpu out to use the CPU"),
+])  # fmt: skip
+def test_a_gpu_that_is_not_there(gpus, count, gpu, words):
+    gpus(count)
+    with pytest.raises(UsageError) as error:
+        launch.start(gpu)
+    assert str(error.value) == words
+
+
+def test_a_gpu_that_is_there(gpus):
+    chosen = gpus(2)
+    assert launch.start(1).device == torch.device("cuda", 1) and chosen == [1]
+    assert launch.start(None).device == torch.device("cuda", 0)
+    assert launch.start(1, use_cuda=False).device == torch.device("cpu")
+    gpus(0)
+    assert launch.start(None).device == torch.device("cpu")
+    with pytest.warns(UserWarning, match="--gpu 0: no CUDA device here, running on the CPU"):
+        assert launch.start(0).device == torch.device("cpu")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Rank 1 of two that a launcher started on this machine; returns how it met the other."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    met = []
+    monkeypatch.setattr(launch.peers, "meet", lambda *args: met.append(args))
+    return met
+
+
+@pytest.mark.parametrize(("count", "device", "backend"), [
+    (2, "cuda:1", "nccl"), (3, "cuda:1", "nccl"), (0, "cpu", "gloo"),
+])  # fmt: skip
+def test_each_process_has_its_gpu(gpus, launched, count, device, backend):
+    gpus(count)
+    assert launch.start() == launch.Process(torch.device(device), 1, 2, 1, 2)
+    assert launched == [(backend, 1, 2)]
+
+
+def test_more_processes_than_gpus(gpus, launched):
+    gpus(1)
+    with pytest.raises(UsageError) as error:
+        launch.start()
+    assert str(error.value) == (
+        "2 processes on a machine with 1 GPUs: start at most 1, or all of them on the CPU with "
+        "CUDA_VISIBLE_DEVICES="
+    )
+    assert launch.start(use_cuda=False).device == torch.device("cpu")
 
 
 def test_finite_guard_names_the_place():
