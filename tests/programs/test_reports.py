@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from arbloss import train_stage1
 from arbloss.models import Network
 from common.models import archs
 from common.training import pictures
@@ -18,11 +17,15 @@ from datasets.augment import recipes
 from datasets.images import read_rgb
 from dbm_loss.cifar.models import build_model as dbm_cifar
 from dbm_loss.large_scale import train as dbm_large
-from tests.programs.test_epochs import PROGRAMS, here  # noqa: F401
+from tests.programs import small_runs
 from tests.programs.tools import ROOT
 
 CLASSES = ["class_000", "class_001", "class_002"]
-NAMES = [name for name in PROGRAMS if not name.startswith(("hml", "arb")) and "cmo" not in name]
+NAMES = [
+    name
+    for name in small_runs.PROGRAMS
+    if not name.startswith(("hml", "arb")) and "cmo" not in name
+]
 
 
 def of_table(network):
@@ -82,22 +85,26 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def run(name: str, folder: Path) -> tuple[dict, Path]:
     """What the program returns, and the folder of its report."""
-    program, argv, *_ = PROGRAMS[name]
-    if name == "arb_stage2":
-        train_stage1.main([*PROGRAMS["arb_stage1"][1], "num_epochs", "1", "arbloss", "False"])
-        (path,) = folder.glob("saved/*/ckps/current.pth.tar")
-        argv = [*argv, "resume", str(path)]
+    program, argv = small_runs.command(name)
     before = set(folder.rglob("report.json"))
     last = program.main(argv)
     (report,) = set(folder.rglob("report.json")) - before
     return last[0] if isinstance(last, list) else last, report.parent
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    small_runs.make_data(tmp_path)
+    small_runs.small_networks(monkeypatch)
+    add_validation(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):  # noqa: F811
+def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     drawn = {}
     monkeypatch.setattr(pictures, "picture", lambda path, _, *args: drawn.update({path.name: args}))
-    add_validation(here / "data")
     last, logs = run(name, here)
     report = json.loads((logs / "report.json").read_text())
     best = report["best"]
