@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = [report["final"][figure] for report, _ in results.values()]
         print(f"{figure:18}" + "".join(f"{value:10.1f}" for value in row))
     for digit, count in enumerate(counts):
-        row = [report["final"]["cls_acc"][digit] * 100 for report, _ in results.values()]
+        row = [report["final"]["cls_acc"][digit] for report, _ in results.values()]
         print(f"{f'digit {digit} ({count} images)':18}" + "".join(f"{v:10.1f}" for v in row))
     print("\npictures (per_class.png, confusion.png, curves.png), metrics.csv and report.json:")
     for _, folder in results.values():

@@ -21,6 +21,7 @@ from common.evaluation import Tally, class_groups
 from common.training import drawings, pictures
 from common.training.logs import write_csv, write_json, write_text
 
+UNIT = "percent, of all accuracies and errors of calibration"
 SCORES = {"top1": "top-1", "balanced_acc": "balanced accuracy", "bacc": "bacc"}
 
 
@@ -85,15 +86,16 @@ def write_report(
     if best_test is not None:
         which, tally = "best", best_test.tally
         results = {"final": history[-1] | final_test.figures, "best": best | best_test.figures}
-        extra = {"validation": rows}
+        extra = {"validation": {name: in_percent(row) for name, row in rows.items()}}
     note = _note(split, chosen_on, score)
     table = class_table(tally, cls_num_list, about["classes"])
     write_metrics(folder, history)
     write_json(
         folder / "report.json",
         {
-            **results,
+            **{name: in_percent(row) for name, row in results.items()},
             "note": note,
+            "unit": UNIT,
             "evaluated": split,
             "reported": {"epoch": rows[which]["epoch"], "which": which, "split": split},
             **extra,
@@ -109,6 +111,12 @@ def write_report(
     )
     write_tables(folder, tally, table, files)
     _draw(folder, history, rows[which], tally, about, split=split, chosen_on=chosen_on)
+
+
+def in_percent(row: Mapping[str, object]) -> dict:
+    """A row of the history with its class accuracies in percent, as the other figures are."""
+    percent = [100 * accuracy for accuracy in row.get("cls_acc", ())]
+    return dict(row) | ({"cls_acc": percent} if percent else {})
 
 
 def full(split: str) -> str:

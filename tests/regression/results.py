@@ -79,8 +79,8 @@ def from_report(
         "versions": {k: v for k, v in report["versions"].items() if k != "commit"},
         "wall_time_s": round(report["wall_time_s"], 1),
         "cls_num_list": report["cls_num_list"],
-        "final": _figures(report["final"]),
-        "best": _figures(report["best"]),
+        "final": _figures(report["final"], report),
+        "best": _figures(report["best"], report),
         "curves": curves,
     }
 
@@ -89,11 +89,12 @@ def _rounded(value: object) -> object:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _figures(row: dict) -> dict:
-    """The scalars of an epoch and its class accuracies."""
+def _figures(row: dict, report: dict) -> dict:
+    """The scalars of an epoch, in percent, and its class accuracies, as fractions."""
     kept = {name: _rounded(value) for name, value in row.items() if not isinstance(value, list)}
     if "cls_acc" in row:
-        kept["cls_acc"] = [round(value, 4) for value in row["cls_acc"]]
+        scale = 0.01 if "unit" in report else 1  # reports once had fractions
+        kept["cls_acc"] = [round(value * scale, 4) for value in row["cls_acc"]]
     return kept
 
 

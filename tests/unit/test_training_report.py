@@ -78,7 +78,8 @@ def test_tables_and_report_of_the_last_epoch(tmp_path, drawn):
     ]
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["final"]["top1"] == 50 and written["best"]["top1"] == 80
-    assert written["final"]["balanced_acc"] == 50 and written["final"]["cls_acc"] == [0.5, 0, 1]
+    assert written["final"]["balanced_acc"] == 50 and written["final"]["cls_acc"] == [50, 0, 100]
+    assert written["unit"].startswith("percent")
     assert written["final"]["macro_f1"] == pytest.approx(100 * (2 / 3 + 0 + 4 / 7) / 3)
     assert written["note"] == (
         "best is chosen on the test set, as in the papers; final is the last epoch"
