@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -72,7 +73,7 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
             f"the output cannot be written any more ({error.strerror}); a training goes on from "
             "its last checkpoint with --resume auto"
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         reason = _explain(error)
         if reason is None:
             raise
@@ -122,6 +123,10 @@ def _explain(error: Exception) -> str | None:
             f"a worker process of the data loader died ({how}): out of memory, or of shared memory "
             "(/dev/shm)? Fewer workers need less"
         )
+    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in text:
+        found = re.search(r"(tried|unable) to allocate [\d.]+ \w+", text.lower())
+        amount = f" ({found[0]})" if found else ""
+        why = f"out of memory{amount}: a smaller batch needs less"
     elif "Expected more than 1 value per channel" in text:
         return (
             "batch norm has a single value per channel in a process: it needs a larger batch, or "

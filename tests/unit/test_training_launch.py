@@ -69,6 +69,23 @@ def test_batch_norm_with_one_value(capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("want", "amount"),
+    [
+        (lambda: torch.empty(2**53).bool(), " (tried to allocate 36028797018963968 bytes)"),
+        (lambda: np.empty(2**55), " (unable to allocate 256. pib)"),
+        (lambda: bytearray(2**62), ""),
+    ],
+)  # fmt: skip
+def test_out_of_memory_is_one_line(want, amount, capsys):
+    error = errors_of(lambda _: want(), capsys)
+    assert error.endswith(
+        f"error: out of memory{amount}: a smaller batch needs less. A training goes on from its "
+        "last checkpoint with --resume auto\n"
+    )
+    assert error.count("\n") == 1
+
+
 class Killed(torch.utils.data.Dataset):
     """Samples whose fetching ends the worker process."""
 
