@@ -17,7 +17,8 @@ from arbloss.opts import CIFAR_LIKE
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets import augment, long_tail
-from datasets.augment.colours import INAT_MEAN, INAT_STD
+from datasets.augment import described
+from datasets.augment.colours import INAT_MEAN, INAT_STD, Triple
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
 from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
@@ -86,9 +87,7 @@ def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
 def _load_lists(config: CfgNode) -> ListData:
     root = _either_spelling(Path(config.data_path))
     folders = [Path(config.list_path)] if config.list_path else [root, SHIPPED_LISTS]
-    colours = {}
-    if config.dataset == "ina2018":
-        colours = {"mean": INAT_MEAN, "std": INAT_STD}
+    colours = _colours(config)
     train_list, test_list = (find_list(name, folders) for name in LISTS[config.dataset])
     augmentation = augment.recipes.imagenet_train(jitter=0.4, **colours)
     train = ListFile(train_list, root, augmentation, names=config.classes)
@@ -121,6 +120,18 @@ def _load_lists(config: CfgNode) -> ListData:
         val,
         NAMES[config.dataset],
     )
+
+
+def transform(config: CfgNode, data: long_tail.LongTailed | ListData) -> dict[str, object]:
+    """What a test image goes through, as plain data."""
+    if config.dataset in CIFAR_LIKE:
+        return described.cifar(data.test.images.shape[1])
+    return described.imagenet(**_colours(config))
+
+
+def _colours(config: CfgNode) -> dict[str, Triple]:
+    """Mean and standard deviation, if they are not ImageNet's."""
+    return {"mean": INAT_MEAN, "std": INAT_STD} if config.dataset == "ina2018" else {}
 
 
 def _either_spelling(root: Path) -> Path:

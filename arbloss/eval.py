@@ -22,7 +22,7 @@ from arbloss.data import load_data, make_loaders
 from arbloss.engine import evaluate, log_line, result_lines, results
 from arbloss.models import Network
 from arbloss.reliability import calibration, draw_reliability_diagram
-from common.training import checkpoint, launch, speed
+from common.training import checkpoint, launch, report, speed
 from common.training.errors import UsageError
 from common.training.logs import TextLog, prepare_folders, write_json
 
@@ -47,11 +47,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         memory_format=memory_format,
     )
 
+    stage = 2 if "state_dict_lws_model" in state else 1
     network = Network(
-        config.backbone,
-        config.num_classes,
-        places=config.dataset == "places",
-        stage=2 if "state_dict_lws_model" in state else 1,
+        config.backbone, config.num_classes, places=config.dataset == "places", stage=stage
     )
     trainer.load_parts(network, state, config.resume)
     network = network.to(process.device, memory_format=memory_format)
@@ -73,9 +71,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     for line in result_lines(figures, tally, data.cls_num_list, config):
         say(line)
     if process.is_main:
-        facts = {"calibration": calibration(tally.bins), "evaluated": data.split}
+        about = trainer.about(config, data, stage)
+        table = report.class_table(tally, data.cls_num_list, data.classes)
+        facts = {"evaluated": data.split, **data.facts, **about, "per_class": table}
+        facts["calibration"] = calibration(tally.bins)
         write_json(folder / "eval.json", figures | facts)
-        draw_reliability_diagram(tally.bins, folder / "reliability.png", config.resume)
+        report.write_tables(folder, tally, table, data.test.files)
+        title = f"{report.title_of(about)}\n{report.full(data.split)} set"
+        draw_reliability_diagram(tally.bins, folder / "reliability.png", title)
     test_loader.close()
     log.close()
     return figures

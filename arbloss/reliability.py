@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.training.pictures import literal, picture
+from common.training import drawings
+from common.training.pictures import picture
 
 
 def calibration(bins: torch.Tensor) -> dict[str, np.ndarray | float]:
@@ -50,7 +51,7 @@ def draw_reliability_diagram(bins: torch.Tensor, path: str | Path, title: str) -
         path: file to write.
         title: heading of the picture.
     """
-    picture(Path(path), _draw, calibration(bins), literal(title))
+    picture(Path(path), _draw, calibration(bins), title)
 
 
 def _draw(figure, figures: dict[str, np.ndarray | float], title: str) -> None:
@@ -91,6 +92,6 @@ def _draw(figure, figures: dict[str, np.ndarray | float], title: str) -> None:
         aspect="equal",
         xlabel="Confidence",
         ylabel="Accuracy",
-        title=title,
     )
     axes.legend([gap, accuracy], ["Gap", "Accuracy"], loc="upper left")
+    drawings.heading(figure, title)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from arbloss import opts
-from arbloss.data import ListData, Loader, load_data, make_loaders
+from arbloss.data import ListData, Loader, load_data, make_loaders, transform
 from arbloss.engine import (
     Say,
     evaluate,
@@ -260,6 +260,31 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         if stage == 1 or continues:
             run.start_epoch = state["epoch"]
     return run
+
+
+def about(config: CfgNode, data: LongTailed | ListData, stage: int) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    if stage == 1:  # as build_criterion chooses
+        names, other = {"LAS": "LAS", "arbloss": "ARB-Loss"}, "CE"
+    else:
+        names = {"arbloss": "ARB-Loss", "arbloss_fl": "ARB-Focal", "warbloss": "WARB-Loss"}
+        other = "LAS"
+    loss = next((name for key, name in names.items() if config[key]), other)
+    with_mixup = f"{loss} with mixup" if config.mixup else loss
+    return {
+        "program": f"arbloss/train_stage{stage}.py",
+        "method": with_mixup if stage == 1 else f"stage 2 by {with_mixup}",
+        "data": data.name,
+        "network": {
+            "arch": config.backbone,
+            "num_classes": config.num_classes,
+            "places": config.dataset == "places",
+            "stage": stage,
+        },
+        "transform": transform(config, data),
+        "classes": data.classes,
+        "cls_num_list": data.cls_num_list,
+    }
 
 
 def parts(network: Network) -> dict[str, nn.Module]:

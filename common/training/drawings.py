@@ -86,7 +86,7 @@ def per_class(
     else:
         smoothed = f"; accuracy: mean of {_window(place)} neighbours" if number > MAX_BARS else ""
         lower.set_xlabel(f"rank of the class, most training images first{smoothed}")
-    _head(figure, title)
+    heading(figure, title)
     upper.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9,
         columnspacing=1.2, handlelength=1.2,
@@ -129,7 +129,7 @@ def confusion(
                     column, row, f"{share[row, column]:.0f}", ha="center", va="center",
                     color="white" if share[row, column] > 50 else "black",
                 )  # fmt: skip
-    _head(figure, title)
+    heading(figure, title)
 
 
 def curves(figure, history: Sequence[dict], what: str, title: str) -> None:
@@ -159,7 +159,7 @@ def curves(figure, history: Sequence[dict], what: str, title: str) -> None:
         if len(history) == 1:
             axes.set_xlim(history[0]["epoch"] - 1, history[0]["epoch"] + 1)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
-    _head(figure, title)
+    heading(figure, title)
 
 
 def _series(history: Sequence[dict], column: str) -> tuple[list[int], list[float]]:
@@ -197,7 +197,8 @@ def _slanted(classes: Sequence[str]) -> dict[str, object]:
     return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
-def _head(figure, title: str) -> None:
+def heading(figure, title: str) -> None:
+    """Put ``title`` over the picture, in as many lines as it takes."""
     width = int(figure.get_size_inches()[0] * 10)
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, width)]
     figure.suptitle(literal("\n".join(lines)))

@@ -86,6 +86,9 @@ def test_stage_2_and_evaluation(folder, stage1, here, capsys, shift_bn):
     saved = json.loads(report.read_text())
     assert saved["top1"] == pytest.approx(row["top1"])
     assert sum(saved["calibration"]["counts"]) == 25
+    assert saved["classes"][1] == "class_001" and saved["test_set"] == str(folder / "test")
+    predictions = pd.read_csv(report.parent / "predictions.csv")
+    assert (predictions["true"] == predictions["predicted"]).mean() * 100 == saved["top1"]
     with Image.open(report.parent / "reliability.png") as image:
         assert len(np.unique(np.asarray(image))) > 20
 
