@@ -73,9 +73,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if process.is_main:
         about = trainer.about(config, data, stage)
         table = report.class_table(tally, data.cls_num_list, data.classes)
-        facts = {"evaluated": data.split, **data.facts, **about, "per_class": table}
+        facts = {
+            "unit": report.UNIT,
+            "evaluated": data.split,
+            **data.facts,
+            **about,
+            "per_class": table,
+        }
         facts["calibration"] = calibration(tally.bins)
-        write_json(folder / "eval.json", figures | facts)
+        write_json(folder / "eval.json", report.in_percent(figures) | facts)
         report.write_tables(folder, tally, table, data.test.files)
         title = f"{report.title_of(about)}\n{report.full(data.split)} set"
         draw_reliability_diagram(tally.bins, folder / "reliability.png", title)
