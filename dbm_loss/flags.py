@@ -1,10 +1,11 @@
-"""The flag of the margin's reference, which all programs of this paper have."""
+"""The flag of the margin's reference, and what the margin's flags mean in all programs."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
+LDAM_SCALE = 30.0  # the default of dbm_loss.losses.LDAM
 # As the authors' code takes them, though not all of them end with the rarest class.
 DATA_OF_THE_PAPER = ("cifar10", "cifar100", "imgnet", "imagenet", "inat")
 
@@ -41,3 +42,14 @@ def margin_notes(args: Namespace, cls_num_list: Sequence[int], classes: Sequence
         f"note: class {name} is rarer than the last class, the reference of the margin: its margin "
         f"is {last / rarest:.3g} ** tau times --max_margin; --margin_norm rarest keeps it below"
     ]
+
+
+def logit_scale(args: Namespace) -> float:
+    """What the loss multiplies the logits by: ``--cos_scale`` behind a cosine classifier.
+
+    LDAM has its own 30, and NCL scales with the margin alone.
+    """
+    if args.loss_fn.startswith("ldam"):
+        return LDAM_SCALE
+    scaled = args.use_dbm if args.loss_fn == "ncl" else args.use_norm
+    return args.cos_scale if scaled else 1.0

@@ -21,7 +21,7 @@ from ib_loss.losses import FocalLoss, IB_FocalLoss, IBLoss, LDAMLoss
 from ib_loss.schedule import in_ib_phase
 
 # Constants of the authors' programs (their class defaults differ).
-ALPHA, GAMMA = 1000.0, 1.0
+ALPHA, GAMMA, LDAM_SCALE = 1000.0, 1.0, 30.0
 Meter = AverageMeter | Running  # last value and mean
 
 
@@ -60,7 +60,7 @@ def build_criterion(
     if args.loss_type == "CE":
         return nn.CrossEntropyLoss(weight=weight)
     if args.loss_type == "LDAM":
-        return LDAMLoss(cls_num_list, max_m=0.5, s=30, weight=weight)
+        return LDAMLoss(cls_num_list, max_m=0.5, s=LDAM_SCALE, weight=weight)
     if args.loss_type == "Focal":
         return FocalLoss(weight=weight, gamma=GAMMA)
     if not in_ib_phase(epoch, args.loss_type, args.start_ib_epoch):

@@ -20,6 +20,7 @@ from datasets.loaders import drawn_by_weight
 from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, require_images
 from ib_loss import opts
 from ib_loss.engine import (
+    LDAM_SCALE,
     build_criterion,
     evaluate,
     forward_pass,
@@ -179,6 +180,7 @@ def about(args: Namespace, data: LongTailed, program: str) -> dict[str, object]:
             "use_norm": args.loss_type == "LDAM" and not tiny,
         },
         "transform": described.imagenet(square=side) if tiny else described.cifar(side),
+        "scale": LDAM_SCALE if args.loss_type == "LDAM" else 1.0,
         "classes": data.classes,
         "cls_num_list": data.cls_num_list,
     }

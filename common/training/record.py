@@ -60,8 +60,9 @@ class Record:
         events: folder of the tensorboard events within ``log_dir``.
         about: what was trained, as plain data, for the report and for whoever gets a checkpoint:
             "program", "method" and "data" in words, "network" (what builds it again, "arch" in any
-            case), "transform" (of an image to evaluate: ``recipes.describe``), "classes" (names),
-            "cls_num_list".
+            case), "transform" (of an image to evaluate: ``datasets.augment.described``), "scale"
+            (what the loss multiplies the logits by: probabilities are softmax(scale * logits)),
+            "classes" (names), "cls_num_list".
         split: the set that is reported, "test" or "val".
         chosen_on: the set on which each epoch is evaluated and the best chosen; None: ``split``.
         score: the figure that chooses; None: top-1, as in the papers, and on a set of its own,

@@ -18,6 +18,7 @@ from datasets.long_tail import LongTailed
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
 from dbm_loss.GML.engine import (
+    SCALE,
     Means,
     build_criterion,
     build_model,
@@ -171,6 +172,7 @@ def about(args: Namespace, data: LongTailed, transform: Callable[..., dict]) -> 
             **head,
         },
         "transform": transform(args, data),
+        "scale": SCALE,  # of a linear classifier, too
         "classes": data.classes,
         "cls_num_list": data.cls_num_list,
     }

@@ -46,7 +46,7 @@ from dbm_loss.cifar.engine import (
     train_one_epoch,
 )
 from dbm_loss.cifar.models import build_model
-from dbm_loss.flags import margin_notes
+from dbm_loss.flags import logit_scale, margin_notes
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -206,6 +206,7 @@ def about(args: Namespace, data: LongTailed) -> dict[str, object]:
             "use_norm": args.use_norm,
         },
         "transform": described.cifar(data.test.images.shape[1]),
+        "scale": logit_scale(args),
         "classes": data.classes,
         "cls_num_list": data.cls_num_list,
     }

@@ -28,7 +28,7 @@ from common.evaluation import Tally
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
-from dbm_loss.flags import margin_notes
+from dbm_loss.flags import logit_scale, margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
     LargeScale,
@@ -198,6 +198,7 @@ def about(args: Namespace, data: LargeScale) -> dict[str, object]:
             "use_norm": args.use_norm,
         },
         "transform": test_transform(args),
+        "scale": logit_scale(args),
         "classes": data.classes,
         "cls_num_list": data.cls_num_list,
     }
