@@ -39,24 +39,53 @@ def per_class(
     counts = np.asarray(cls_num_list)[order]
     group = class_groups(counts)
     number = len(order)
-    figure.set_size_inches(np.clip(3 + 0.3 * number, 8, 13), 6)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    upper, lower = above_class_sizes(figure, counts, [classes[c] for c in order])
 
     # Bars of one group stand side by side, since the classes are sorted by size.
-    place, width = np.arange(number), 0.8 if number <= MAX_NAMES else 1.0
+    place = np.arange(number)
     for name in GROUPS:
         mine = group == name
         if not mine.any():
             continue
-        mean = _mean(accuracy[mine])
-        label = f"{name} ({BOUNDS[name]}): {mean:.1f} %"
+        label = f"{name} ({BOUNDS[name]}): {_mean(accuracy[mine]):.1f} %"
         if number <= MAX_BARS:
-            upper.bar(place[mine], accuracy[mine], width, color=COLOURS[name], label=label)
-            lower.bar(place[mine], counts[mine], width, color=COLOURS[name])
+            upper.bar(place[mine], accuracy[mine], _width(number), color=COLOURS[name], label=label)
         else:
             _smoothed(upper, place, accuracy, mine, COLOURS[name], label)
-            lower.fill_between(place[mine], counts[mine], color=COLOURS[name], step="mid", lw=0)
     upper.set(ylabel=f"{what} accuracy (%)", ylim=(0, 108), yticks=range(0, 101, 20))
+    if number <= MAX_NUMBERS:
+        for x, value in zip(place, accuracy, strict=True):
+            text = "no image" if np.isnan(value) else f"{value:.0f}"
+            above = 0 if np.isnan(value) else value
+            upper.annotate(text, (x, above), (0, 2), textcoords="offset points", ha="center")
+    if number > MAX_BARS:
+        smoothed = f"; accuracy: mean of {_window(place)} neighbours"
+        lower.set_xlabel(lower.get_xlabel() + smoothed)
+    heading(figure, title)
+    upper.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9,
+        columnspacing=1.2, handlelength=1.2,
+    )  # fmt: skip
+
+
+def above_class_sizes(figure, counts: Sequence[int], classes: Sequence[str]) -> tuple:
+    """Two panels over the classes: an empty one, above that of their training images.
+
+    Args:
+        counts: training images, (C,), most first. classes: their names.
+    Returns: the axes of both.
+    """
+    counts = np.asarray(counts)
+    number = len(counts)
+    place, group = np.arange(number), class_groups(counts)
+    figure.set_size_inches(np.clip(3 + 0.3 * number, 8, 13), 6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    for name in GROUPS:
+        mine = group == name
+        if number <= MAX_BARS:
+            lower.bar(place[mine], counts[mine], _width(number), color=COLOURS[name])
+        else:
+            lower.fill_between(place[mine], counts[mine], color=COLOURS[name], step="mid", lw=0)
     lower.set(ylabel="training images")
     positive = counts[counts > 0]
     if len(positive) and positive[0] > 10 * positive[-1]:
@@ -66,10 +95,7 @@ def per_class(
     else:
         lower.set_ylim(0, 1.15 * max(counts[0], 1))
     if number <= MAX_NUMBERS:
-        for x, value, count in zip(place, accuracy, counts, strict=True):
-            text = "no image" if np.isnan(value) else f"{value:.0f}"
-            above = 0 if np.isnan(value) else value
-            upper.annotate(text, (x, above), (0, 2), textcoords="offset points", ha="center")
+        for x, count in zip(place, counts, strict=True):
             lower.annotate(
                 f"{count:,}", (x, max(count, lower.get_ylim()[0])), (0, 2),
                 textcoords="offset points", ha="center",
@@ -81,21 +107,21 @@ def per_class(
     missing = max(5 - number, 0) / 2  # else two bars would fill the picture
     lower.set_xlim(-0.6 - missing, number - 0.4 + missing)
     if number <= MAX_NAMES:
-        lower.set_xticks(place, [_short(classes[c]) for c in order], **_slanted(classes))
+        lower.set_xticks(place, [_short(name) for name in classes], **_slanted(classes))
         lower.set_xlabel("class, most training images first")
     else:
-        smoothed = f"; accuracy: mean of {_window(place)} neighbours" if number > MAX_BARS else ""
-        lower.set_xlabel(f"rank of the class, most training images first{smoothed}")
-    heading(figure, title)
-    upper.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9,
-        columnspacing=1.2, handlelength=1.2,
-    )  # fmt: skip
+        lower.set_xlabel("rank of the class, most training images first")
+    return upper, lower
+
+
+def _width(number: int) -> float:
+    """Of the bars of so many classes."""
+    return 0.8 if number <= MAX_NAMES else 1.0
 
 
 def _smoothed(axes, place, accuracy, mine, colour: str, label: str) -> None:
     """Accuracy of each class as the mean over ``_window`` neighbours of its group."""
-    mean = _running_mean(accuracy[mine], _window(place))
+    mean = running_mean(accuracy[mine], _window(place))
     axes.fill_between(place[mine], mean, color=colour, alpha=0.25, lw=0)
     axes.plot(place[mine], mean, color=colour, label=label)
 
@@ -168,7 +194,7 @@ def _series(history: Sequence[dict], column: str) -> tuple[list[int], list[float
     return [row["epoch"] for row in rows], [row[column] for row in rows]
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the numbers among each value's ``window`` neighbours, fewer at the ends."""
     known = ~np.isnan(values)
     kernel = np.ones(min(window, len(values)))
