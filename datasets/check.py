@@ -52,7 +52,7 @@ class Found:
         self.images += [(file, "") for file in files]
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "data", nargs="+", help="folder, npz file or list files, training list first"
@@ -117,14 +117,16 @@ def read_all(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program; ends with exit code 1 if images are broken."""
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    parser.check_numbers(args, workers=(1, 1024))
     found = look(args.data, args.root or ".")
     print("\n".join(found.lines), flush=True)
     progress = Progress("check", len(found.images))
     broken = 0
     done: dict[str, list[str]] = {}
     try:
-        results = read_all(found.images, max(args.workers, 1))
+        results = read_all(found.images, args.workers)
         for (file, _), (complaint, its_remarks) in zip(found.images, results, strict=True):
             if complaint:
                 broken += 1

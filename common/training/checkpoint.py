@@ -97,7 +97,8 @@ def load(path: str | Path, flag: str = "--resume") -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"{flag} {path}: no such file; give a checkpoint that exists")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{flag} {path}: {what}; give a checkpoint that exists")
     try:
         _verify(path)
         with torch.serialization.safe_globals(SAFE_TYPES):
@@ -209,9 +210,8 @@ def find(resume: str, latest: str | Path) -> Path | None:
     if resume == "auto":
         return Path(latest) if Path(latest).is_file() else None
     if not Path(resume).is_file():
-        raise UsageError(
-            f"--resume {resume}: no such file; give a checkpoint, or 'auto' for {latest}"
-        )
+        what = "a folder" if Path(resume).is_dir() else "no such file"
+        raise UsageError(f"--resume {resume}: {what}; give a checkpoint, or 'auto' for {latest}")
     return Path(resume)
 
 

@@ -185,6 +185,8 @@ def test_find(tmp_path):
     assert checkpoint.find("auto", latest) == latest
     with pytest.raises(UsageError, match=r"--resume other\.pth: no such file"):
         checkpoint.find("other.pth", latest)
+    with pytest.raises(UsageError, match=f"--resume {tmp_path}: a folder; give a checkpoint"):
+        checkpoint.find(str(tmp_path), latest)
 
 
 def test_weights_load_with_either_prefix_and_without_counters():

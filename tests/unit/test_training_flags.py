@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 
 import arbloss.opts
+import datasets.check
 import dbm_loss.cifar.opts
 import dbm_loss.GML.opts
 import dbm_loss.large_scale.opts
 import hmloss.cifar_implementation.opts
 import hmloss.inat_implementation.opts
 import hmloss.isic2019_implementation.opts
+import hmloss.plot_loss
 import ib_loss.opts
 from common.training.errors import UsageError
 from common.training.flags import PLACES, check_numbers
+from hmloss.isic2019_implementation.preprocessing import mean_std, preprocess, split
 from ib_loss.schedule import CIFAR
 
 DBM_CIFAR = (
@@ -96,6 +99,23 @@ def test_every_number_is_checked_before_training(program):
             said = refusal(PARSE[program], [f"{flag}={value}"])
             assert any(name in said for name in action.option_strings), (flag, value, said)
             assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("main", "flag", "argv"),
+    [
+        (datasets.check.main, "--workers", ["."]),
+        (preprocess.main, "--workers", ["--images", ".", "--ground_truth", "x"]),
+        (preprocess.main, "--quality", ["--images", ".", "--ground_truth", "x"]),
+        (split.main, "--seed", []),
+        (split.main, "--train_ratio", []),
+        (mean_std.main, "--image_size", ["."]),
+        (hmloss.plot_loss.main, "--delta", []),
+    ],
+)
+def test_numbers_of_the_tools_are_checked(main, flag, argv):
+    for value in ("-1", "nan", "inf"):
+        assert flag in refusal(main, [*argv, f"{flag}={value}"]), value
 
 
 def test_every_number_of_a_configuration_is_checked():
