@@ -90,11 +90,19 @@ class _EpochPlan:
         self._process, self._drop_last, self._even = process, drop_last, even
         self._augment = "augment" if even else "augment in evaluation"
         self.set_epoch(0)
-        rest = left_over(self.num_samples, batch_size, process)
-        if even and not drop_last and rest:
-            process.say(
-                f"note: {self.num_samples} images in batches of {batch_size} leave {rest} over, "
-                "too few for batch norm: the last batch of an epoch joins the one before"
+        if even:
+            self._say_what_is_left_over()
+
+    def _say_what_is_left_over(self) -> None:
+        number, size = self.num_samples, self._batch_size
+        start = f"note: {number} images in batches of {size} leave {number % size} over"
+        if self._drop_last and number > size and number % size:
+            self._process.say(
+                f"{start}: each epoch leaves out as many, the loss takes full batches"
+            )
+        elif not self._drop_last and left_over(number, size, self._process):
+            self._process.say(
+                f"{start}, too few for batch norm: the last batch of an epoch joins the one before"
             )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
