@@ -97,9 +97,7 @@ class _EpochPlan:
         number, size = self.num_samples, self._batch_size
         start = f"note: {number} images in batches of {size} leave {number % size} over"
         if self._drop_last and number > size and number % size:
-            self._process.say(
-                f"{start}: each epoch leaves out as many, the loss takes full batches"
-            )
+            self._process.say(f"{start}: left out of the epoch, as the loss takes full batches")
         elif not self._drop_last and left_over(number, size, self._process):
             self._process.say(
                 f"{start}, too few for batch norm: the last batch of an epoch joins the one before"

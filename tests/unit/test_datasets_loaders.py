@@ -151,8 +151,8 @@ def test_evaluation_and_full_batches_alone_have_no_need_of_it(capsys):
     assert capsys.readouterr().out == ""
     assert [len(t) for _, t, _ in device(drop_last=True, order=in_order(21))] == [5] * 4
     assert capsys.readouterr().out == (
-        "note: 21 images in batches of 5 leave 1 over: left out of the epoch, as the loss takes full "
-        "batches\n"
+        "note: 21 images in batches of 5 leave 1 over: left out of the epoch, as the loss takes "
+        "full batches\n"
     )
     device(drop_last=True, order=in_order(20))
     assert capsys.readouterr().out == ""
