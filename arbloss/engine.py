@@ -144,7 +144,7 @@ def train_one_epoch(
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         bar.step()
-        if step % config.print_freq == 0:
+        if step % config.print_freq == 0 and process.is_main:
             say(progress_line(f"Epoch: [{epoch}]", step, len(loader), meters), bar.line)
     guard.close()
     bar.close()
@@ -173,7 +173,7 @@ def evaluate(
         tally.update(logits, target, loss, index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
-        if step % config.print_freq == 0:
+        if step % config.print_freq == 0 and process.is_main:
             meters = batch_time, *tally.running()
             say(progress_line("Eval: ", step, len(loader), meters))
     tally.reduce()

@@ -200,10 +200,6 @@ def make_loaders(
     shared = {"seed": seed, "process": process, "memory_format": memory_format}
     train = {"batch_size": batch_size, "order": order, "drop_last": drop_last, **shared}
     test = {"batch_size": test_batch_size, "train": False, **shared}
-    if image_recipe is None:
-        image_recipe = partial(augment.recipes.cifar_train, size=data.train.images.shape[1])
-    if test_image_recipe is None:
-        test_image_recipe = augment.recipes.cifar_eval
 
     def evaluation(part: Images) -> Loader:
         if loader == "device":
@@ -213,7 +209,8 @@ def make_loaders(
                 transform=lambda images, _: test_device_transform(images),
                 **test,
             )
-        images = ArrayDataset(part.images, part.targets, test_image_recipe())
+        recipe = test_image_recipe or augment.recipes.cifar_eval
+        images = ArrayDataset(part.images, part.targets, recipe())
         return WorkersLoader(images, workers=workers, **test)
 
     if loader == "device":
@@ -221,7 +218,9 @@ def make_loaders(
             data.train.images, data.train.targets, transform=device_transform, **train
         )
     else:
-        images = ArrayDataset(data.train.images, data.train.targets, image_recipe())
+        size = data.train.images.shape[1]
+        recipe = image_recipe or partial(augment.recipes.cifar_train, size=size)
+        images = ArrayDataset(data.train.images, data.train.targets, recipe())
         train_loader = WorkersLoader(images, workers=workers, **train)
     test_loader = evaluation(data.test)
     val_loader = test_loader if data.val is None else evaluation(data.val)

@@ -20,6 +20,7 @@ from datasets.loaders import drawn_by_weight
 from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, require_images
 from ib_loss import opts
 from ib_loss.engine import (
+    EVALUATION_BATCH,
     LDAM_SCALE,
     build_criterion,
     evaluate,
@@ -86,6 +87,7 @@ def train(
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
+    side = 224 if transforms else data.test.images.shape[1]  # of what the network sees
     order = None
     if args.train_rule == "Resample":
         order = drawn_by_weight(sample_weights(data.train.targets), len(data.train.targets))
@@ -93,7 +95,7 @@ def train(
         data,
         loader=args.loader,
         batch_size=args.batch_size,
-        test_batch_size=100,
+        test_batch_size=speed.evaluation_batch(EVALUATION_BATCH, process.device, side),
         workers=args.workers,
         seed=seed,
         process=process,
@@ -152,11 +154,12 @@ def train(
         )
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = len(data.train.targets) / seconds
-        tally = evaluate(model, val_loader, criterion, args.num_classes, args, process)
-        row |= tally.result(data.cls_num_list)
+        if record.evaluates(epoch, args.epochs, args.eval_every):
+            tally = evaluate(model, val_loader, criterion, args.num_classes, args, process)
+            row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row[record.score], record.best_score)
+        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
     last = record.finish(tally, test, files=data.test.files)

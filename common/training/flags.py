@@ -17,6 +17,7 @@ LIMITS = {
     "num_epochs": (1, LARGEST),
     "batch_size": (1, LARGEST),
     "print_freq": (1, LARGEST),
+    "eval_every": (1, LARGEST),
     "num_classes": (1, 1_000_000),
     "workers": (0, 1024),
     "image_size": (8, 8192),
@@ -115,11 +116,13 @@ def add_run_flags(
     loader: bool = True,
     image_size: bool = True,
     val_fraction: bool = True,
+    eval_every: bool = True,
 ) -> None:
     """Add the shared flags: feeding, precision, schedule length, validation images.
 
     Without ``loader`` and ``image_size`` for data that does not fit in memory, without
-    ``val_fraction`` for data that have validation images in any case.
+    ``val_fraction`` for data that have validation images in any case, and without ``eval_every``
+    for a program that has it under another name.
     """
     group = parser.add_argument_group("added by this repository")
     if loader:
@@ -164,6 +167,14 @@ def add_run_flags(
         help="scale the milestones and phase switches, made for the paper's number of epochs, "
         "to --epochs (warm-up kept)",
     )
+    if eval_every:
+        group.add_argument(
+            "--eval_every",
+            type=int,
+            default=1,
+            metavar="N",
+            help="evaluate the first epoch, from there each N-th, and the last (default: 1)",
+        )
     if val_fraction:
         group.add_argument(
             "--val_fraction",

@@ -315,6 +315,10 @@ class Record:
         if writes:
             self.writer = logs.Events(self._events, start_epoch=self.epoch)
 
+    def evaluates(self, epoch: int, epochs: int, every: int) -> bool:
+        """Whether ``epoch`` is evaluated: the first, from there each ``every``-th, and the last."""
+        return epoch % every == 0 or epoch == epochs - 1 or self.best_row is None
+
     def is_best(self, row: Mapping[str, object]) -> bool:
         """Whether an epoch beats ``best_score``; the first does in any case."""
         if self.score not in row:  # it was not evaluated

@@ -88,6 +88,8 @@ def write_report(
         results = {"final": history[-1] | final_test.figures, "best": best | best_test.figures}
         extra = {"validation": {name: in_percent(row) for name, row in rows.items()}}
     note = _note(split, chosen_on, score)
+    if (evaluated := sum(score in row for row in history)) < len(history):
+        note += f"; {evaluated} of {len(history)} epochs were evaluated"
     table = class_table(tally, cls_num_list, about["classes"])
     write_metrics(folder, history)
     write_json(

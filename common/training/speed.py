@@ -16,6 +16,7 @@ Forward = Callable[..., tuple[Tensor, ...]]
 # For torch.compile. On a GPU small networks wait for the launches of their kernels: one CUDA graph
 # launches them all.
 COMPILER = {"cpu": {}, "cuda": {"mode": "reduce-overhead"}}
+MOST_AT_ONCE = 4096  # images of an evaluation batch; more find no idle hardware
 
 
 def use_channels_last(asked: bool | None, device: torch.device, amp: str) -> bool:
@@ -30,6 +31,23 @@ def use_channels_last(asked: bool | None, device: torch.device, amp: str) -> boo
 def memory_format(channels_last: bool) -> torch.memory_format:
     """The memory format of images and convolution weights."""
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def evaluation_batch(nominal: int, device: torch.device, side: int) -> int:
+    """Images of a batch to evaluate: a multiple of ``nominal``, as many as the memory suggests.
+
+    On a CPU that is ``nominal``: larger batches leave its caches and are slower. A GPU takes what
+    fits in a sixteenth of its memory, at some 400 bytes a pixel. It is the memory of the device,
+    not what is free of it, so that a run can be repeated.
+
+    Args:
+        side: of the images, in pixels.
+    """
+    if device.type != "cuda":
+        return nominal
+    memory = torch.cuda.get_device_properties(device).total_memory
+    fits = min(memory // 16 // (400 * side * side), MOST_AT_ONCE)
+    return nominal * max(1, fits // nominal)
 
 
 def compiled(forward: Forward, wanted: bool, process: Process, full_batch: int) -> Forward:

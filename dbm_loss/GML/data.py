@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.training import speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.augment import described
@@ -90,16 +91,16 @@ def cifar_loaders(
 
     ``feed``: seed and memory format.
     """
-    views = num_views(args)
+    views, side = num_views(args), data.train.images.shape[1]
     return make_loaders(
         data,
         loader=args.loader,
         batch_size=train_batch_size(args, len(data.train.targets)),
-        test_batch_size=args.batch_size,
+        test_batch_size=speed.evaluation_batch(args.batch_size, process.device, side),
         workers=args.workers,
         process=process,
         device_transform=cifar_device_views(views),
-        image_recipe=partial(cifar_views, views, data.train.images.shape[1]),
+        image_recipe=partial(cifar_views, views, side),
         drop_last=True,
         **feed,
     )

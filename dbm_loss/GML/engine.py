@@ -98,12 +98,13 @@ def check_feature_size(flag: str, given: int | None, network: nn.Module) -> None
         raise UsageError(f"{flag} {given}: the network has {network.feature_dim} features")
 
 
-def partition(moco: MoCo, criterion: GMLLoss, args: Namespace) -> None:
+def partition(moco: MoCo, args: Namespace) -> None:
     """Divide the queue among the classes if ``--base_k`` says so (after a resume again)."""
     if args.base_k == 0:
         return
     try:
-        moco.set_cls_weight(criterion.cls_weight.cpu(), args.base_k)
+        counts = torch.tensor(args.cls_num_list, dtype=torch.float32)
+        moco.set_cls_weight(counts / counts.sum(), args.base_k)
     except ValueError as error:
         raise UsageError(f"--{error} (--moco-k)") from None
 
@@ -337,7 +338,8 @@ def log_epoch(record: Record, row: dict, best: float, args: Namespace) -> None:
     if record.writer is None:
         return
     score = record.score_name
-    print(f"Current {score}: {row[record.score]:.3f}\nBest {score}: {best:.3f}\n", flush=True)
+    if record.score in row:  # not every epoch, with --eval_every
+        print(f"Current {score}: {row[record.score]:.3f}\nBest {score}: {best:.3f}\n", flush=True)
     train = "Train/losses", "Train/top1", "Train/top5"
     if args.program == "main":
         train = "Train/Loss", "Train/Acc@1", "Train/Acc@5"
@@ -348,4 +350,5 @@ def log_epoch(record: Record, row: dict, best: float, args: Namespace) -> None:
         "Validation/Low_acc": "few", "lr": "lr",
     }  # fmt: skip
     for tag, key in tags.items():
-        record.writer.add_scalar(tag, row[key], row["epoch"])
+        if key in row:
+            record.writer.add_scalar(tag, row[key], row["epoch"])

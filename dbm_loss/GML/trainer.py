@@ -113,7 +113,7 @@ def train(
     start_step, sums = 0, None
     if state is not None:
         args.start_epoch, start_step, sums = record.epoch, state.get("step", 0), state.get("sums")
-    partition(launch.unwrap(model), launch.unwrap(criterion), args)
+    partition(launch.unwrap(model), args)
 
     if args.evaluate:
         result = evaluate(model, test_loader, args, record).result(data.cls_num_list)
@@ -144,12 +144,13 @@ def train(
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = trained / seconds
         start_step, sums = 0, None
-        tally = evaluate(model, val_loader, args, record, log=True)
-        row |= tally.result(data.cls_num_list)
+        if record.evaluates(epoch, args.epochs, args.eval_every):
+            tally = evaluate(model, val_loader, args, record, log=True)
+            row |= tally.result(data.cls_num_list)
+            say(record, result_lines(row))
         row["epoch_s"] = time.perf_counter() - start
-        say(record, result_lines(row))
 
-        best = max(row[record.score], record.best_score)
+        best = max(row.get(record.score, 0.0), record.best_score)
         log_epoch(record, row, best, args)
         keep = args.program != "main" and (epoch + 1) % args.print_freq == 0
         record.end_epoch(row, numbered=keep, arch=args.arch, acc=best)

@@ -242,7 +242,7 @@ def log_epoch(log: Log, record: Record, row: dict, epochs: int) -> None:
     log(f"Epoch: [{row['epoch'] + 1} | {epochs}]")
     for line in (
         f"[Train]\tLoss:\t{row['train_loss']:.4f}",
-        *result_lines(row),
+        *(result_lines(row) if "top1" in row else ()),  # not every epoch, with --eval_every
         f"[Best ]\tAcc:\t{best['top1']:.4f}\tMany:\t{best['many']:.4f}"
         f"\tMedium:\t{best['medium']:.4f}\tFew:\t{best['few']:.4f}",
         f"[Param]\tLR:\t{row['lr']:.4f}",
@@ -259,7 +259,8 @@ def log_epoch(log: Log, record: Record, row: dict, epochs: int) -> None:
         ("acc/test_few", "few"),
         ("lr", "lr"),
     ):
-        record.writer.add_scalar(tag, row[key], row["epoch"])
+        if key in row:
+            record.writer.add_scalar(tag, row[key], row["epoch"])
     record.writer.add_scalar("acc/test_top1_best", best["top1"], row["epoch"])
 
 

@@ -101,14 +101,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     process.say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}")
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
+    side = data.train.images.shape[1]
     feed = {
         "loader": args.loader,
         "batch_size": args.batch_size,
-        "test_batch_size": args.batch_size,
+        "test_batch_size": speed.evaluation_batch(args.batch_size, process.device, side),
         "workers": args.workers,
         "process": process,
         "device_transform": device_transform(args),
-        "image_recipe": partial(image_transform, args, data.train.images.shape[1]),
+        "image_recipe": partial(image_transform, args, side),
         "drop_last": args.loss_fn == "ncl",
         "memory_format": memory_format,
     }
@@ -181,8 +182,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         )  # fmt: skip
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = len(data.train.targets) / seconds
-        tally = evaluate(model, val_loader, args.num_class, args, process)
-        row |= tally.result(counts)
+        if record.evaluates(epoch, args.epochs, args.eval_every):
+            tally = evaluate(model, val_loader, args.num_class, args, process)
+            row |= tally.result(counts)
         row["epoch_s"] = time.perf_counter() - start
 
         log_epoch(log, record, row, args.epochs)

@@ -72,7 +72,13 @@ def get_parser() -> Parser:
     add("--lr_steps", nargs="*", type=int, default=[120, 160], help="not to be changed")
     add("--cos", action="store_true", help="cosine schedule, else steps after a warm-up")
     add("-b", "--batch_size", type=int, default=128, help="over all GPUs, training and test")
-    add("--test_epoch", type=int, default=1, help="evaluate every so many epochs, and at the end")
+    add(
+        "--test_epoch",
+        "--eval_every",
+        type=int,
+        default=1,
+        help="evaluate every so many epochs, and at the end",
+    )
     add("--momentum", type=float, default=0.9)
     add("--wd", "--weight-decay", dest="weight_decay", type=float, default=2e-4)
     add("--nesterov", action="store_true")
@@ -131,7 +137,7 @@ def get_parser() -> Parser:
     add("--tau", type=float, default=1.0, help="exponent of the class margin")
     add("--lambda_inst", type=float, default=1.0, help="weight of the instance margin")
 
-    add_run_flags(parser, loader=False, image_size=False)
+    add_run_flags(parser, loader=False, image_size=False, eval_every=False)
     ours = parser.add_argument_group("also added").add_argument
     ours("--list_dir", help="folder of the list files, if they are not under --root or config/")
     ours("--eval_list", help="list file to evaluate on, instead of the original's test list")

@@ -164,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = trained / seconds
         start_step, sums = 0, None
-        last = epoch == args.epochs - 1
-        if epoch % args.test_epoch == 0 or last or record.best_row is None:
+        if record.evaluates(epoch, args.epochs, args.test_epoch):
             tally = evaluate(model, val_loader, args.num_classes, args, process)
             row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start

@@ -263,9 +263,9 @@ def test_a_recorded_run_of_the_original(golden, here, monkeypatch, capsys):
     folder = here / "results" / "cifar10" / "e2e" / "ir_10"
     (log,) = folder.glob("*.txt")
     lines = [line for line in log.read_text().splitlines()]
-    ours = ("loader", "amp", "channels_last", "compile", "stretch_schedule", "image_size",
-            "imb_type", "resume", "evaluate", "overwrite", "other_data", "margin_norm",
-            "val_fraction")  # fmt: skip
+    ours = ("loader", "amp", "channels_last", "compile", "eval_every", "stretch_schedule",
+            "image_size", "imb_type", "resume", "evaluate", "overwrite", "other_data",
+            "margin_norm", "val_fraction")  # fmt: skip
     lines = [line for line in lines if line[7:].split(":")[0].strip() not in ours]
     assert figures_masked(lines) == figures_masked(facts["log_lines"][:-1])
     state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)

@@ -121,3 +121,22 @@ def test_channels_last_is_a_key_of_arbloss(here):
         program.main([*argv, *words])
         report = max(here.rglob("report.json"), key=lambda path: path.stat().st_mtime)
         assert json.loads(report.read_text())["settings"]["channels_last"] is used
+
+
+ONE_LOSS = [
+    name
+    for name in small_runs.PROGRAMS
+    if not name.endswith(("bcl", "ncl", "cmo")) and name[:3] not in ("hml", "arb")
+]
+
+
+@pytest.mark.parametrize("name", ONE_LOSS)
+def test_not_every_epoch_is_evaluated_but_the_first_and_the_last_are(here, name):
+    program, argv = small_runs.command(name)
+    program.main(with_flag(name, argv, "eval_every", "5"))
+    figure = "bacc" if name == "hml_isic" else "top1"
+    assert [bool(row[figure]) for row in metrics(here)] == [True, False, True]
+    report = max(here.rglob("report.json"), key=lambda path: path.stat().st_mtime)
+    facts = json.loads(report.read_text())
+    assert facts["note"].endswith("; 2 of 3 epochs were evaluated")
+    assert facts["final"][figure] is not None

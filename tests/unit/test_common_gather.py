@@ -197,7 +197,7 @@ def gml(process, use_dbm):
     moco = MoCo(Encoder, dim=4, K=24, mlp=False, num_classes=len(COUNTS))
     moco.set_distiller(Encoder(len(COUNTS), True))
     criterion = engine.build_criterion(args, COUNTS).double()
-    engine.partition(moco, criterion, Namespace(base_k=2))
+    engine.partition(moco, Namespace(base_k=2, cls_num_list=COUNTS))
     ddp = {"find_unused_parameters": True, "broadcast_buffers": False}
     step = Step(process, moco, criterion=criterion, **ddp)
     temperature = criterion.log_T_c__no_wd__

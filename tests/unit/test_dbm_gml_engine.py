@@ -110,11 +110,11 @@ def test_feature_sizes_are_checked(changed, words):
 
 
 def test_a_queue_too_short_for_its_shares_is_refused():
-    criterion = GMLLoss([5, 4, 3])
+    counts = {"cls_num_list": [5, 4, 3]}
     moco = engine.build_model(flags(moco_k=5), None)
     with pytest.raises(UsageError, match=r"--base_k 2: a queue of 5 gives 3 classes"):
-        engine.partition(moco, criterion, flags())
-    engine.partition(moco, criterion, flags(base_k=0))
+        engine.partition(moco, flags(**counts))
+    engine.partition(moco, flags(base_k=0, **counts))
     assert moco.base_k == 0
 
 

@@ -40,7 +40,7 @@ def test_flags_keep_names_and_defaults_in_both_spellings(golden, program):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_flag_of_ours_takes_both_spellings(program):
     shared = {"--channels_last", "--no-channels_last", "--stretch_schedule", "--image_size"}
-    shared |= {"--other_data"}
+    shared |= {"--other_data", "--eval_every", "--val_fraction"}
     for action in opts.get_parser(program)._actions:
         for option in set(action.option_strings) - shared:  # those are as in the other papers
             assert spellings(option) <= set(action.option_strings)
