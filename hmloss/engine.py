@@ -14,8 +14,8 @@ from common.gather import gather_batch
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
-from common.training.old_record import Record
 from common.training.precision import FiniteGuard, autocast
+from common.training.record import Record
 from common.training.speed import Forward
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from common import models
 from common.training.flags import LARGEST, Parser
@@ -212,3 +212,27 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> Sequence[str]:
     if note := unreached(schedule.milestones, args.epochs):
         found.append(note)
     return found
+
+
+def about(
+    args: argparse.Namespace,
+    program: str,
+    data: str,
+    classes: Sequence[str],
+    transform: Mapping[str, object],
+) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    weighting = "" if args.weighting_type == "None" else f", {args.weighting_type}"
+    return {
+        "program": program,
+        "method": f"{args.loss_type}{weighting}",
+        "data": data,
+        "network": {
+            "arch": args.arch,
+            "num_classes": len(classes),
+            "use_norm": args.loss_type == "LDAM",
+        },
+        "transform": transform,
+        "classes": classes,
+        "cls_num_list": args.cls_num_list,
+    }

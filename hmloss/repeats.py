@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.training.checkpoint import find
 from common.training.errors import UsageError
+from common.training.launch import Process
 from common.training.logs import write_csv
+from common.training.record import Record
 from common.training.seeds import choose_seed
 
 COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries
@@ -36,6 +39,22 @@ def resume_flags(resume: str, latest: Sequence[Path]) -> list[str]:
             "give --num_runs 1, or 'auto' to go on with all of them"
         )
     return [resume if mine else "auto" for mine in own]
+
+
+def claim(
+    folders: Sequence[tuple[Path, Path]], flags: Sequence[str], args: Namespace, process: Process
+) -> list[Record]:
+    """Lock the log and checkpoint folders of all runs before the first of them trains.
+
+    They stay locked as long as the records that are returned.
+
+    Raises:
+        UsageError: see ``Record.claim``.
+    """
+    records = [Record(*pair, process, vars(args)) for pair in folders]
+    for record, flag in zip(records, flags, strict=True):
+        record.claim(flag)
+    return records
 
 
 def run_seed(run: int, *, user: int | None, recorded: int | None, first: int | None) -> int:

@@ -5,17 +5,15 @@ numbers), so its weight files load. New here: a classifier that can be a cosine 
 access to the features.
 """
 
-import pickle
 from functools import partial
 from pathlib import Path
-from urllib.error import URLError
 
-import torch
 from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from common.models.heads import NormedLinear
+from common.training import checkpoint
 from common.training.errors import UsageError
 
 
@@ -119,8 +117,11 @@ def load_pretrained(model: ResNet, arch: str, path: str | Path | None = None) ->
     Raises:
         UsageError: no weights exist for ``arch``, they cannot be had or read, or they do not fit.
     """
-    state = _read_weights(arch, path)
-    source = path or f"the {arch} weights of torchvision"
+    if path is None and arch not in PRETRAINED:
+        known = ", ".join(PRETRAINED)
+        raise UsageError(f"no ImageNet weights exist for {arch}: choose one of {known}")
+    source = path or checkpoint.download(PRETRAINED[arch].url)
+    state = checkpoint.load_state_dict(source)
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.startswith("fc.")]
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
@@ -131,30 +132,3 @@ def load_pretrained(model: ResNet, arch: str, path: str | Path | None = None) ->
         raise UsageError(f"{source} does not fit the model ({what}): give the weights of {arch}")
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fits, strict=False)
-
-
-def _read_weights(arch: str, path: str | Path | None) -> dict[str, Tensor]:
-    if path is None:
-        if arch not in PRETRAINED:
-            known = ", ".join(PRETRAINED)
-            raise UsageError(f"no ImageNet weights exist for {arch}: choose one of {known}")
-        url = PRETRAINED[arch].url
-        try:
-            return torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-            )
-        except (URLError, OSError, RuntimeError) as error:
-            raise UsageError(
-                f"cannot download {url} ({error}): fetch it elsewhere and give the file"
-            ) from error
-    if not Path(path).is_file():
-        raise UsageError(f"the weight file {path} does not exist: give a file made by torch.save")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{path} is not a weight file that torch can load: {reason}") from error
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} holds no state_dict: give the weights of {arch}")
-    state = state.get("state_dict", state)
-    return {key.removeprefix("module."): value for key, value in state.items()}

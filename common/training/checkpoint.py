@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.training import launch
 from common.training.errors import UsageError, writing
 from common.training.precision import first_non_finite
 
@@ -69,6 +70,13 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def remove_parts(*folders: Path) -> None:
+    """Remove what ``atomic_file`` left there where a kill cut it short."""
+    for folder in folders:
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
 
 
 def save(state: Mapping[str, object], *paths: str | Path) -> None:
@@ -233,9 +241,15 @@ def download(url: str) -> Path:
     Raises:
         UsageError: it cannot be had, or it is damaged: its name holds its SHA-256.
     """
-    name = Path(urlsplit(url).path).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    match = re.search(r"-([0-9a-f]{8,})\.", name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    launch.in_main(lambda: _fetch(url, path))
+    if not path.is_file():  # on another machine
+        _fetch(url, path)
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = match[1] if match else None
     if not path.is_file():
         try:
@@ -246,11 +260,12 @@ def download(url: str) -> Path:
                 f"cannot download {url} ({error}): fetch it elsewhere and give --weights FILE"
             ) from None
     elif prefix:
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(prefix):
+            while part := file.read(1 << 20):
+                digest.update(part)
+        if not digest.hexdigest().startswith(prefix):
             raise UsageError(f"{path}: damaged, its SHA-256 is not {prefix}…; delete it")
-    return path
 
 
 def plain_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -301,6 +301,19 @@ def broadcast_object(value: object) -> object:
     return box[0]
 
 
+def in_main(action: Callable[[], object]) -> None:
+    """Do something in process 0; the others wait for it, and a ``UsageError`` ends all of them."""
+    message = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            action()
+        except UsageError as error:
+            message = str(error)
+    message = broadcast_object(message)
+    if message is not None:
+        raise UsageError(message)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():

@@ -147,13 +147,11 @@ class Record:
             names = [*self._text_logs, *REPORTS]
             logs.prepare_files(self.latest, self.best, *(self.log_dir / name for name in names))
             self._locks = lock_folders([self.log_dir, self.model_dir])
-            for folder in (self.log_dir, self.model_dir):
-                for part in folder.glob(".*.part"):  # of writes that a kill cut short
-                    part.unlink(missing_ok=True)
+            checkpoint.remove_parts(self.log_dir, self.model_dir)
             if not (own or overwrite):
                 self._refuse_a_run()
 
-        self._in_main(claim)
+        launch.in_main(claim)
         self._claimed = True
 
     def resume(self, flag: str, epochs: int) -> dict | None:
@@ -203,7 +201,7 @@ class Record:
         if self._continues:  # the logs of another run are not this one's
             self._offsets = run.get("offsets", {})
         elif flag != "auto" and not self.settings.get("overwrite"):
-            self._in_main(self._refuse_a_run)
+            launch.in_main(self._refuse_a_run)
         self._compare_data(run.get("facts", {}), path)
         self._note_changes(run.get("settings", {}))
         return state
@@ -496,18 +494,6 @@ class Record:
             self.writer = None
         for lock in self._locks:
             lock.close()
-
-    def _in_main(self, action: Callable[[], None]) -> None:
-        """Do something in process 0; a ``UsageError`` ends all processes."""
-        message = None
-        if self.process.is_main:
-            try:
-                action()
-            except UsageError as error:
-                message = str(error)
-        message = launch.broadcast_object(message)
-        if message is not None:
-            raise UsageError(message)
 
 
 def _check(state: Mapping[str, object], path: Path, *, weights_alone: bool) -> None:

@@ -6,7 +6,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -115,21 +114,13 @@ def load_teacher(args: Namespace) -> nn.Module:
     Raises:
         UsageError: no such file, or of another architecture than ``--arch_t``.
     """
-    path = args.path_t
-    if not Path(path).is_file():
-        raise UsageError(
-            f"--path_t {path}: no such file; train the teacher first, or name its file"
-        )
-    state = checkpoint.load(path)
-    if "state_dict" not in state:
-        raise UsageError(f"--path_t {path}: holds no state_dict; give a checkpoint of a teacher")
-    weights = checkpoint.plain_keys(state["state_dict"])
+    weights = checkpoint.load_state_dict(args.path_t, "--path_t")
     prefix = "encoder_q."
     encoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     weights = encoder or weights
     build = network(args.arch_t)
     teacher = build(num_classes=args.num_classes, use_norm="fc.bias" not in weights)
-    checkpoint.load_weights(teacher, weights, f"--path_t {path}")
+    checkpoint.load_weights(teacher, weights, f"--path_t {args.path_t}")
     return teacher
 
 

@@ -20,7 +20,8 @@ interrupt.during_imports(__name__)
 
 from common.models import archs
 from common.training import launch, seeds, speed
-from common.training.old_record import Record
+from common.training.record import Record
+from datasets.augment import described
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
@@ -33,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu)
-    say = print if process.is_main else lambda *_, **__: None
     for note in flags.notes(args, schedule):
-        say(note, flush=True)
+        process.say(note)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         for ratio, imb_type in groups
         for run in range(args.num_runs)
     ]
-    resume = repeats.resume_flags(
-        args.resume, [Path(args.path_model) / name / "ckpt.pth.tar" for name in names]
-    )
+    history, models = Path(args.path_history), Path(args.path_model)
+    resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
+    folders = [(history / name, models / name) for name in names]
+    claims: list[Record] = []  # kept to the end
     first_seed = None
     rows = []
     for group, (ratio, imb_type) in enumerate(groups):
@@ -61,33 +62,45 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             imb_factor=ratio,
             rand_number=args.rand_number,
             image_size=args.image_size,
+            val_fraction=args.val_fraction,
         )
         for note in data.notes:
-            say(note, flush=True)
+            process.say(note)
         if args.weighting_type != "None":
             require_images(data.cls_num_list, f"--weighting_type {args.weighting_type}")
         if args.loss_type == "LDAM":
             require_images(data.cls_num_list, "--loss_type LDAM")
-        say("cls num list:", flush=True)
-        say(data.cls_num_list, flush=True)
+        process.say("cls num list:")
+        process.say(data.cls_num_list)
 
+        if not (claims or args.evaluate):
+            claims = repeats.claim(folders, resume, args, process)
         group_rows = []
         for run in range(args.num_runs):
             index = group * args.num_runs + run
             args.store_name, args.resume = names[index], resume[index]
             args.cls_num_list = data.cls_num_list
             record = Record(
-                Path(args.path_history) / args.store_name,
-                Path(args.path_model) / args.store_name,
+                history / args.store_name,
+                models / args.store_name,
                 process,
                 vars(args),
+                data.facts,
                 text_logs=("train_history.csv", "test_history.csv"),
+                about=flags.about(
+                    args,
+                    "hmloss/cifar_implementation/train_cifar.py",
+                    data.name,
+                    data.classes,
+                    described.cifar(data.test.images.shape[1]),
+                ),
                 split=data.split,
+                chosen_on=data.chosen_on,
             )
-            state = record.resume(args.resume)
+            state = record.resume(args.resume, args.epochs)
             seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
             first_seed = seed - run
-            train_loader, _, test_loader = make_loaders(
+            loaders = make_loaders(
                 data,
                 loader=args.loader,
                 batch_size=args.batch_size,
@@ -104,18 +117,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 state,
                 seed,
                 archs.constructor(args.arch),
-                (train_loader, test_loader),
-                data.cls_num_list,
-                process,
-                data.facts,
+                loaders,
+                data.test.files,
             )
             if args.evaluate:
                 return [figures]
             group_rows.append({"run": run, "seed": seed, **figures})
             if process.is_main:
                 store = opts.store_name(args, imb_type, ratio)
-                repeats.write_summary(Path(args.path_history) / f"{store}_summary.csv", group_rows)
-        say(repeats.summary_line(group_rows, repeats.COLUMNS), flush=True)
+                repeats.write_summary(history / f"{store}_summary.csv", group_rows)
+        process.say(repeats.summary_line(group_rows, repeats.COLUMNS))
         rows += group_rows
     return rows
 

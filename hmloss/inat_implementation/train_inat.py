@@ -20,10 +20,10 @@ interrupt.during_imports(__name__)
 
 from common.models import archs
 from common.training import launch, seeds, speed
-from common.training.old_record import Record
+from common.training.record import Record
 from common.training.report import fingerprint
 from datasets import augment
-from datasets.augment import colours
+from datasets.augment import colours, described
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
@@ -37,15 +37,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu)
-    say = print if process.is_main else lambda *_, **__: None
     for note in flags.notes(args, schedule):
-        say(note, flush=True)
+        process.say(note)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
     # Data: the lists decide on the classes and their counts.
     inat = {"mean": colours.INAT_MEAN, "std": colours.INAT_STD}
-    size = args.image_size
+    size, resize = args.image_size, round(args.image_size * 256 / 224)
     folders = (".", args.dataset_dir)
     train = ListFile(
         find_list(args.train_list, folders),
@@ -56,46 +55,61 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     val = ListFile(
         find_list(args.val_list, folders),
         args.dataset_dir,
-        augment.recipes.imagenet_eval(resize=round(size * 256 / 224), size=size, **inat),
+        augment.recipes.imagenet_eval(resize=resize, size=size, **inat),
         num_classes=train.num_classes,
     )
     for data in (train, val):
         if warning := size_warning(data):
-            say(f"WARNING: {warning}", flush=True)
+            process.say(f"WARNING: {warning}")
         for note in data.notes:
-            say(note, flush=True)
-    say(f"{len(train)} training and {len(val)} validation images, {train.num_classes} classes")
+            process.say(note)
+    process.say(
+        f"{len(train)} training and {len(val)} validation images, {train.num_classes} classes"
+    )
 
     if args.evaluate:
         args.num_runs = 1
     names = [opts.run_name(args, run) for run in range(args.num_runs)]
-    resume = repeats.resume_flags(
-        args.resume, [Path(args.path_model) / name / "ckpt.pth.tar" for name in names]
-    )
+    history, models = Path(args.path_history), Path(args.path_model)
+    resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
+    if not args.evaluate:
+        folders = [(history / name, models / name) for name in names]
+        claims = repeats.claim(folders, resume, args, process)  # noqa: F841 (kept to the end)
+    args.cls_num_list = train.cls_num_list
+    facts = {
+        "dataset": args.train_list,
+        "train_list_sha256": fingerprint(train.paths),
+        "labels_sha256": fingerprint(train.targets),
+    }
     first_seed = None
     rows = []
     for run, name in enumerate(names):
         args.store_name, args.resume = name, resume[run]
         record = Record(
-            Path(args.path_history) / name,
-            Path(args.path_model) / name,
+            history / name,
+            models / name,
             process,
             vars(args),
+            facts,
             text_logs=("train_history.csv", "test_history.csv"),
+            about=flags.about(
+                args,
+                "hmloss/inat_implementation/train_inat.py",
+                args.train_list,
+                train.classes,
+                described.imagenet(resize=resize, size=size, **inat),
+            ),
             split=split_name(val.list_file),
         )
-        state = record.resume(args.resume)
+        state = record.resume(args.resume, args.epochs)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         shared = {
             "workers": args.workers, "seed": seed, "process": process,
             "memory_format": speed.memory_format(args.channels_last),
         }  # fmt: skip
-        loaders = (
-            WorkersLoader(train, args.batch_size, **shared),
-            WorkersLoader(val, 100, train=False, **shared),
-        )
-        facts = {"dataset": args.train_list, "labels_sha256": fingerprint(train.targets)}
+        train_loader = WorkersLoader(train, args.batch_size, **shared)
+        val_loader = WorkersLoader(val, 100, train=False, **shared)
         figures = train_run(
             args,
             schedule,
@@ -103,18 +117,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             state,
             seed,
             archs.constructor(args.arch),
-            loaders,
-            train.cls_num_list,
-            process,
-            facts,
+            (train_loader, val_loader, val_loader),
         )
         if args.evaluate:
             return [figures]
         rows.append({"run": run, "seed": seed, **figures})
         if process.is_main:
             store = name.removesuffix(f"_run{run}")
-            repeats.write_summary(Path(args.path_history) / f"{store}_summary.csv", rows)
-    say(repeats.summary_line(rows, repeats.COLUMNS), flush=True)
+            repeats.write_summary(history / f"{store}_summary.csv", rows)
+    process.say(repeats.summary_line(rows, repeats.COLUMNS))
     return rows
 
 

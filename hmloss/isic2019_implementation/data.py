@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms as T
 
+from common.training import report
 from common.training.checkpoint import atomic_file
 from common.training.errors import UsageError
 from datasets.folder import Skipped, is_hidden
@@ -218,6 +219,12 @@ def train_transform(image_size: int = 300) -> Callable:
             T.Normalize(MEAN, STD),
         ]
     )
+
+
+def fingerprint(table: pd.DataFrame) -> str:
+    """SHA-256 of the images' names, labels and parts."""
+    text = table.sort_values("image_id")[["image_id", "label", "part"]].to_csv(index=False)
+    return report.fingerprint(np.frombuffer(text.encode(), dtype=np.uint8))
 
 
 def eval_transform(image_size: int = 300) -> Callable:

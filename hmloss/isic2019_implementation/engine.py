@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally, accuracy
+from common.training.errors import NonFiniteLoss
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
-from common.training.precision import FiniteGuard, autocast
+from common.training.precision import CURE, FiniteGuard, autocast
 from common.training.speed import Forward
 from hmloss.engine import forward_pass
 from hmloss.isic2019_implementation.metrics import binary_metrics
@@ -36,6 +37,8 @@ class Predictions:
 
     def figures(self) -> dict[str, float]:
         """Balanced accuracy, AUC, sensitivity, specificity and accuracy, as fractions."""
+        if not np.isfinite(self.scores).all():
+            raise NonFiniteLoss(f"the network's outputs are not finite; {CURE}")
         return binary_metrics(self.labels, self.scores)
 
 
@@ -117,8 +120,8 @@ def predict(
 def validation_lines(row: dict) -> str:
     """The original's lines after a validation; loss and accuracy over all images."""
     return (
-        f"{RULE}\n[epoch {row['epoch']}], [val loss {row['loss']:.5f}], "
+        f"{RULE}\n[epoch {row['epoch'] + 1}], [val loss {row['loss']:.5f}], "
         f"[val acc {row['accuracy']:.5f}]\n{RULE}\n"
-        f"{RULE}\n[epoch {row['epoch']}],  [val bacc {row['bacc']:.5f}] ,  "
+        f"{RULE}\n[epoch {row['epoch'] + 1}],  [val bacc {row['bacc']:.5f}] ,  "
         f"[val auc {row['auc']:.5f}]\n{RULE}"
     )

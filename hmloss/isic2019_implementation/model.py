@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.error import URLError
 
-import torch
 from torch import nn
 from torchvision import models as tv
 
 from common.models.resnet_cifar import resnet20
 from common.training import checkpoint
 from common.training.errors import UsageError
-from common.training.launch import barrier
 
 NUM_CLASSES = 2
 WEIGHTS = {
@@ -25,7 +22,7 @@ ARCHS = [*WEIGHTS, "resnet20"]  # the CIFAR one, to try things out: small, witho
 
 
 def build_model(
-    arch: str, weights: str | Path | None = None, random_init: bool = False, main: bool = True
+    arch: str, weights: str | Path | None = None, random_init: bool = False
 ) -> nn.Module:
     """A torchvision network with a new two-class classifier, or the small ResNet-20.
 
@@ -34,7 +31,6 @@ def build_model(
         weights: file with ImageNet weights, of the whole network or without classifier; None:
             torchvision's, from its download cache or its server.
         random_init: no weights at all.
-        main: the process that downloads; the others wait and read the cache.
     Raises:
         UsageError: the weights cannot be had, or belong to another network.
     """
@@ -44,12 +40,8 @@ def build_model(
         return resnet20(num_classes=NUM_CLASSES)
     model = tv.get_model(arch)
     if not random_init:
-        if not main:
-            barrier()
-        state = _from_file(weights) if weights else _from_torchvision(arch)
-        if main:
-            barrier()
-        checkpoint.load_weights(model, state, weights or WEIGHTS[arch].url)
+        path = weights or _download(arch)
+        checkpoint.load_weights(model, checkpoint.load_state_dict(path), path)
     if hasattr(model, "classifier"):
         model.classifier[1] = nn.Linear(model.classifier[1].in_features, NUM_CLASSES)
     else:
@@ -57,21 +49,11 @@ def build_model(
     return model
 
 
-def _from_file(path: str | Path) -> dict[str, torch.Tensor]:
-    if not Path(path).is_file():
-        raise UsageError(f"--weights {path}: no such file")
-    state = checkpoint.load(path)
-    return state.get("state_dict", state)
-
-
-def _from_torchvision(arch: str) -> dict[str, torch.Tensor]:
+def _download(arch: str) -> Path:
     try:
-        return WEIGHTS[arch].get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise UsageError(
-            f"--arch {arch}: cannot download {WEIGHTS[arch].url} ({error}); fetch it elsewhere and "
-            "give --weights FILE, or train from scratch with --random_init"
-        ) from None
+        return checkpoint.download(WEIGHTS[arch].url)
+    except UsageError as error:
+        raise UsageError(f"{error}, or train from scratch with --random_init") from None
 
 
 def freeze(model: nn.Module, ratio_finetune: float) -> tuple[int, int]:

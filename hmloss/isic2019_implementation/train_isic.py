@@ -26,12 +26,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
-from common.training.old_record import Record
 from common.training.pictures import picture
+from common.training.record import Record
+from datasets.augment import described
 from datasets.folder import Skipped
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
@@ -65,9 +67,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if args.use_cuda and launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu, use_cuda=args.use_cuda)
-    say = print if process.is_main else lambda *_, **__: None
     for note in flags.loss_notes(args, args.num_epochs):
-        say(note, flush=True)
+        process.say(note)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     skipped = Skipped()
     images = isic.find_images(args.dataset_dir, skipped)
     for note in skipped.notes(args.dataset_dir):
-        say(note, flush=True)
+        process.say(note)
     table = find_split(args, images, history_dir / "split.csv")
     if table is None:
         first_seed = seeds.choose_seed(args.seed)
@@ -90,40 +91,54 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     isic.check_parts(table, args.dataset_dir)
     train_table = table[table["part"] == "train"]
     args.cls_num_list = [int((train_table["label"] == name).sum()) for name in isic.CLASSES]
-    say(table.groupby(["part", "label"], sort=False).size().to_string(), flush=True)
+    process.say(table.groupby(["part", "label"], sort=False).size().to_string())
 
     if args.evaluate:
         return [evaluate_file(args, table, process)]
 
+    # The folders of all runs are this program's before it writes there.
     args.run_list = [f"run{run}" for run in range(args.num_runs)]
+    folders = [(history_dir / name, model_dir / name) for name in args.run_list]
+    claims = repeats.claim(folders, resume, args, process)  # noqa: F841 (kept to the end)
     if process.is_main:
         prepare_folders(history_dir, model_dir, result_dir)
+        checkpoint.remove_parts(history_dir, model_dir, result_dir)
         isic.save_split(history_dir / "split.csv", table, f"used by {args.store_name}")
         write_text(history_dir / "args_history.txt", str(args))
     launch.barrier()
 
     rows = []
     for run, name in enumerate(args.run_list):
-        say(f"curent run:\n{name}", flush=True)  # the original's spelling
+        process.say(f"curent run:\n{name}")  # the original's spelling
         args.resume = resume[run]
         record = Record(
             history_dir / name,
             model_dir / name,
             process,
-            {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()},
-            split="validation",
+            vars(args),
+            {"split_sha256": isic.fingerprint(table)},
+            about=about(args),
+            chosen_on="val",
             score="bacc",
+            later_of_equals=True,
         )
-        state = record.resume(args.resume)
+        state = record.resume(args.resume, args.num_epochs)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         best_model = model_dir / f"best_model_{name}.pth"
-        figures = train_run(args, record, state, seed, table, best_model, process)
+        figures = train_run(args, record, state, seed, table, best_model)
         rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
         if process.is_main:
             write_results(result_dir, rows)
-    say(repeats.summary_line(rows, FIGURES, digits=4), flush=True)
+    process.say(repeats.summary_line(rows, FIGURES, digits=4))
     return rows
+
+
+def about(args: argparse.Namespace) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``."""
+    transform = described.squeezed(args.image_size, isic.MEAN, isic.STD)
+    program = "hmloss/isic2019_implementation/train_isic.py"
+    return flags.about(args, program, "ISIC 2019", NAMES, transform)
 
 
 def find_split(args: argparse.Namespace, images: pd.DataFrame, saved: Path) -> pd.DataFrame | None:
@@ -184,38 +199,25 @@ def train_run(
     seed: int,
     table: pd.DataFrame,
     best_model: Path,
-    process: Process,
 ) -> dict[str, float]:
     """One training from its first or its resumed epoch to the test; returns the test's figures."""
-    say = print if process.is_main else lambda *_, **__: None
-    done = state is not None and (state["epoch"] >= args.num_epochs or state["patience"] == 0)
-    if done and "test" in state:
-        say("finished before", flush=True)
-        return state["test"]
+    process = record.process
     train_loader, num_train = make_loader(args, table, "train", seed, process)
     val_loader, num_val = make_loader(args, table, "val", seed, process)
 
     # Model: the lower part of a pretrained network stays as it is.
     seeds.seed_everything(seed)
-    model = build_model(
-        args.arch, args.weights, args.random_init or state is not None, process.is_main
-    )
+    model = build_model(args.arch, args.weights, args.random_init or state is not None)
     frozen, tensors = freeze(model, args.ratio_finetune)
-    say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors", flush=True)
+    process.say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors")
     model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=args.max_lr)
     scaler = precision.grad_scaler(process.device, args.amp)
-    start_epoch, best_bacc, patience = 1, 0.0, args.delay
-    if state is not None:
-        state.pop("test", None)  # more epochs than the finished run had
-        checkpoint.load_weights(launch.unwrap(model), state["state_dict"], args.resume)
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        start_epoch, patience = state["epoch"] + 1, state["patience"]
-        best_bacc = state["best_bacc"]
+    record.restore(model, optimizer, scaler)
+    patience = args.delay if state is None else state["patience"]
     criteria = [
         build_criterion(args, args.cls_num_list, stage).to(process.device)
         for stage in (False, True)
@@ -223,7 +225,7 @@ def train_run(
 
     record.open(seed)
     forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
-    for epoch in range(start_epoch, args.num_epochs + 1):
+    for epoch in range(record.epoch + 1, args.num_epochs + 1):  # as printed, from 1
         if patience == 0:
             break
         start = time.perf_counter()
@@ -239,7 +241,7 @@ def train_run(
             iteration = (epoch - 1) * len(train_loader) + step
             return cyclic_lr(args.max_lr, iteration, args.step_size_up)
 
-        row = {"epoch": epoch}
+        row = {"epoch": epoch - 1}
         row |= train_one_epoch(
             model, train_loader, criterion, optimizer, scaler, epoch, learning_rate, args, process,
             forward,
@@ -251,75 +253,80 @@ def train_run(
         row["epoch_s"] = time.perf_counter() - start
         spread = eval_distribution(validation.labels, validation.scores, epoch)
         row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
-        say(validation_lines(row), flush=True)
+        process.say(validation_lines(row))
 
-        is_best = row["bacc"] >= best_bacc  # of equals the later one
-        patience = args.delay if is_best else patience - 1
-        if is_best:
-            say(
+        patience -= 1
+        best_bacc = record.best_score
+        if record.is_best(row):
+            patience = args.delay
+            process.say(
                 f"{RULE}\nIncrease of best bacc on [epoch {epoch}] from [{best_bacc:.5f}] to "
-                f"[{row['bacc']:.5f}]\n{RULE}\n{RULE}\nSaving current best model\n{RULE}",
-                flush=True,
+                f"[{row['bacc']:.5f}]\n{RULE}\n{RULE}\nSaving current best model\n{RULE}"
             )
             best_bacc = row["bacc"]
             if process.is_main:
                 checkpoint.save(launch.unwrap(model).state_dict(), best_model)
-        record.end_epoch(row, is_best=is_best)
         if record.writer is not None:
             for tag in ("lr", "train_loss", "train_top1", "loss", "bacc", "auc"):
-                record.writer.add_scalar(tag, row[tag], epoch - 1)  # from 0, as a resume purges
-        state = {
-            "epoch": epoch,
-            "arch": args.arch,
-            "state_dict": launch.unwrap(model).state_dict(),
-            "best_bacc": best_bacc,
-            "patience": patience,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        }
-        record.save(state)
+                record.writer.add_scalar(tag, row[tag], row["epoch"])
+        record.end_epoch(row, arch=args.arch, best_bacc=best_bacc, patience=patience)
         if patience == 0:
-            say(f"Early stopping on [epoch: {epoch}], [Best bacc Val: {best_bacc:.3f}", flush=True)
+            process.say(f"Early stopping on [epoch: {epoch}], [Best bacc Val: {best_bacc:.3f}")
 
     train_loader.close()
     val_loader.close()
+    return test_run(args, record, model, seed, table, criteria, best_model)
 
-    say("Evaluating the model", flush=True)
-    best_epoch = record.best_row["epoch"]
-    say(f"Restore best model on epoch {best_epoch} with Best bacc Val: {best_bacc:.3f}", flush=True)
-    checkpoint.load_weights(launch.unwrap(model), checkpoint.load(best_model), best_model)
-    stage = in_hml_stage(best_epoch, args.loss_type, args.start_hm_epoch)
-    test = test_model(args, model, table, seed, criteria[stage], process)
-    figures = test.figures()
-    record.finish(
-        args.cls_num_list, confusion=test.tally.confusion, class_names=NAMES, test=figures
+
+def test_run(
+    args: argparse.Namespace,
+    record: Record,
+    model: torch.nn.Module,
+    seed: int,
+    table: pd.DataFrame,
+    criteria: Sequence[torch.nn.Module],
+    best_model: Path,
+) -> dict[str, float]:
+    """Test a run that has ended, its last epoch and then its best; returns the best one's figures.
+
+    Writes the report, pictures and tables.
+    """
+    process, best_epoch = record.process, record.best_row["epoch"] + 1
+    process.say("Evaluating the model")
+    process.say(
+        f"Restore best model on epoch {best_epoch} with Best bacc Val: {record.best_score:.3f}"
     )
+    if process.is_main and not record.best.is_file() and best_model.is_file():
+        # Runs of earlier versions kept the weights alone.
+        checkpoint.save({"state_dict": checkpoint.load_state_dict(best_model)}, record.best)
+    launch.barrier()
+    loader, num_images = make_loader(args, table, "test", seed, process)
+    tests = []
+
+    def test(epoch: int) -> Tally:
+        stage = in_hml_stage(epoch + 1, args.loss_type, args.start_hm_epoch)
+        tests.append(predict(model, loader, num_images, criteria[stage], args, process))
+        return tests[-1].tally
+
+    record.finish(
+        None, test, figures=lambda tally: tally.result(args.cls_num_list) | tests[-1].figures()
+    )
+    loader.close()
+    best = tests[-1]
     if process.is_main:
-        picture(record.log_dir / "roc.png", draw_roc, test.labels, test.scores)
+        print_test(best)
+        picture(record.log_dir / "roc.png", draw_roc, best.labels, best.scores)
         picture(record.log_dir / "history_case_plot.png", draw_learning_curve, record.history)
         write_distributions(record)
-    record.save({**state, "test": figures})
-    return figures
+    return best.figures()
 
 
-def test_model(
-    args: argparse.Namespace,
-    model: torch.nn.Module,
-    table: pd.DataFrame,
-    seed: int,
-    criterion: torch.nn.Module,
-    process: Process,
-) -> Predictions:
-    """Predict the test part and print its figures."""
-    loader, num_images = make_loader(args, table, "test", seed, process)
-    test = predict(model, loader, num_images, criterion, args, process)
-    loader.close()
-    if process.is_main:
-        result = test.figures()
-        print(f"{RULE}\n[test bacc {result['bacc']:.5f}] ,  [test auc {result['auc']:.5f}]\n{RULE}")
-        print(f"sensitivity {result['sensitivity']:.5f}, specificity {result['specificity']:.5f}")
-        print(report_text(test.labels, test.scores), flush=True)
-    return test
+def print_test(test: Predictions) -> None:
+    """The figures of the test part, as the original prints them."""
+    result = test.figures()
+    print(f"{RULE}\n[test bacc {result['bacc']:.5f}] ,  [test auc {result['auc']:.5f}]\n{RULE}")
+    print(f"sensitivity {result['sensitivity']:.5f}, specificity {result['specificity']:.5f}")
+    print(report_text(test.labels, test.scores), flush=True)
 
 
 def evaluate_file(
@@ -329,21 +336,25 @@ def evaluate_file(
     latest = args.model_path / args.store_name / "run0" / "ckpt.pth.tar"
     path = checkpoint.find(args.resume, latest)
     if path is None:
-        raise UsageError(f"--resume {args.resume}: there is no {latest}; give a checkpoint")
-    state = checkpoint.load(path)
+        raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest} yet")
     model = build_model(args.arch, random_init=True)
-    checkpoint.load_weights(model, state.get("state_dict", state), path)
+    checkpoint.load_weights(model, checkpoint.load_state_dict(path, "--resume"), path)
     criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
     seed = seeds.choose_seed(args.seed)
     model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
-    return test_model(args, model, table, seed, criterion, process).figures()
+    loader, num_images = make_loader(args, table, "test", seed, process)
+    test = predict(model, loader, num_images, criterion, args, process)
+    loader.close()
+    if process.is_main:
+        print_test(test)
+    return test.figures()
 
 
 def write_results(folder: Path, rows: Sequence[dict]) -> None:
-    """``test_history.csv`` as the original writes it, and ``summary.csv`` with mean and std."""
+    """``test_history.csv`` as the original writes it, epochs from 1; ``summary.csv``, from 0."""
     lines = [",run,best_epoch,bacc,auc"]
-    lines += [f"0,run{r['run']},{r['best_epoch']},{r['bacc']},{r['auc']}" for r in rows]
+    lines += [f"0,run{r['run']},{r['best_epoch'] + 1},{r['bacc']},{r['auc']}" for r in rows]
     write_text(folder / "test_history.csv", "\n".join(lines) + "\n")
     repeats.write_summary(folder / "summary.csv", rows)
 

@@ -125,24 +125,24 @@ class Killed(BaseException):
 def test_resumed_across_runs(folder, here, monkeypatch, saves, seeded):
     """Interrupted in either run; also when nobody gave a seed the later runs keep theirs."""
     argv = hml(folder)[: None if seeded else -2]
-    save, done = train_cifar.Record.save, []
+    write, done = train_cifar.Record._write, []
 
-    def save_or_die(self, state, **more):
+    def write_or_die(self, state, *paths):
         done.append(state["epoch"])
         if len(done) == saves:
             raise Killed
-        save(self, state, **more)
+        write(self, state, *paths)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cifar.Record, "save", save_or_die)
+        patch.setattr(train_cifar.Record, "_write", write_or_die)
         with pytest.raises(Killed):
             train_cifar.main(argv)
     part = f"checkpoint/{STORE}_run{0 if saves < 4 else 1}/ckpt.pth.tar"
     resumed = train_cifar.main([*argv, "--resume", part])
     if seeded:
-        straight = train_cifar.main(argv)
+        straight = train_cifar.main([*argv, "--overwrite"])
     else:
-        straight = train_cifar.main([*argv, "--seed", str(resumed[0]["seed"])])
+        straight = train_cifar.main([*argv, "--overwrite", "--seed", str(resumed[0]["seed"])])
         assert resumed[1]["seed"] == resumed[0]["seed"] + 1
     pd.testing.assert_frame_equal(pd.DataFrame(resumed), pd.DataFrame(straight))
 

@@ -456,17 +456,17 @@ def test_pretrained_that_does_not_fit(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
 def test_pretrained_file_that_is_none(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UsageError, match=r"w\.pth is not a weight file") as error:
+    with pytest.raises(UsageError, match=r"w\.pth: (not a complete checkpoint|damaged)") as error:
         resnet.load_pretrained(resnet.resnet10(None), "resnet10", tmp_path / "w.pth")
     assert "\n" not in str(error.value)
 
 
 def test_pretrained_other_refusals(tmp_path, monkeypatch):
     model = resnet.resnet10(None)
-    with pytest.raises(UsageError, match=r"absent\.pth does not exist"):
+    with pytest.raises(UsageError, match=r"--weights .*absent\.pth: no such file"):
         resnet.load_pretrained(model, "resnet10", tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UsageError, match=r"list\.pth holds no state_dict"):
+    with pytest.raises(UsageError, match=r"list\.pth: holds a list, not a checkpoint"):
         resnet.load_pretrained(model, "resnet10", tmp_path / "list.pth")
     with pytest.raises(UsageError, match=r"no ImageNet weights exist for resnet10.*resnet18"):
         resnet.load_pretrained(model, "resnet10")
@@ -474,24 +474,26 @@ def test_pretrained_other_refusals(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UsageError, match=r"cannot download https://\S*resnet18-\S*\.pth"):
         resnet.load_pretrained(resnet.resnet18(None), "resnet18")
 
 
-def test_pretrained_downloads_torchvisions_first_weights(golden, monkeypatch):
+def test_pretrained_downloads_torchvisions_first_weights(golden, monkeypatch, tmp_path):
     asked = []
     weights = with_head_of(resnet.resnet18(None), 1000)
 
-    def download(url, **kwargs):
-        asked.append((url, kwargs["weights_only"]))
-        return weights
+    def download(url, path, prefix, progress):
+        asked.append((url, prefix))
+        torch.save(weights, path)
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     model = resnet.resnet18()
     resnet.load_pretrained(model, "resnet18")
     assert torch.equal(model.fc.weight, weights["fc.weight"])
-    (url, weights_only) = asked[0]
+    (url, sha256) = asked[0]
     assert url.startswith("https://download.pytorch.org/models/resnet18-")
-    assert weights_only
+    assert len(sha256) >= 8 and f"-{sha256}.pth" in url
     assert set(resnet.PRETRAINED) <= set(ARCHITECTURES)

@@ -87,10 +87,10 @@ def test_a_teacher_is_a_bare_network_or_the_query_encoder_of_a_moco(tmp_path, us
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "teacher.pth.tar"
-    with pytest.raises(UsageError, match="no such file; train the teacher first"):
+    with pytest.raises(UsageError, match=r"--path_t .*teacher\.pth\.tar: no such file"):
         engine.load_teacher(flags(path_t=str(path)))
     torch.save({"epoch": 1}, path)
-    with pytest.raises(UsageError, match="holds no state_dict"):
+    with pytest.raises(UsageError, match="entry 'epoch' of its state dict is no tensor, but int"):
         engine.load_teacher(flags(path_t=str(path)))
     torch.save({"state_dict": resnet32(3, head="fc").state_dict()}, path)
     with pytest.raises(UsageError, match=r"teacher\.pth\.tar: made with another architecture"):

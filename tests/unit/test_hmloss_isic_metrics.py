@@ -103,13 +103,13 @@ def test_weights_from_a_file(tmp_path):
         build_model("resnet18", weights=tmp_path / "none.pth")
 
 
-def test_offline_message_names_the_cure(monkeypatch):
+def test_offline_message_names_the_cure(monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    with pytest.raises(UsageError, match=r"https://.*--weights FILE.*--random_init"):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(UsageError, match=r"https://.*--weights FILE, or .*--random_init"):
         build_model("efficientnet_b0")
 
 

@@ -4,6 +4,7 @@ import argparse
 import collections
 import decimal
 import errno
+import hashlib
 import io
 import os
 
@@ -175,6 +176,21 @@ def test_a_state_dict_of_something_else_is_named(tmp_path, state, words):
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     with pytest.raises(UsageError, match=rf"w\.pth: {words}"):
         checkpoint.load_state_dict(tmp_path / "w.pth")
+
+
+def test_a_damaged_file_in_the_download_cache_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    content = b"weights"
+    prefix = hashlib.sha256(content).hexdigest()[:8]
+    path = tmp_path / "checkpoints" / f"net-{prefix}.pth"
+    path.write_bytes(content)
+    url = f"https://host.example/{path.name}"
+    assert checkpoint.download(url) == path
+    path.write_bytes(b"wEights")
+    with pytest.raises(UsageError) as error:
+        checkpoint.download(url)
+    assert str(error.value) == f"{path}: damaged, its SHA-256 is not {prefix}…; delete it"
 
 
 def test_find(tmp_path):

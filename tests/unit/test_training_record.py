@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally
-from common.training import checkpoint, pictures
+from common.training import checkpoint, launch, pictures
 from common.training.errors import NonFiniteLoss, UsageError
 from common.training.launch import Process
 from common.training.record import Record
@@ -127,7 +127,8 @@ def test_the_runs_own_best_or_numbered_checkpoint_goes_back_to_its_epoch(tmp_pat
         assert files(tmp_path / "back")[path] == files(tmp_path / "whole")[path]
 
 
-def test_other_processes_write_nothing(tmp_path):
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "in_main", lambda action: None)
     other = Process(torch.device("cpu"), 1, 1)
     record = Record(tmp_path / "x", tmp_path / "y", other, {}, about=ABOUT)
     model = nn.Linear(1, 1)
