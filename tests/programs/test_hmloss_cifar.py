@@ -61,9 +61,9 @@ def test_runs_leave_the_originals_files(finished, golden):
         for name in sample["history_files"]:
             if name.endswith((".txt", ".csv")):
                 assert (history / name).is_file(), name
-        assert sorted(p.name for p in model.iterdir()) == sorted(sample["checkpoint_files"])
+        assert {p.name for p in model.iterdir()} == {*sample["checkpoint_files"], ".lock"}
         state = torch.load(model / "ckpt.pth.tar", weights_only=True)
-        assert list(state)[:5] == sample["checkpoint_keys"]
+        assert set(sample["checkpoint_keys"]) <= state.keys()
         assert state["epoch"] == 3 and state["best_acc1"].shape == ()
 
         report = json.loads((history / "report.json").read_text())

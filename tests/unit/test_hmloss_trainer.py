@@ -127,6 +127,8 @@ class Log:
 
 
 def without_times(line):
+    """Without the rate, of which the original prints a tenth."""
+    line = re.sub(r", lr: [\d.]+", "", line)
     return re.sub(r"(Time|Data) [\d.]+ \([\d.]+\)", r"\1 <t> (<t>)", line)
 
 
