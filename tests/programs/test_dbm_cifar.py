@@ -112,8 +112,8 @@ def test_views_of_one_image_from_both_loaders(images, loss_fn, loader, here, sma
         seen.append(views)
         return original(model, criterion, views, *rest)
 
-    original = getattr(engine, f"{loss_fn}_loss")
-    monkeypatch.setattr(engine, f"{loss_fn}_loss", spy)
+    original = getattr(engine, f"{loss_fn}_pass")
+    monkeypatch.setattr(engine, f"{loss_fn}_pass", spy)
     main.main([*small, "--loss_fn", loss_fn, "--loader", loader])
     assert len(seen) == 2
     for views in seen:

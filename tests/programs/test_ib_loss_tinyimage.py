@@ -77,7 +77,7 @@ def test_offline_weights_say_what_to_do(tiny, tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UsageError, match=r"cannot download .*resnet18.*no network"):
         tinyimage_train.main(["--root", str(tiny[0]), *FLAGS])
 

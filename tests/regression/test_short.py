@@ -48,6 +48,7 @@ def test_the_recorded_seeds_show_that_the_loss_helps_rare_classes(paper):
     assert statistics.fmean(ours) > statistics.fmean(ce) + 2 * GAIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", short.RUNS)
 def test_accuracy_is_as_recorded_and_the_loss_helps_rare_classes(paper, data, tmp_path):
     found = {}
