@@ -17,6 +17,7 @@ from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.speed import Forward
+from hmloss.flags import LDAM_SCALE
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
 Meter = AverageMeter | Running  # last value and mean
@@ -46,7 +47,7 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], hml_stage: boo
     if args.loss_type == "Focal":
         return FocalLoss(weight, args.gamma)
     if args.loss_type == "LDAM":
-        return LDAMLoss(cls_num_list, max_m=0.5, weight=weight, s=30)
+        return LDAMLoss(cls_num_list, max_m=0.5, weight=weight, s=LDAM_SCALE)
     if args.loss_type == "HML2":  # the class's δ of 1e10 in both stages, whatever --delta says
         return HMLoss(weight) if hml_stage else HMLoss()
     return HMLoss(weight, args.delta) if hml_stage else CELoss()

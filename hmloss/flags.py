@@ -11,6 +11,7 @@ from common.training.schedules import unreached
 from hmloss.schedule import Schedule
 
 WEIGHTINGS = ["None", "CS", "CB"]
+LDAM_SCALE = 30.0  # of the logits
 
 
 def add_training_flags(
@@ -233,6 +234,7 @@ def about(
             "use_norm": args.loss_type == "LDAM",
         },
         "transform": transform,
+        "scale": LDAM_SCALE if args.loss_type == "LDAM" else 1.0,
         "classes": classes,
         "cls_num_list": args.cls_num_list,
     }

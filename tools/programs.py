@@ -16,17 +16,27 @@ class Program:
     """How a program is told what differs from the published run; the last mention of a flag counts.
 
     Attributes:
-        data: words that set data set and folder. size: words for images of another size than 32.
-        epochs: words for a shortened, stretched run.
+        data: words that set data set and folder, for small images; empty: it takes none.
+        large: the same for a folder of large images; {lists} has list files of it.
+        parse: the program's own reading of a command line.
+        whole: words for the training images as they are. tail: for a long tail cut out of them.
+        classes: words for the number of classes. size: for images of another size than 32.
+        epochs: words for a shortened, stretched run. batch: for another batch size.
+        val: words for the part of the training images that chooses the best epoch.
         memory, amp: words for channels-last memory and for half precision.
         resume: words that go on from the run's own checkpoint.
-        parse: the program's own reading of a command line.
     """
 
     data: str
     parse: Callable[[list[str]], object]
+    large: str = ""
+    whole: str = "--imb_type none"
+    tail: str = "--imb_type exp --imb_factor {imb_factor}"
+    classes: str = ""
     size: str = "--image_size {size}"
     epochs: str = "--epochs {epochs} --stretch_schedule"
+    batch: str = "--batch-size {batch_size}"
+    val: str = "--val_fraction {val_fraction}"
     memory: str = "--channels_last"
     amp: str = "--amp {amp}"
     resume: str = "--resume auto"
@@ -86,27 +96,52 @@ def _arb(argv: list[str]) -> object:
 PROGRAMS = {
     "ib_loss/cifar_train.py": Program("--dataset {dataset} --root {root}", partial(_ib, "cifar")),
     "ib_loss/tinyimage_train.py": Program("", partial(_ib, "tiny")),
-    "dbm_loss/cifar/main.py": Program("--dataset {dataset} --data_dir {root}", _dbm_cifar),
-    "dbm_loss/large_scale/train.py": Program("", _dbm_large),
+    "dbm_loss/cifar/main.py": Program(
+        "--dataset {dataset} --data_dir {root}",
+        _dbm_cifar,
+        tail="--imb_type exp --imb_ratio {imb_ratio}",
+    ),
+    "dbm_loss/large_scale/train.py": Program(
+        "",
+        _dbm_large,
+        large="--dataset imagefolder --root {root}",
+        batch="--batch_size {batch_size}",
+    ),
     "dbm_loss/GML/cifar_ce.py": Program(
         "--dataset {dataset} --data {root}", partial(_gml, "cifar_ce")
     ),
     "dbm_loss/GML/cifar_main.py": Program(
         "--dataset {dataset} --data {root}", partial(_gml, "cifar_main")
     ),
-    "dbm_loss/GML/main.py": Program("", partial(_gml, "main")),
+    "dbm_loss/GML/main.py": Program(
+        "", partial(_gml, "main"), large="--dataset imagefolder --data {root}"
+    ),
     "hmloss/cifar_implementation/train_cifar.py": Program(
-        "--dataset {dataset} --root {root}", _hml
+        "--dataset {dataset} --root {root}",
+        _hml,
+        tail="--imb_type exp --imb_ratio {imb_factor}",
     ),
     "hmloss/isic2019_implementation/train_isic.py": Program(
         "", _isic, epochs="--num_epochs {epochs} --stretch_schedule"
     ),
-    "hmloss/inat_implementation/train_inat.py": Program("", _inat),
+    "hmloss/inat_implementation/train_inat.py": Program(
+        "",
+        _inat,
+        large="--dataset_dir {root} --train_list {lists}/ImageNet_LT_train.txt "
+        "--val_list {lists}/ImageNet_LT_test.txt",
+    ),
     "arbloss/train_stage1.py": Program(
         "dataset {dataset} data_path {root}",
         _arb,
+        large="dataset imagenet data_path {root} list_path {lists}",
+        whole="imb_factor None",
+        tail="imb_factor {imb_factor}",
+        classes="num_classes {classes} head_class_idx [0,{third}] "
+        "med_class_idx [{third},{two_thirds}] tail_class_idx [{two_thirds},{classes}]",
         size="image_size {size}",
         epochs="num_epochs {epochs} stretch_schedule True",
+        batch="batch_size {batch_size}",
+        val="val_fraction {val_fraction}",
         memory="channels_last True",
         amp="amp {amp}",
         resume="resume auto",

@@ -156,13 +156,9 @@ def class_table(
 def write_tables(
     folder: Path, tally: Tally, table: Mapping[str, list], files: Sequence[str] | None
 ) -> None:
-    """``per_class.csv``, ``confusion.csv`` (rows true) and ``predictions.csv``, a row an image."""
+    """``write_class_tables``, and ``predictions.csv``, a row an image."""
     classes = table["class"]
-    _write_rows(folder / "per_class.csv", table, zip(*table.values(), strict=True))
-    if tally.confusion is not None:
-        counts = zip(classes, tally.confusion.tolist(), strict=True)
-        rows = ([name, *of_class] for name, of_class in counts)
-        _write_rows(folder / "confusion.csv", ["true class", *classes], rows)
+    write_class_tables(folder, tally, table)
     samples = tally.samples.tolist()
     rows = (
         (image, classes[int(true)], classes[int(predicted)], f"{probability:.6f}")
@@ -170,10 +166,20 @@ def write_tables(
             range(len(samples)) if files is None else files, samples, strict=True
         )
     )
-    _write_rows(folder / "predictions.csv", ["image", "true", "predicted", "probability"], rows)
+    write_rows(folder / "predictions.csv", ["image", "true", "predicted", "probability"], rows)
 
 
-def _write_rows(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> None:
+def write_class_tables(folder: Path, tally: Tally, table: Mapping[str, list]) -> None:
+    """``per_class.csv`` and, if it was counted, ``confusion.csv``, rows true."""
+    classes = table["class"]
+    write_rows(folder / "per_class.csv", table, zip(*table.values(), strict=True))
+    if tally.confusion is not None:
+        counts = zip(classes, tally.confusion.tolist(), strict=True)
+        rows = ([name, *of_class] for name, of_class in counts)
+        write_rows(folder / "confusion.csv", ["true class", *classes], rows)
+
+
+def write_rows(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> None:
     """A csv file; fractions of a percent to two digits, NaN empty. Names may occur twice."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

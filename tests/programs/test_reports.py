@@ -10,63 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from arbloss.models import Network
-from common.models import archs
 from common.training import pictures
-from datasets.augment import recipes
-from datasets.images import read_rgb
-from dbm_loss.cifar.models import build_model as dbm_cifar
-from dbm_loss.large_scale import train as dbm_large
 from tests.programs import small_runs
-from tests.programs.tools import ROOT
+from tools import predict
 
 CLASSES = ["class_000", "class_001", "class_002"]
 NAMES = [
     name
     for name in small_runs.PROGRAMS
-    if not name.startswith(("hml", "arb")) and "cmo" not in name
+    if not name.startswith(("hml_i", "arb")) and "cmo" not in name
 ]
-
-
-def of_table(network):
-    network = dict(network)
-    return archs.constructor(network.pop("arch"))(**network)
-
-
-def of_arbloss(network):
-    network = dict(network)
-    return Network(network.pop("arch"), **network)
-
-
-# The network of each program, from what its checkpoint says of it.
-BUILD = {
-    "dbm_loss/cifar/main.py": lambda n: dbm_cifar(n["loss_fn"], n["num_classes"], n["use_norm"]),
-    "dbm_loss/large_scale/train.py": lambda n: dbm_large.build_model(
-        n["loss_fn"], n["arch"], n["num_classes"], n["use_norm"]
-    ),
-    "arbloss/train_stage1.py": of_arbloss,
-    "arbloss/train_stage2.py": of_arbloss,
-}
-
-
-def rebuilt(state):
-    """A function from images to logits."""
-    program, network = state["about"]["program"], state["about"]["network"]
-    assert (ROOT / program).is_file()
-    model = BUILD.get(program, of_table)(network)
-    if program.startswith("arbloss"):
-        for name in ("model", "classifier", "lws_model"):
-            if f"state_dict_{name}" in state:
-                getattr(model, name).load_state_dict(state[f"state_dict_{name}"])
-        return lambda x: model.eval()(x)[0]
-    weights = state["state_dict"]
-    if "GML" in program:
-        prefix = "encoder_q."
-        ours = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        weights = ours or weights
-    model.load_state_dict(weights)
-    model.eval()
-    return getattr(model, "classify", model)
 
 
 def add_validation(root: Path) -> None:
@@ -133,10 +86,21 @@ def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     )
     state = torch.load(path, weights_only=True)
     assert state["epoch"] == best["epoch"] + 1 and state["about"]["classes"] == CLASSES
-    classify, transform = rebuilt(state), recipes.from_description(state["about"]["transform"])
-    with torch.inference_mode():
-        images = torch.stack([transform(read_rgb(file)) for file in files])
-        probability, predicted = classify(images).softmax(dim=1).max(dim=1)
-    assert [CLASSES[c] for c in predicted] == [row["predicted"] for row in rows]
-    shown = [float(row["probability"]) for row in rows]
-    np.testing.assert_allclose(probability, shown, atol=1e-5)
+    predict.main([str(path), "data/test", "--out", "out"])
+    said = table(here / "out" / "predictions.csv")
+    assert [row["path"] for row in said] == files and [row["true"] for row in said] == CLASSES
+    assert [row["class"] for row in said] == [row["predicted"] for row in rows]
+    evaluation = json.loads((here / "out" / "evaluation.json").read_text())
+    assert evaluation["images"] == 3
+    for name in ("top1", "balanced_acc", "macro_f1", "few"):
+        assert evaluation[name] == pytest.approx(best[name], abs=1e-4, nan_ok=True), name
+    for name in ("per_class.csv", "confusion.csv"):
+        assert (here / "out" / name).read_text() == (logs / name).read_text()
+    assert {"per_class.png", "confusion.png"} <= drawn.keys()
+
+    # With the scale of the logits in its loss the probability is the report's.
+    unscaled = torch.tensor([float(row["probability"]) for row in rows])
+    assert state["about"]["scale"] >= 1
+    if state["about"]["scale"] == 1:
+        shown = torch.tensor([float(row["probability"]) for row in said])
+        torch.testing.assert_close(shown, unscaled, atol=1e-5, rtol=0)

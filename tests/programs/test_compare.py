@@ -1,0 +1,76 @@
+"""tools/compare.py end to end: the default methods on a dozen images, their programs in here."""
+
+import csv
+import importlib
+import json
+import shutil
+
+import pytest
+
+from common.models import resnet_cifar
+from tests.programs import small_runs
+from tests.programs.tools import make_image_folder
+from tools import compare
+from tools.programs import ROOT, fill
+from tools.runner import Job
+
+METHODS = ["CE", "IB", "DBM-BS", "HML", "ARB-Loss"]
+
+
+def train(jobs: list[Job], *, root: str, parallel: int) -> None:
+    """In place of the runner: one job after the other, in this process."""
+    for job in jobs:
+        if job.result.is_file():
+            continue
+        for words in job.commands:
+            program = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+            words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
+            program.main(fill(words, root=root, out=job.folder))
+        (report,) = job.folder.rglob("report.json")
+        job.store(job, report)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    make_image_folder(tmp_path / "birds", [12, 6, 3], size=8, test_per_class=2)
+    small_runs.small_networks(monkeypatch)
+    monkeypatch.setattr(resnet_cifar, "resnet32", resnet_cifar.resnet20)
+    monkeypatch.setattr(compare, "train", train)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_one_method_of_each_paper(here, capsys):
+    flags = ["--root", "birds", "--epochs", "1", "--image_size", "8", "--batch_size", "4"]
+    compare.main([*flags, "--out", "out"])
+    out = capsys.readouterr().out
+    table = (here / "out" / "compare.txt").read_text()
+    assert table in out
+    assert [line.split()[0] for line in table.splitlines()[1:6]] == METHODS
+    assert "3 classes of 12 to 3 training images; classes with few (< 20) 3." in table
+    with open("out/compare.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == METHODS
+    for row in rows:
+        of_classes = [float(row[f"class class_00{c}"]) for c in range(3)]
+        assert float(row["balanced_acc"]) == pytest.approx(sum(of_classes) / 3, abs=1e-3)
+        assert float(row["worst_class"]) == min(of_classes)
+        report = json.loads(next((here / row["folder"]).rglob("report.json")).read_text())
+        assert report["final"]["top1"] == pytest.approx(float(row["top1"]), abs=1e-3)
+    assert (here / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert {report["pixels_sha256"] for report in map(read, here.rglob("report.json"))} != {None}
+    assert "NOTE" not in table
+
+    # The same of the finished runs, of which one is trained again.
+    shutil.rmtree(here / "out" / "hmloss_hml_e1_s0")
+    compare.main([*flags, "--out", "out"])
+    assert (here / "out" / "compare.txt").read_text() == table
+    compare.main(["--runs", "out", "--out", "again"])
+    again = (here / "again" / "compare.txt").read_text()
+    assert sorted(line.split()[-7:] for line in again.splitlines()[1:6]) == sorted(
+        line.split()[-7:] for line in table.splitlines()[1:6]
+    )
+
+
+def read(path):
+    return json.loads(path.read_text())

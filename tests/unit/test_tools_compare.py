@@ -1,0 +1,146 @@
+"""tools/compare.py: which recipes it takes, how the programs are told, and what it refuses."""
+
+import shlex
+
+import pytest
+
+from common.training.errors import RunError, UsageError
+from tests.programs.tools import make_image_folder
+from tools import compare
+from tools.programs import PROGRAMS, fill, settings
+from tools.table import PAPERS
+
+SMALL, LARGE = (compare.all_methods(large) for large in (False, True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp("my images"), [3, 2, 1, 2], test_per_class=1)
+
+
+def jobs(*words):
+    args = compare.get_parser().parse_args([str(word) for word in words])
+    compare.check(args)
+    rows, images = compare.find_methods(args.methods, args.large), compare.find_images(args)
+    return compare.make_jobs(rows, images, args)
+
+
+def test_every_method_of_the_tables_for_small_images_is_there():
+    names = {row.method for row in SMALL.values()}
+    assert {"CE", "IB", "IB+CB", "DBM-BS", "GML", "DBM-NCL", "HML", "HML + CS", "ARB-Loss"} <= names
+    assert {paper for paper, _ in SMALL} == set(PAPERS)
+    assert {paper for paper, _ in LARGE} == {"dbm_loss", "hmloss", "arbloss"}
+    # CIFAR-10 at ratio 100 where the method has it.
+    assert SMALL["ib_loss", "ib"].id == "ib_loss-cifar10-exp100-ib"
+    assert LARGE["arbloss", "arb-loss"].dataset == "imagenet_lt"
+
+
+def test_names_of_methods():
+    def ids(*names):
+        return [row.id for row in compare.find_methods(names, large=False)]
+
+    assert ids("ce", "ARB", "dbm_loss/CE", "CE") == [
+        "ib_loss-cifar10-exp100-ce", "arbloss-cifar10-exp100-arb_mixup",
+        "dbm_loss-cifar10-exp100-ce",
+    ]  # fmt: skip
+    with pytest.raises(UsageError) as error:
+        ids("IB", "focus")
+    start = "--methods focus: no method for small images; there are\n  ib_loss: CE; Focal; "
+    assert str(error.value).startswith(start)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_program_is_told_data_length_and_the_rest(paper, folder, tmp_path):
+    names = [f"{p}/{row.method}" for (p, _), row in SMALL.items() if p == paper]
+    found = jobs(
+        "--root", folder, "--out", tmp_path, "--epochs", 12, "--image_size", 16, "--seeds", 3,
+        "--val_fraction", 0.2, "--batch_size", 32, "--amp", "bf16", "--methods", *names,
+    )  # fmt: skip
+    assert len(found) == len(names)
+    for row, job in found:
+        for command in job.commands:
+            told = settings(command)
+            root = next(told[k] for k in ("root", "data_dir", "data_path", "data") if k in told)
+            assert (told["dataset"], root) == ("imagefolder", str(folder)), row.id
+            assert (told.get("epochs", told.get("num_epochs")), told["seed"]) == (12, 3), row.id
+            assert told["stretch_schedule"] and told["image_size"] == 16, row.id
+            assert (told["batch_size"], told["val_fraction"], told["amp"]) == (32, 0.2, "bf16")
+            assert told.get("imb_type", "none") == "none"
+            if paper == "arbloss":
+                assert told["imb_factor"] is None and told["num_classes"] == 4
+                assert told["tail_class_idx"] == [3, 4]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_long_tail_of_the_digits(paper, tmp_path):
+    names = [f"{p}/{row.method}" for (p, _), row in SMALL.items() if p == paper]
+    for row, job in jobs("--digits", "--imb_factor", 0.02, "--out", tmp_path, "--methods", *names):
+        told = settings(job.commands[-1])
+        assert told["dataset"] == "digits" and told.get("imb_type", "exp") == "exp", row.id
+        factor = told.get("imb_factor") or told.get("ir_list", [0])[0]
+        assert factor == 0.02 or told["imb_ratio"] == 50, row.id
+
+
+def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
+    names = [f"{p}/{row.method}" for (p, _), row in LARGE.items()]
+    found = jobs("--root", folder, "--large", "--epochs", 5, "--out", tmp_path, "--methods", *names)
+    assert len(found) == len(LARGE)
+    for _, job in found:
+        for command in job.commands:
+            told = settings(command)
+            assert told.get("epochs", told.get("num_epochs")) == 5
+            places = [told.get(key) for key in ("root", "data", "dataset_dir", "data_path")]
+            assert str(folder) in places
+    images = compare.Images("imagefolder", str(folder), 4, str(tmp_path / "lists"))
+    compare.write_lists(images)
+    lines = (tmp_path / "lists" / "ImageNet_LT_train.txt").read_text().splitlines()
+    assert len(lines) == 8
+    assert lines[3] == "train/class_001/0000.jpg\t1\tclass_001"
+    lines = (tmp_path / "lists" / "ImageNet_LT_test.txt").read_text().splitlines()
+    assert lines[0] == "test/class_000/0000.jpg\t0\tclass_000" and len(lines) == 4
+
+
+def test_the_commands_are_shown(folder, tmp_path, capsys):
+    compare.main(["--root", str(folder), "--methods", "IB", "--seeds", "0", "1", "--list",
+                  "--out", str(tmp_path / "out")])  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ib_loss_ib_e200_s0" and lines[2] == "ib_loss_ib_e200_s1"
+    words = shlex.split(lines[1])
+    assert words[1] in PROGRAMS and words[-6:] == [
+        "--dataset", "imagefolder", "--root", str(folder), "--imb_type", "none",
+    ]  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    assert fill(words, out="X")[words.index("--root_log") + 1] == "X/log"
+
+
+def test_a_folder_of_another_command_is_not_gone_on_with(folder, tmp_path):
+    flags = ["--root", folder, "--out", tmp_path, "--epochs", 2, "--methods", "IB", "HML"]
+    compare.claim([job for _, job in jobs(*flags)])
+    compare.claim([job for _, job in jobs(*flags)])
+    with pytest.raises(UsageError, match="ib_loss_ib_e2_s0: holds a run of other flags or images"):
+        compare.claim([job for _, job in jobs(*flags, "--image_size", 16)])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        compare.claim([job for _, job in jobs("--digits", "--out", tmp_path / "file")])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --root DIR or FILE.npz with your images, or --digits to try without"),
+        (["--digits", "--root", "x"], "give --root DIR"),
+        (["--root", "nowhere"], "image folder .*nowhere: no such folder"),
+        (["--root", "x.npz"], "npz file .*x.npz: no such file"),
+        (["--root", "x.npz", "--large"], "--root x.npz: --large takes a folder of images"),
+        (["--digits", "--large"], "--large: takes the images of a folder as they are"),
+        (["--runs", "x", "--digits"], "--runs: shows runs that exist; leave"),
+        (["--digits", "--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--digits", "--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["--digits", "--imb_factor", "2"], "--imb_factor 2.0: smallest / largest class"),
+        (["--digits", "--val_fraction", "1"], "--val_fraction: '1': a number from 0 to below 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        compare.main(words)

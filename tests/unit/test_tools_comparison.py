@@ -1,0 +1,178 @@
+"""Reports side by side: figures, labels, table, CSV and picture, with numbers worked out here."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from common.training.errors import UsageError
+from tools import comparison
+from tools.comparison import csv_rows, group, in_one_order, read_run, text_table
+
+CLASSES = ["cat", "dog", "emu"]
+COUNTS = [120, 50, 4]
+
+
+def write(folder, cls_acc, *, classes=CLASSES, counts=COUNTS, seed=0, **more):
+    """A report in ``folder``, its last epoch with these class accuracies."""
+    row = {"epoch": 1, "top1": 70.0, "macro_f1": 60.0, "many": 1.0, "cls_acc": cls_acc}
+    report = {
+        "final": row, "best": {**row, "top1": 71.0}, "unit": "percent, of all", "classes": classes,
+        "cls_num_list": counts, "seed": seed, "settings": {"lr": 0.1, "seed": seed},
+        "program": "ib_loss/cifar_train.py", "method": "IB", "data": "pets",
+        "pixels_sha256": "a", "evaluated": "test",
+        "reported": {"epoch": 1, "which": "final", "split": "test"}, **more,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder / "report.json"
+
+
+def test_the_figures_of_a_report(tmp_path):
+    run = read_run(write(tmp_path / "a", [80.0, 50.0, 20.0]))
+    assert (run.method, run.paper, run.seed, run.epoch) == ("IB", "ib_loss", 0, "last epoch")
+    assert run.figures == {
+        "balanced_acc": 50.0, "top1": 70.0, "many": 80.0, "medium": 50.0, "few": 20.0,
+        "macro_f1": 60.0, "worst_class": 20.0,
+    }  # fmt: skip
+    assert read_run(tmp_path / "a/report.json", "IB+CB", epoch="best").figures["top1"] == 71.0
+    # A class without test images counts nowhere.
+    run = read_run(write(tmp_path / "b", [80.0, None, 20.0]))
+    assert run.figures["balanced_acc"] == 50.0 and math.isnan(run.figures["medium"])
+
+
+def test_reports_of_earlier_versions(tmp_path):
+    """Fractions of the classes, and nothing of program, method or names."""
+    row = {"top1": 70.0, "cls_acc": [0.8, 0.5, 0.2]}
+    report = {"final": row, "best": row, "cls_num_list": COUNTS, "settings": {"dataset": "npz"},
+              "command": "python ib_loss/cifar_train.py --dataset npz"}  # fmt: skip
+    (tmp_path / "ib").mkdir()
+    (tmp_path / "ib" / "report.json").write_text(json.dumps(report))
+    run = read_run(tmp_path / "ib" / "report.json")
+    assert (run.method, run.paper, run.classes, run.data) == ("ib", "ib_loss", [], "npz")
+    named = read_run(write(tmp_path / "new", [80.0, 50.0, 20.0]))
+    assert [one.classes for one in in_one_order([run, named])] == [CLASSES, CLASSES]
+    assert in_one_order([run])[0].classes == ["0", "1", "2"]
+    assert run.figures["balanced_acc"] == pytest.approx(50) and math.isnan(run.figures["macro_f1"])
+
+
+def test_with_validation_images_the_best_epoch_counts(tmp_path):
+    path = write(tmp_path / "a", [80.0, 50.0, 20.0], validation={},
+                 reported={"epoch": 0, "which": "best", "split": "test"})  # fmt: skip
+    run = read_run(path)
+    assert run.epoch == "best epoch on the validation set" and run.figures["top1"] == 71.0
+    text = text_table(group([run]))
+    assert "looks better" not in text
+    assert "looks better than it is" in text_table(group([read_run(write(
+        tmp_path / "b", [80.0, 50.0, 20.0]), epoch="best")]))  # fmt: skip
+
+
+def test_seeds_are_one_line(tmp_path):
+    runs = [
+        read_run(write(tmp_path / str(seed), [80.0, 50.0, 20.0 + 30 * seed], seed=seed))
+        for seed in range(2)
+    ]
+    runs.append(read_run(write(tmp_path / "ce", [90.0, 30.0, 0.0], method="CE")))
+    table = text_table(group(runs)).splitlines()
+    assert table[:3] == [
+        "method  paper    seeds    balanced       top-1        many      medium          few"
+        "    macro F1  worst class",
+        "IB      ib_loss      2  55.0 ± 7.1  70.0 ± 0.0  80.0 ± 0.0  50.0 ± 0.0  35.0 ± 21.2"
+        "  60.0 ± 0.0  35.0 ± 21.2",
+        "CE      ib_loss      1        40.0        70.0        90.0        30.0          0.0"
+        "        60.0          0.0",
+    ]
+    assert "last epoch, mean ± standard deviation over the seeds" in table[4]
+    assert table[5] == (
+        "3 classes of 120 to 4 training images; classes with many (> 100 images) 1, medium (20 to "
+        "100) 1, few (< 20) 1."
+    )
+    rows = csv_rows(group(runs))
+    assert [(row["method"], row["seed"], row["class emu"]) for row in rows] == [
+        ("IB", 0, 20.0), ("IB", 1, 50.0), ("CE", 0, 0.0),
+    ]  # fmt: skip
+    assert rows[1]["balanced_acc"] == 60.0
+
+
+def test_labels_tell_runs_apart(tmp_path):
+    accuracy = [80.0, 50.0, 20.0]
+    of_ours = {"program": "dbm_loss/cifar/main.py", "method": "CE"}
+    runs = [
+        read_run(write(tmp_path / "0", accuracy)),
+        read_run(write(tmp_path / "1", accuracy, settings={"lr": 0.2, "seed": 0})),
+        read_run(write(tmp_path / "2", accuracy, method="CE")),
+        read_run(write(tmp_path / "3", accuracy, **of_ours)),
+    ]
+    labels = [one.label for one in group(runs)]
+    assert labels == ["IB, lr 0.1", "IB, lr 0.2", "CE (ib_loss)", "CE (dbm_loss)"]
+
+
+def test_classes_meet_by_their_names(tmp_path):
+    """arbloss sorts the classes of lists by size."""
+    first = read_run(write(tmp_path / "a", [80.0, 50.0, 20.0]))
+    other = write(tmp_path / "b", [21.0, 81.0, 51.0], classes=["emu", "cat", "dog"],
+                  counts=[4, 120, 50])  # fmt: skip
+    ordered = in_one_order([first, read_run(other)])
+    assert ordered[1].cls_acc.tolist() == [81.0, 51.0, 21.0] and ordered[1].cls_num_list == COUNTS
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"classes": ["cat", "dog", "owl"]}, "b: other classes than in .*a .differs in 'emu'"),
+        ({"counts": [120, 50, 5]}, "b: trained on 175 images, other than the 174 of "),
+        ({"evaluated": "val"}, "b: evaluated on the validation set, .*a on the test set"),
+    ],
+)
+def test_other_data_are_refused(tmp_path, more, message):
+    first = read_run(write(tmp_path / "a", [80.0, 50.0, 20.0]))
+    with pytest.raises(UsageError, match=message):
+        in_one_order([first, read_run(write(tmp_path / "b", [80.0, 50.0, 20.0], **more))])
+
+
+def test_other_pixels_are_said(tmp_path):
+    runs = [
+        read_run(write(tmp_path / name, [80.0, 50.0, 20.0], method=name, pixels_sha256=name))
+        for name in "ab"
+    ]
+    assert "NOTE: they were not all trained on the same images." in text_table(group(runs))
+
+
+def test_what_is_no_report_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"^--runs \S+: no report.json in it or below"):
+        comparison.find_reports([str(tmp_path)])
+    (tmp_path / "report.json").write_text('{"final": {}}')
+    with pytest.raises(UsageError, match=r"report.json: not the report of a run \(KeyError: "):
+        read_run(comparison.find_reports([str(tmp_path)])[0])
+
+
+@pytest.mark.parametrize("number", [3, 60])
+def test_a_line_a_method_over_the_class_sizes(tmp_path, number):
+    """Largest class first, the mean of the seeds in their band."""
+    names = [f"class {c}" for c in range(number)]
+    counts = list(range(1, number + 1))
+    runs = []
+    for method, seed, value in (("CE", 0, 40.0), ("IB", 0, 50.0), ("IB", 1, 70.0)):
+        accuracy = [value] * (number - 1) + [90.0]
+        path = tmp_path / f"{method}{seed}"
+        runs.append(read_run(write(
+            path, accuracy, method=method, seed=seed, classes=names, counts=counts
+        )))  # fmt: skip
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    comparison.draw(figure, group(runs), "pets")
+    figure.canvas.draw()
+    upper, lower = figure.axes
+    ce, ib = upper.get_lines()
+    if number == 3:
+        assert ce.get_ydata().tolist() == [90.0, 40.0, 40.0]
+        assert ib.get_ydata().tolist() == [90.0, 60.0, 60.0]
+        band = upper.collections[1].get_paths()[0].vertices
+        assert band[:, 1].max() == 90.0 and np.isclose(band[:, 1].min(), 60 - np.sqrt(200))
+        assert [label.get_text() for label in lower.get_xticklabels()] == names[::-1]
+    legend = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert legend[0].startswith("CE: ") and legend[1].startswith("IB: ") and "±" in legend[1]
+    assert upper.get_ylabel() == "test accuracy (%)" and figure.get_suptitle() == "pets"

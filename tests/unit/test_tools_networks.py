@@ -1,0 +1,75 @@
+"""Networks out of the checkpoints of every program, as ours and as the originals wrote them."""
+
+import pytest
+import torch
+
+from arbloss.models import Network
+from common.training.errors import UsageError
+from tools import networks
+
+SMALL = {"arch": "resnet20", "num_classes": 3}
+LARGE = {"arch": "resnet10", "num_classes": 3}
+CASES = [
+    ("ib_loss/cifar_train.py", {**SMALL, "use_norm": True}),
+    ("ib_loss/tinyimage_train.py", {**LARGE, "use_norm": False}),
+    ("dbm_loss/cifar/main.py", {**SMALL, "loss_fn": "bs", "use_norm": True}),
+    ("dbm_loss/cifar/main.py", {**SMALL, "loss_fn": "ncl"}),
+    ("dbm_loss/large_scale/train.py", {**LARGE, "loss_fn": "bcl", "use_norm": True}),
+    ("dbm_loss/GML/cifar_ce.py", SMALL),
+    ("dbm_loss/GML/main.py", LARGE),
+    ("hmloss/cifar_implementation/train_cifar.py", SMALL),
+    ("hmloss/inat_implementation/train_inat.py", LARGE),
+    ("hmloss/isic2019_implementation/train_isic.py", {"arch": "resnet20", "num_classes": 2}),
+]
+
+
+@pytest.mark.parametrize(("program", "network"), CASES)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_network_comes_back(program, network, prefix):
+    module = networks.KINDS[program].build(**network)
+    weights = {prefix + key: value for key, value in module.state_dict().items()}
+    side = 32 if network["arch"] == "resnet10" else 8
+    images = torch.randn(2, 3, side, side)
+    loaded = networks.load(program, network, {"state_dict": weights}, "ckpt")
+    with torch.inference_mode():
+        expected = getattr(module.eval(), "classify", module)(images)
+        assert loaded(images).shape == (2, network["num_classes"])
+        torch.testing.assert_close(loaded(images), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_parts_of_arbloss(stage):
+    module = Network("resnet20_fe", 3, stage=stage)
+    parts = ["model", "classifier"] + ["lws_model"] * (stage == 2)
+    state = {f"state_dict_{name}": getattr(module, name).state_dict() for name in parts}
+    if stage == 2:
+        state["state_dict_lws_model"]["learned_norm"] = torch.tensor([[1.0, 2.0, 3.0]])
+    program = f"arbloss/train_stage{stage}.py"
+    network = {"arch": "resnet20_fe", "num_classes": 3, "stage": stage}
+    loaded = networks.load(program, network, state, "ckpt")
+    images = torch.randn(2, 3, 8, 8)
+    factor = torch.tensor([1.0, 2.0, 3.0]) if stage == 2 else 1
+    with torch.inference_mode():
+        plain = module.eval().classifier(module.model(images))
+        torch.testing.assert_close(loaded(images), factor * plain, rtol=0, atol=0)
+
+
+def test_of_a_moco_the_query_encoder_predicts():
+    module = networks.KINDS["dbm_loss/GML/cifar_main.py"].build(**SMALL)
+    weights = {f"encoder_q.{key}": value for key, value in module.state_dict().items()}
+    weights |= {key.replace("_q", "_k"): torch.zeros_like(v) for key, v in weights.items()}
+    state = {"state_dict": {**weights, "queue_k": torch.zeros(4, 64)}}
+    loaded = networks.load("dbm_loss/GML/cifar_main.py", SMALL, state, "ckpt")
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(images), module.eval()(images), rtol=0, atol=0)
+
+
+def test_bare_weights_are_enough_and_others_are_refused():
+    program = "hmloss/isic2019_implementation/train_isic.py"
+    module = networks.KINDS[program].build(arch="resnet20")
+    assert networks.load(program, {"arch": "resnet20"}, module.state_dict(), "best.pth")
+    with pytest.raises(UsageError, match=r"^best.pth: made with another architecture, classes"):
+        networks.load(CASES[0][0], {**SMALL, "arch": "resnet32"}, module.state_dict(), "best.pth")
+    with pytest.raises(UsageError, match=r"^best.pth: ib_loss/cifar_train.py has no such network"):
+        networks.load(CASES[0][0], {**SMALL, "arch": "vgg"}, module.state_dict(), "best.pth")

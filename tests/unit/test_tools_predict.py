@@ -1,0 +1,171 @@
+"""tools/predict.py: what it finds, writes and asks for; with a network that sees colours."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from common.models import resnet_cifar
+from common.training.errors import UsageError
+from tools import predict
+
+CLASSES = ["red", "green", "blue"]
+PROGRAM = "ib_loss/cifar_train.py"
+ABOUT = {
+    "program": PROGRAM,
+    "method": "IB",
+    "data": "colours",
+    "network": {"arch": "resnet20", "num_classes": 3, "use_norm": False},
+    "transform": {"steps": [["resize", 8], ["crop", 8]], "mean": [0.0] * 3, "std": [1.0] * 3},
+    "scale": 2.0,
+    "classes": CLASSES,
+    "cls_num_list": [120, 50, 4],
+}
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "teal": (0, 102, 153)}
+
+
+class Colours(nn.Module):
+    """Logits: how much there is of red, green and blue."""
+
+    def __init__(self, num_classes, use_norm=False):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.one * x.mean(dim=(2, 3))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """The checkpoint ``ckpt``, and images of each colour in folders named after it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resnet_cifar, "resnet20", Colours)
+    state = {"state_dict": Colours(3).state_dict(), "about": ABOUT}
+    torch.save(state, "ckpt")
+    torch.save({"state_dict": state["state_dict"]}, "original")
+    for name, colour in COLOURS.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 12), colour).save(tmp_path / "images" / name / "1.png")
+    return tmp_path
+
+
+def run(*words):
+    predict.main([*map(str, words), "-j", "0"])
+    with open("predictions/predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_an_image_and_a_reason_where_there_is_none(capsys):
+    with open("broken.png", "wb") as file:
+        file.write(b"no image")
+    rows = run("ckpt", "images/red/1.png", "broken.png", "images/teal/1.png")
+    assert [row["class"] for row in rows] == ["red", "", "blue"]
+    e = np.exp(2.0)  # the scale, times a logit of 1
+    assert float(rows[0]["probability"]) == pytest.approx(e / (e + 2), abs=1e-6)
+    assert (rows[2]["class_2"], rows[2]["class_3"]) == ("green", "red")
+    assert rows[1]["reason"].startswith("not a readable image (")
+    assert rows[0]["reason"] == rows[0]["true"] == ""
+    out = capsys.readouterr().out
+    assert "images/red/1.png: red 78.7 %, green 10.7 %, blue 10.7 %\n" in out
+    assert "broken.png: not a readable image" in out and "1 of 3 images could not be read" in out
+
+
+def test_folders_named_like_classes_are_labels(capsys):
+    Image.new("RGB", (8, 8), COLOURS["blue"]).save("images/red/2.png")
+    rows = run("ckpt", "images", "--by_class")
+    assert [(row["path"], row["true"]) for row in rows] == [
+        ("images/blue/1.png", "blue"), ("images/green/1.png", "green"),
+        ("images/red/1.png", "red"), ("images/red/2.png", "red"), ("images/teal/1.png", ""),
+    ]  # fmt: skip
+    out = capsys.readouterr().out
+    assert "4 images with a label: top-1 75.00 %, balanced accuracy 83.33 %" in out
+    assert "many 50.000 medium 100.000 few 100.000" in out
+    assert "red: 1 of 2 images are taken for another class\n   78.7 % blue: images/red/2.png" in out
+    assert "green: 0 of 1 images" in out
+    evaluation = json.loads(Path("predictions/evaluation.json").read_text())
+    assert evaluation["images"] == 4 and evaluation["cls_acc"] == [50.0, 100.0, 100.0]
+    with open("predictions/confusion.csv") as file:
+        assert file.read() == "true class,red,green,blue\nred,1,0,1\ngreen,0,1,0\nblue,0,0,1\n"
+
+
+def test_lists_with_and_without_labels(here, capsys):
+    (here / "images" / "list.txt").write_text("red/1.png\n\nteal/1.png\nnone.png\n")
+    rows = run("ckpt", "images/list.txt")
+    assert [(row["path"], row["class"], row["true"]) for row in rows] == [
+        ("red/1.png", "red", ""), ("teal/1.png", "blue", ""), ("none.png", "", ""),
+    ]  # fmt: skip
+    assert rows[2]["reason"] == "no such file"
+    # Labels that lists and checkpoint number in different ways meet by their names.
+    (here / "named.txt").write_text("red/1.png\t2\tred\nblue/1.png\t0\tblue\n")
+    rows = run("ckpt", "named.txt", "--root", "images")
+    assert [row["true"] for row in rows] == ["red", "blue"]
+    (here / "names").write_text("blue\ngreen\nred\n")
+    (here / "numbered.txt").write_text("red/1.png 2\nblue/1.png 0\n")
+    rows = run("ckpt", "numbered.txt", "--root", "images", "--classes", "names")
+    assert [row["true"] for row in rows] == ["red", "blue"]
+    with pytest.raises(UsageError, match=r"^numbered.txt: label 0, 0, is none of the checkpoint's"):
+        run("ckpt", "numbered.txt", "--root", "images")
+
+
+def test_the_test_images_of_an_npz_file():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[0, ..., 1] = images[1, ..., 2] = 255
+    labels = np.array([0, 1])
+    np.savez("data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels,
+             classes=np.array(["green", "blue"]))  # fmt: skip
+    rows = run("ckpt", "data.npz")
+    assert [(row["path"], row["class"], row["true"]) for row in rows] == [
+        ("data.npz:0", "green", "green"), ("data.npz:1", "blue", "blue"),
+    ]  # fmt: skip
+
+
+def test_an_original_needs_to_be_told_what_it_is(here):
+    words = ["original", "images/red/1.png"]
+    for flags, message in (
+        ((), "original: does not say which program it is of; give --program, one of ib_loss/"),
+        (("--program", PROGRAM), "original: does not say its classes; give --classes FILE"),
+        (("--num_classes", "3"), "original: does not say arch; give --network arch=…"),
+    ):
+        words += flags
+        with pytest.raises(UsageError) as error:
+            run(*words)
+        assert str(error.value).startswith(message)
+    words += ["--network", "arch=resnet20", "use_norm=True"]
+    assert run(*words)[0]["class"] == "0"
+    (here / "names").write_text("rot\ngrün\nblau\n")
+    assert run(*words, "--classes", "names")[0]["class"] == "rot"
+
+
+def test_names_for_a_checkpoint_that_has_numbers(here):
+    numbered = ABOUT | {"classes": ["2", "0", "1"]}  # sorted by size, as arbloss has them
+    torch.save({"state_dict": Colours(3).state_dict(), "about": numbered}, "ckpt")
+    (here / "names").write_text("green\nblue\nred\n")
+    assert run("ckpt", "images/red/1.png", "--classes", "names")[0]["class"] == "red"
+    (here / "names").write_text("green\nblue\n")
+    with pytest.raises(UsageError, match=r"^--classes names: 2 names; ckpt has 3 classes"):
+        run("ckpt", "images/red/1.png", "--classes", "names")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing", "images"], "CHECKPOINT nothing: no such file"),
+        (["ckpt", "nothing"], "nothing: no such file or folder"),
+        (["ckpt", "empty"], "empty: no images"),
+        (["ckpt", "ckpt"], "ckpt: neither an image nor a list"),
+        (["ckpt", "images", "--network", "resnet20"], "--network resnet20: expected KEY=VALUE"),
+        (["ckpt", "images", "--program", "x.py"], "argument --program: invalid choice: 'x.py'"),
+        (["ckpt", "images/teal", "--by_class"], "--by_class: none of the images has a label"),
+        (["ckpt", "images", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(here, words, message):
+    (here / "empty").mkdir()
+    with pytest.raises(UsageError) as error:
+        run(*words)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

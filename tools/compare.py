@@ -1,0 +1,384 @@
+#!/usr/bin/env python
+"""Train methods of the four papers on the same images, each by its paper's recipe, and compare.
+
+    python tools/compare.py --root DIR --methods CE IB DBM-BS HML ARB --epochs 30 --seeds 0 1 2
+    python tools/compare.py --runs RUN RUN …
+
+DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/* or both, or FILE.npz. Every method
+is trained by its paper's own program. Interrupted, the same command goes on. It ends with a table,
+and with compare.txt, compare.png (accuracy per class) and compare.csv in --out. --runs makes the
+same of the folders of finished runs, of any program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
+from common.training import interrupt
+
+interrupt.during_imports(__name__)
+
+from common.training import launch
+from common.training.errors import RunError, UsageError, writing
+from common.training.flags import Parser, fraction
+from common.training.logs import write_csv, write_json, write_text
+from common.training.pictures import picture
+from datasets.folder import held_out, read_folder
+from datasets.sources import open_source
+from tools import comparison
+from tools.comparison import Run, find_reports, read_run
+from tools.programs import PROGRAMS, fill
+from tools.runner import Job, command_line, train, usable_cores, visible_gpus
+from tools.table import PAPERS, Row, read_table
+
+ALIASES = {"arb": "arb-loss"}
+SMALL = ("cifar10", "cifar100")  # whose recipes are for small images, the first before the others
+LARGE = ("imagenet_lt", "inaturalist2018")
+METHODS = ("CE", "IB", "DBM-BS", "HML", "ARB")
+LARGE_METHODS = ("CE", "DBM-BCL", "HML", "ARB")
+DONE = "done.json"  # in the folder of a run that is over: where its report is
+MAX_JOBS = 8  # side by side on a CPU, unless --jobs says more: each holds the images in memory
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("what is trained").add_argument
+    add("--root", metavar="DIR", help="folder of the images, or FILE.npz")
+    add(
+        "--digits",
+        action="store_true",
+        help="the handwritten digits of scikit-learn instead of --root",
+    )
+    add(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="as in the papers' tables (--methods ? lists them); PAPER/NAME, as dbm_loss/CE, where "
+        f"several papers have it, else the first one's (default: {' '.join(METHODS)}; with --large "
+        f"{' '.join(LARGE_METHODS)})",
+    )
+    add("--epochs", type=int, metavar="N", help="schedules are stretched (default: the papers')")
+    add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="seeds (default: 0)")
+    add(
+        "--imb_factor",
+        type=float,
+        metavar="F",
+        help="cut a long tail out of the training images, smallest class / largest class "
+        "(default: the images as they are)",
+    )
+    add(
+        "--val_fraction",
+        type=fraction,
+        default=0.0,
+        metavar="F",
+        help="this part of the training images of each class chooses the best epoch",
+    )
+    add(
+        "--image_size",
+        type=int,
+        default=32,
+        metavar="PX",
+        help="side to which small images are brought (default: 32)",
+    )
+    add("--large", action="store_true", help="large images: the recipes for ImageNet-LT, 224x224")
+    add("--batch_size", type=int, metavar="N", help="for all methods (default: each paper's)")
+    add = parser.add_argument_group("how").add_argument
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs side by side (default: one per GPU; without, one per core, "
+        f"{MAX_JOBS} at most, and with --large one)",
+    )
+    add("--amp", default="none", choices=["none", "bf16", "fp16"], help="precision (default: none)")
+    add("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
+        help="folder of all that is written (default: runs/compare)")  # fmt: skip
+    add("--list", action="store_true", help="show the commands and stop")
+    add = parser.add_argument_group("what is shown").add_argument
+    add("--runs", nargs="+", default=[], metavar="RUN", help="train nothing, compare these folders")
+    add(
+        "--epoch",
+        choices=["best", "last"],
+        default="",
+        help="the epoch that is shown (default: the best one if validation images chose it, else "
+        "the last)",
+    )
+    return parser
+
+
+def takes(row: Row, large: bool) -> bool:
+    """Whether the programs of a row's command can be told to train on a folder of such images."""
+    programs = [PROGRAMS[shlex.split(command)[1]] for command in row.command.split(" && ")]
+    return all(program.large if large else program.data for program in programs)
+
+
+def all_methods(large: bool) -> dict[tuple[str, str], Row]:
+    """(paper, method in lower case) -> the row whose command is the method's recipe.
+
+    It is the one of the first data set that the method has, at ratio 100 if there is one.
+    """
+    sets = LARGE if large else SMALL
+
+    def rank(row: Row) -> tuple:
+        return sets.index(row.dataset), row.imb_type != "exp", row.imb_ratio != "100"
+
+    found: dict[tuple[str, str], Row] = {}
+    for row in read_table():
+        key = row.paper, row.method.lower()
+        if row.dataset in sets and takes(row, large):
+            found[key] = min(found.get(key, row), row, key=rank)
+    return found
+
+
+def find_methods(names: Sequence[str] | None, large: bool) -> list[Row]:
+    """The recipes of the methods, each once; None: one of each paper, and cross entropy.
+
+    Raises:
+        UsageError: there is no such method; lists those that there are.
+    """
+    known = all_methods(large)
+    found = []
+    for name in names or (LARGE_METHODS if large else METHODS):
+        paper, _, method = name.lower().rpartition("/")
+        method = ALIASES.get(method, method)
+        fitting = [row for (p, m), row in known.items() if m == method and paper in ("", p)]
+        if not fitting:
+            of_paper = {p: [row.method for row in known.values() if row.paper == p] for p in PAPERS}
+            lines = [f"{p}: {'; '.join(methods)}" for p, methods in of_paper.items() if methods]
+            kind = "large" if large else "small"
+            raise UsageError(
+                f"--methods {name}: no method for {kind} images; there are\n  " + "\n  ".join(lines)
+            )
+        found.append(fitting[0])
+    return list(dict.fromkeys(found))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or cannot mean anything.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    if args.runs and (args.root or args.digits):
+        raise UsageError("--runs: shows runs that exist; leave --root and --digits out")
+    if not args.runs and args.digits == bool(args.root):
+        raise UsageError("give --root DIR or FILE.npz with your images, or --digits to try without")
+    if args.large and (args.digits or args.imb_factor or args.image_size != 32):
+        raise UsageError(
+            "--large: takes the images of a folder as they are, at 224x224 pixels; leave out "
+            "--digits, --imb_factor and --image_size"
+        )
+    if args.imb_factor is not None and not 0 < args.imb_factor <= 1:
+        raise UsageError(f"--imb_factor {args.imb_factor}: smallest / largest class, 0 < f <= 1")
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is trained on.
+
+    Attributes:
+        dataset: as the programs for small images call it. root: absolute; unused by the digits.
+        num_classes: of it. lists: folder of the list files, for programs that take large images
+            from such.
+    """
+
+    dataset: str
+    root: str
+    num_classes: int
+    lists: str = ""
+
+    def name(self, imb_factor: float | None) -> str:
+        """In words, with the long tail that is cut out of it."""
+        name = {"digits": "digits", "npz": Path(self.root).stem}.get(self.dataset)
+        name = name or Path(self.root).name
+        return name if imb_factor is None else f"{name}, long tail {1 / imb_factor:g}"
+
+
+def find_images(args: argparse.Namespace) -> Images:
+    """Look what is there; no pixel is decoded.
+
+    Raises:
+        UsageError: no images, or in another layout.
+    """
+    if args.digits:
+        return Images("digits", str(args.out.resolve()), 10)
+    root = Path(args.root).resolve()
+    if root.suffix != ".npz":
+        if args.large:
+            held_out(root)
+        classes = read_folder(root, "train").classes
+        return Images("imagefolder", str(root), len(classes), str(args.out.resolve() / "lists"))
+    if args.large:
+        raise UsageError(f"--root {args.root}: --large takes a folder of images")
+    return Images("npz", str(root), len(open_source("npz", root, "train").classes))
+
+
+def write_lists(images: Images) -> None:
+    """List files of the image folder, under the names of ImageNet-LT."""
+    root = Path(images.root)
+    for split, name in (("train", "train"), (held_out(root)[0], "test")):
+        part = read_folder(root, split)
+        lines = [
+            f"{Path(file).relative_to(root).as_posix()}\t{label}\t{part.classes[label]}\n"
+            for file, label in zip(part.files, part.targets.tolist(), strict=True)
+        ]
+        Path(images.lists).mkdir(parents=True, exist_ok=True)
+        write_text(Path(images.lists) / f"ImageNet_LT_{name}.txt", "".join(lines))
+
+
+def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[str]]:
+    """The command lines of a recipe on these images, {seed} and {out} still in."""
+    third = images.num_classes // 3
+    values = {
+        "dataset": images.dataset,
+        "root": images.root,
+        "lists": images.lists,
+        "classes": images.num_classes,
+        "third": third,
+        "two_thirds": images.num_classes - third,
+        "imb_factor": args.imb_factor,
+        "imb_ratio": args.imb_factor and f"{1 / args.imb_factor:g}",
+        "size": args.image_size,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "val_fraction": args.val_fraction,
+        "amp": args.amp,
+    }
+    found = []
+    for command in row.command.split(" && "):
+        words = shlex.split(command)
+        program = PROGRAMS[words[1]]
+        more = [program.large] if args.large else [program.data]
+        if not args.large:
+            more.append(program.whole if args.imb_factor is None else program.tail)
+        more.append(program.classes)
+        if args.image_size != 32:
+            more.append(program.size)
+        if args.epochs is not None:
+            more.append(program.epochs)
+        if args.batch_size is not None:
+            more.append(program.batch)
+        if args.val_fraction:
+            more.append(program.val)
+        if args.amp != "none":
+            more.append(program.amp)
+        words += [word for text in more for word in shlex.split(text)]
+        found.append(fill(words, **values))
+    return found
+
+
+def make_jobs(
+    rows: Sequence[Row], images: Images, args: argparse.Namespace
+) -> list[tuple[Row, Job]]:
+    """A job for each seed of each method; seed by seed, so that every method has one early."""
+    jobs = []
+    for seed in args.seeds:
+        for row in rows:
+            epochs = args.epochs or row.epochs
+            name = re.sub(r"\W+", "_", f"{row.paper}_{row.method.lower()}").strip("_")
+            folder = args.out.resolve() / f"{name}_e{epochs}_s{seed}"
+            lines = [fill(words, seed=seed) for words in commands(row, images, args)]
+            jobs.append((row, Job(seed, lines, folder, folder / DONE, epochs, store)))
+    return jobs
+
+
+def store(job: Job, report: Path) -> None:
+    """Note that a job is over, and where its report is."""
+    write_json(job.result, {"report": str(report.relative_to(job.folder))})
+
+
+def claim(jobs: Sequence[Job]) -> None:
+    """Write down what each folder is of.
+
+    Raises:
+        UsageError: a folder holds a run of another command.
+        RunError: it cannot be written.
+    """
+    for job in jobs:
+        path, command = job.folder / "command.txt", command_line(job) + "\n"
+        if path.is_file() and path.read_text() != command:
+            raise UsageError(
+                f"{job.folder}: holds a run of other flags or images, see {path.name} there; "
+                "delete it, or give another --out"
+            )
+    for job in jobs:
+        with writing(job.folder):
+            job.folder.mkdir(parents=True, exist_ok=True)
+        write_text(job.folder / "command.txt", command_line(job) + "\n")
+
+
+def train_all(jobs: Sequence[Job], images: Images, args: argparse.Namespace) -> None:
+    """Train what is not finished yet; what fails is said and marked."""
+    claim(jobs)
+    if args.large:
+        write_lists(images)
+    parallel = args.jobs or len(visible_gpus())
+    parallel = parallel or (1 if args.large else min(usable_cores(), MAX_JOBS, len(jobs)))
+    print(f"{len(jobs)} runs in {args.out}, {parallel} side by side", flush=True)
+    train(jobs, root=images.root, parallel=parallel)
+
+
+def show(runs: Sequence[Run], data: str, out: Path) -> None:
+    """Print the table; write it, the picture and the CSV file. ``data``: what it is, in words."""
+    groups = comparison.group(comparison.in_one_order(runs))
+    table = comparison.text_table(groups)
+    print(f"\n{table}\n")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "compare.txt", table + "\n")
+    write_csv(out / "compare.csv", comparison.csv_rows(groups))
+    title = f"{data}, {comparison.epochs(groups)}"
+    picture(out / "compare.png", comparison.draw, groups, title)
+    print(f"{out / 'compare.png'}\n{out / 'compare.csv'}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program.
+
+    Raises:
+        UsageError: flags or data that cannot be. RunError: a training failed.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    parser.check_numbers(args, jobs=(1, 1024))
+    check(args)
+    if args.runs:
+        runs = [read_run(path, epoch=args.epoch) for path in find_reports(args.runs)]
+        show(runs, " and ".join(dict.fromkeys(run.data for run in runs)), args.out)
+        return
+    rows, images = find_methods(args.methods, args.large), find_images(args)
+    of_row = make_jobs(rows, images, args)
+    jobs = [job for _, job in of_row]
+    if args.list:
+        print("\n".join(f"{job.folder.name}\n    {command_line(job)}" for job in jobs))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        train_all(jobs, images, args)
+    except KeyboardInterrupt:
+        raise RunError("interrupted; the same command goes on from here") from None
+    runs = []
+    for row, job in of_row:
+        if job.result.is_file():
+            report = job.folder / json.loads(job.result.read_text())["report"]
+            runs.append(read_run(report, row.method, row.paper, args.epoch))
+    if runs:
+        show(runs, images.name(args.imb_factor), args.out)
+    if failed := [job.folder.name for job in jobs if job.failed]:
+        raise RunError(
+            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; what they said is in "
+            f"output.txt in their folders in {args.out}"
+        )
+
+
+if __name__ == "__main__":
+    launch.run(main)

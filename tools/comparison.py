@@ -1,0 +1,330 @@
+"""Finished runs side by side: read from their reports, as a table, a CSV file and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from common.evaluation import GROUPS, class_groups
+from common.training import drawings
+from common.training.errors import UsageError
+from common.training.record import FREE_TO_CHANGE
+from common.training.report import full
+from tools.table import PAPERS
+
+FIGURES = {
+    "balanced_acc": "balanced",
+    "top1": "top-1",
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "macro_f1": "macro F1",
+    "worst_class": "worst class",
+}
+# Settings of which a comparison says nothing: seed, folders, the place of the data.
+PLACES = FREE_TO_CHANGE | {
+    "seed", "store_name", "path_history", "path_model", "history_path", "model_path", "result_dir",
+    "log_dir", "model_dir", "data_path", "num_runs", "run_list",
+}  # fmt: skip
+# Colours that colour-blind people tell apart (Okabe and Ito), and a marker each.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+MARKERS = "osD^vP*X"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report says of the epoch that counts.
+
+    Attributes:
+        method, paper: what was trained; paper is empty if the report does not tell.
+        epoch: which one, in words. split: the set that the figures are of.
+        figures: of ``FIGURES``, in percent, NaN where the report lacks them.
+        cls_acc: percent (C,), NaN without test images. cls_num_list: training images (C,).
+        classes: their names (C,); empty if an older report does not tell them.
+        settings: the flags. data: what it was trained on, in words. pixels: their fingerprint.
+    """
+
+    method: str
+    paper: str
+    seed: int | None
+    epoch: str
+    split: str
+    figures: dict[str, float]
+    cls_acc: np.ndarray
+    cls_num_list: list[int]
+    classes: list[str]
+    settings: dict[str, object]
+    data: str
+    pixels: str | None
+    folder: Path
+
+
+def read_run(path: Path, method: str = "", paper: str = "", epoch: str = "") -> Run:
+    """Read a program's report.json.
+
+    Args:
+        method, paper: how the run is called; else as the report says.
+        epoch: ``best`` or ``last``; else the one that the report reports: the best if validation
+            images chose it, else the last.
+    Raises:
+        UsageError: not a report.
+    """
+    try:
+        report = json.loads(path.read_text())
+        split = report.get("evaluated", "test")
+        which = report.get("reported", {}).get("which", "final")
+        chosen_on = "val" if "validation" in report else split
+        if epoch:
+            which = "final" if epoch == "last" else "best"
+        row = report[which]
+        unit = 1 if "unit" in report else 100  # older reports have fractions of classes
+        cls_acc = unit * np.array([math.nan if x is None else x for x in row["cls_acc"]])
+        cls_num_list = report["cls_num_list"]
+        settings = report.get("settings", {})
+        program = report.get("program", report.get("command", ""))
+        return Run(
+            method or report.get("method") or path.parent.name,
+            paper or next((name for name in PAPERS if name in re.split(r"[/\s]", program)), ""),
+            report.get("seed", settings.get("seed")),
+            "last epoch" if which == "final" else f"best epoch on the {full(chosen_on)} set",
+            split,
+            _figures(row, cls_acc, cls_num_list),
+            cls_acc,
+            cls_num_list,
+            [str(name) for name in report.get("classes", [])],
+            settings,
+            report.get("data") or str(settings.get("dataset", "")),
+            report.get("pixels_sha256"),
+            path.parent,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path}: not the report of a run ({reason})") from None
+
+
+def _figures(
+    row: Mapping[str, object], cls_acc: np.ndarray, cls_num_list: Sequence[int]
+) -> dict[str, float]:
+    """Of one epoch; the groups anew, as papers count them in different ways."""
+    tested = cls_acc[~np.isnan(cls_acc)]
+    figures = {name: row.get(name) for name in ("top1", "macro_f1")}
+    figures = {name: math.nan if value is None else value for name, value in figures.items()}
+    figures["balanced_acc"] = float(tested.mean()) if len(tested) else math.nan
+    figures["worst_class"] = float(tested.min()) if len(tested) else math.nan
+    groups = class_groups(cls_num_list)
+    known = ~np.isnan(cls_acc)
+    for name in GROUPS:
+        mine = known & (groups == name)
+        figures[name] = float(cls_acc[mine].mean()) if mine.any() else math.nan
+    return {name: figures[name] for name in FIGURES}
+
+
+def find_reports(folders: Sequence[str]) -> list[Path]:
+    """Every report.json in the folders and below.
+
+    Raises:
+        UsageError: a folder has none.
+    """
+    found = []
+    for folder in map(Path, folders):
+        reports = sorted(folder.rglob("report.json"))
+        if not reports:
+            raise UsageError(
+                f"--runs {folder}: no report.json in it or below; give folders of finished runs"
+            )
+        found += reports
+    return list(dict.fromkeys(found))
+
+
+def in_one_order(runs: Sequence[Run]) -> list[Run]:
+    """The runs with their classes in the order of the first one that names them.
+
+    Raises:
+        UsageError: they are of other classes, training images or splits: no figure compares.
+    """
+    first = next((run for run in runs if run.classes), runs[0])
+    names = first.classes or [str(c) for c in range(len(first.cls_num_list))]
+    ordered = []
+    for run in runs:
+        own = run.classes or names
+        if sorted(own) != sorted(names) or len(own) != len(run.cls_num_list):
+            odd = sorted(set(own) ^ set(names)) or [f"{len(run.cls_num_list)} classes"]
+            raise UsageError(
+                f"{run.folder}: other classes than in {first.folder} (differs in {odd[0]!r}); "
+                "compare runs on the same data"
+            )
+        place = {name: i for i, name in enumerate(own)}
+        order = [place[name] for name in names]
+        counts = [run.cls_num_list[i] for i in order]
+        if counts != first.cls_num_list:
+            raise UsageError(
+                f"{run.folder}: trained on {sum(counts)} images, other than the "
+                f"{sum(first.cls_num_list)} of {first.folder}; compare runs on the same data"
+            )
+        if run.split != first.split:
+            raise UsageError(
+                f"{run.folder}: evaluated on the {full(run.split)} set, {first.folder} on the "
+                f"{full(first.split)} set; compare runs on the same data"
+            )
+        fields = {"cls_acc": run.cls_acc[order], "cls_num_list": counts, "classes": names}
+        ordered.append(replace(run, **fields))
+    return ordered
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method that differ in the seed alone."""
+
+    label: str
+    runs: list[Run]
+
+    def values(self, figure: str) -> list[float]:
+        return [run.figures[figure] for run in self.runs]
+
+    def text(self, figure: str) -> str:
+        """Mean, and the standard deviation of the sample if there are several seeds."""
+        values = self.values(figure)
+        if any(map(math.isnan, values)):
+            return "-"
+        mean = f"{statistics.fmean(values):.1f}"
+        return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Put together what differs in the seed alone; the labels tell the others apart."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        key = (run.paper, run.method, run.data, run.split, run.epoch, _settings(run))
+        found.setdefault(repr(key), []).append(run)
+    groups = list(found.values())
+    return [Group(_label(members[0], [g[0] for g in groups]), members) for members in groups]
+
+
+def _settings(run: Run) -> dict[str, object]:
+    """What the run was told, but for its seed, its folders and where its data lie."""
+    return {key: run.settings[key] for key in sorted(run.settings) if key not in PLACES}
+
+
+def _label(run: Run, all_: Sequence[Run]) -> str:
+    """The method, with the paper and then with whatever settings it takes to tell it apart."""
+    same = [other for other in all_ if other.method == run.method]
+    if len(same) == 1:
+        return run.method
+    label = run.method
+    if len({other.paper for other in same}) > 1:
+        label += f" ({run.paper})"
+    same = [other for other in same if other.paper == run.paper]
+    mine = _settings(run)
+    differing = [
+        key for key in mine if len({repr(_settings(other).get(key)) for other in same}) > 1
+    ]
+    return ", ".join([label, *(f"{key} {mine[key]}" for key in differing[:3])])
+
+
+def text_table(groups: Sequence[Group]) -> str:
+    """The comparison for the terminal: a line a method, what the figures are of below."""
+    lines = [["method", "paper", "seeds", *FIGURES.values()]]
+    for one in groups:
+        figures = [one.text(figure) for figure in FIGURES]
+        lines.append([one.label, one.runs[0].paper, str(len(one.runs)), *figures])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*table, "", *_footnotes(groups)])
+
+
+def _footnotes(groups: Sequence[Group]) -> list[str]:
+    first = groups[0].runs[0]
+    counts = first.cls_num_list
+    several = any(len(one.runs) > 1 for one in groups)
+    spread = ", mean ± standard deviation over the seeds" if several else ""
+    sizes = class_groups(counts)
+    shares = [
+        f"{name} ({drawings.BOUNDS[name]}) {number}"
+        for name in GROUPS
+        if (number := int((sizes == name).sum()))
+    ]
+    notes = [
+        f"Accuracy in percent on the {full(first.split)} set, {epochs(groups)}{spread}; balanced: "
+        "the mean over classes.",
+        f"{len(counts)} classes of {max(counts)} to {min(counts)} training images; classes with "
+        f"{', '.join(shares)}.",
+    ]
+    if any(one.runs[0].epoch == f"best epoch on the {full(first.split)} set" for one in groups):
+        notes.append("An epoch chosen on the set that it is reported on looks better than it is.")
+    if not several:
+        notes.append("One run each: small differences may be chance, more --seeds tell.")
+    if len({run.pixels for one in groups for run in one.runs} - {None}) > 1:
+        notes.append("NOTE: they were not all trained on the same images.")
+    return notes
+
+
+def epochs(groups: Sequence[Group]) -> str:
+    """Which epoch is shown; of which method, where that differs."""
+    labels: dict[str, list[str]] = {}
+    for one in groups:
+        labels.setdefault(one.runs[0].epoch, []).append(one.label)
+    if len(labels) == 1:
+        return next(iter(labels))
+    return "; ".join(f"{epoch} of {', '.join(names)}" for epoch, names in labels.items())
+
+
+def csv_rows(groups: Sequence[Group]) -> list[dict[str, object]]:
+    """A row for each run: its figures, then the accuracy of each class in percent."""
+    rows = []
+    for one in groups:
+        for run in one.runs:
+            row = {"method": one.label, "paper": run.paper, "seed": run.seed, "epoch": run.epoch}
+            row |= {name: round(value, 3) for name, value in run.figures.items()}
+            accuracy = run.cls_acc.round(3).tolist()
+            row |= {f"class {c}": x for c, x in zip(run.classes, accuracy, strict=True)}
+            rows.append(row | {"folder": str(run.folder)})
+    return rows
+
+
+def draw(figure, groups: Sequence[Group], title: str) -> None:
+    """Accuracy per class, a line a method, above the class sizes; largest class first.
+
+    The line is the mean over seeds, in a band of their standard deviation; of many classes the mean
+    over neighbours.
+    """
+    first = groups[0].runs[0]
+    order = np.argsort(-np.asarray(first.cls_num_list), kind="stable")
+    number = len(order)
+    place, named = np.arange(number), number <= drawings.MAX_NAMES
+    upper, _ = drawings.above_class_sizes(
+        figure, [first.cls_num_list[c] for c in order], [first.classes[c] for c in order]
+    )
+    for i, one in enumerate(groups):
+        accuracy = np.stack([run.cls_acc[order] for run in one.runs])
+        mean, spread = accuracy.mean(0), accuracy.std(0, ddof=len(one.runs) > 1)
+        if not named:
+            window = max(number // 20, 1)
+            mean = drawings.running_mean(mean, window)
+            spread = drawings.running_mean(spread, window)
+        colour = COLOURS[i % len(COLOURS)]
+        upper.plot(
+            place,
+            mean,
+            color=colour,
+            linewidth=2,
+            linestyle="-" if i < len(COLOURS) else "--",
+            marker=MARKERS[i % len(MARKERS)] if named else "",
+            label=f"{one.label}: {one.text('balanced_acc')} %",
+        )
+        upper.fill_between(place, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+    upper.set(ylabel=f"{full(first.split)} accuracy (%)", ylim=(-3, 103), yticks=range(0, 101, 20))
+    drawings.heading(figure, title)
+    upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
