@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from arbloss.opts import CIFAR_LIKE
 from common.training.errors import UsageError
 from common.training.launch import Process
+from common.training.report import fingerprint
 from datasets import augment, long_tail
 from datasets.augment import described
 from datasets.augment.colours import INAT_MEAN, INAT_STD, Triple
@@ -105,7 +106,14 @@ def _load_lists(config: CfgNode) -> ListData:
     split = split_name(test_list)
     facts = evaluation_facts(str(test_list), len(test), val_set, val and len(val))
     notes = [*warnings, *train.notes, *test.notes, *evaluation_notes(facts, split)]
-    facts |= {"dataset": config.dataset, "train_images": len(kept)}
+    facts |= {
+        "dataset": config.dataset,
+        "train_images": len(kept),
+        "train_list_sha256": fingerprint(train.paths),
+        "test_list_sha256": fingerprint(test.paths),
+        "targets_sha256": fingerprint(kept.targets.astype("<i8")),
+        "test_targets_sha256": fingerprint(test.targets.astype("<i8")),
+    }
     if warnings:
         facts["warnings"] = warnings
     return ListData(

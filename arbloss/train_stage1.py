@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     places = config.dataset == "places"
     seeds.seed_everything(run.seed)
     network = Network(config.backbone, config.num_classes, places=places)
-    if places and not config.not_pretrained and run.state is None:
+    if places and not config.not_pretrained and not run.resumed:
         arch = config.backbone.removesuffix("_fe")
         models.resnet.load_pretrained(network.model, arch, config.weights or None)
     network = trainer.place(run, network)
     parts = launch.unwrap(network)
     optimizer, scaler = trainer.build_optimizer(
-        run, parts.block if places else parts.model, parts.classifier
+        run, network, parts.block if places else parts.model, parts.classifier
     )
 
     criterion = build_criterion(config, 1, run.data.cls_num_list).to(run.process.device)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     if config.stretch_schedule:
         milestones = [stretch(m, config.num_epochs, DESIGNED_FOR) for m in milestones]
 
-    for epoch in range(run.start_epoch, config.num_epochs):
+    for epoch in range(run.record.epoch, config.num_epochs):
         if config.cos:
             lr = cosine_lr(epoch, config.num_epochs, config.lr)
         else:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         for group in optimizer.param_groups:
             group["lr"] = lr
         trainer.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
-    return trainer.finish(run)
+    return trainer.finish(run, network)
 
 
 if __name__ == "__main__":

@@ -42,17 +42,17 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     )
     network = trainer.place(run, network)
     parts = launch.unwrap(network)
-    optimizer, scaler = trainer.build_optimizer(run, parts.classifier, parts.lws_model)
+    optimizer, scaler = trainer.build_optimizer(run, network, parts.classifier, parts.lws_model)
 
     criterion = build_criterion(config, 2, run.data.cls_num_list).to(run.process.device)
     count = class_counter(config, 2, run.data.cls_num_list, run.process.device)
 
     classifier, weight_scaling = optimizer.param_groups
-    for epoch in range(run.start_epoch, config.num_epochs):
+    for epoch in range(run.record.epoch, config.num_epochs):
         weight_scaling["lr"] = cosine_lr(epoch, config.num_epochs, config.lr)
         classifier["lr"] = cosine_lr(epoch, config.num_epochs, config.lr * config.lr_factor)
         trainer.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
-    return trainer.finish(run)
+    return trainer.finish(run, network)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,12 @@ from arbloss.engine import (
 from arbloss.models import Network
 from arbloss.reliability import draw_reliability_diagram
 from common.evaluation import Tally
-from common.training import checkpoint, launch, precision, seeds, speed
+from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_text
-from common.training.old_record import Record
+from common.training.record import Record
+from common.training.report import SCORES
 from common.training.speed import Forward
 from datasets.long_tail import LongTailed
 
@@ -44,7 +45,7 @@ from datasets.long_tail import LongTailed
 PLACE_KEYS = {
     "resume", "print_freq", "workers", "data_path", "list_path", "gpu", "world_size", "rank",
     "dist_url", "dist_backend", "distributed", "multiprocessing_distributed", "channels_last",
-    "compile",
+    "compile", "other_data",
 }  # fmt: skip
 LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
 PARTS = ("model", "classifier", "block", "lws_model")  # checkpoint keys state_dict_<part>
@@ -110,7 +111,7 @@ def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool, 
     folder, continues = None, False
     if resume:
         path = checkpoint.find(resume, "").resolve()
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, "resume")
         if stage == 1 and "state_dict_lws_model" in state:
             raise UsageError(f"{path}: a checkpoint of stage 2; go on with train_stage2.py")
         continues = "optimizer" in state and ("state_dict_lws_model" in state) == (stage == 2)
@@ -160,12 +161,9 @@ class Run:
     """A run that is ready to train: what both stages set up in the same way.
 
     Attributes:
-        resume: the checkpoint to start from, or an empty string; state: its contents, or None.
-        continues: whether it is one of this stage, with optimiser.
+        stage1: the checkpoint of stage 1 that a new stage 2 starts from, else None.
         say: shows a line and appends it to the log.
-        start_epoch: first epoch, from 0.
-        best_acc1: best top-1 on the test set so far (stage 2 starts with that of stage 1) and
-            its_ece: the calibration error of its epoch, in percent.
+        its_ece: the calibration error of the best epoch so far, in percent.
         tally: the last evaluation.
     """
 
@@ -173,17 +171,15 @@ class Run:
     process: Process
     data: LongTailed | ListData
     train_loader: Loader
+    val_loader: Loader
     test_loader: Loader
     record: Record
-    resume: str
-    state: dict | None
-    continues: bool
+    resumed: bool
+    stage1: dict | None
     seed: int
     say: Say
     forward: Forward
     memory_format: torch.memory_format
-    start_epoch: int = 0
-    best_acc1: float = 0.0
     its_ece: float = 100.0
     tally: Tally | None = None
 
@@ -203,22 +199,30 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         folder / config.model_dir,
         process,
         {**config, "channels_last": channels_last},
+        data.facts,
         latest=LATEST,
         best=BEST,
         text_logs=(log_name,),
+        about=about(config, data, stage),
         split=data.split,
+        chosen_on=data.chosen_on,
+        dashes="",
     )
+    stage1 = None
     if stage == 2 and not continues:  # the history and the epochs of stage 1 are not this run's
-        state = checkpoint.load(resume)
+        record.claim("")
+        stage1 = state = checkpoint.load(resume, "resume")
+        if data.chosen_on == data.split:
+            record.best_score = float(state["best_acc1"])
     else:
-        state = record.resume(resume, weights="state_dict_model")
+        state = record.resume(resume, config.num_epochs)
 
     wanted = 0 if config.seed is None and config.deterministic else config.seed
     seed = seeds.choose_seed(record.seed if wanted is None else wanted)
     seeds.set_kernels(process.device, deterministic=wanted is not None)
     machines = process.world_size // process.local_world_size
     batch_size = config.batch_size * machines  # the key is the total of a machine
-    train_loader, _, test_loader = make_loaders(
+    train_loader, val_loader, test_loader = make_loaders(
         data,
         config,
         batch_size=batch_size,
@@ -244,21 +248,18 @@ def start(args: Namespace, config: CfgNode, stage: int) -> Run:
         process=process,
         data=data,
         train_loader=train_loader,
+        val_loader=val_loader,
         test_loader=test_loader,
         record=record,
-        resume=resume,
-        state=state,
-        continues=continues,
+        resumed=state is not None,
+        stage1=stage1,
         seed=seed,
         say=say,
         forward=speed.compiled(forward_pass, config.compile, process, train_loader.full_batch),
         memory_format=memory_format,
     )
     if state is not None:
-        run.best_acc1 = float(state["best_acc1"])
         run.its_ece = float(state.get("its_ece", run.its_ece))
-        if stage == 1 or continues:
-            run.start_epoch = state["epoch"]
     return run
 
 
@@ -304,21 +305,26 @@ def load_parts(network: Network, state: Mapping[str, object], source: str) -> No
     """
     for key, module in parts(network).items():
         if key in state:
-            checkpoint.load_weights(module, state[key], source)
+            restore.load_weights(module, state[key], source)
         elif key != "state_dict_lws_model":
             raise UsageError(f"{source}: has no {key!r}, not a checkpoint of this configuration")
 
 
 def place(run: Run, network: Network) -> nn.Module:
-    """Load the checkpoint that the run starts from, move the network to its device, wrap it."""
-    if run.state is not None:
-        load_parts(network, run.state, run.resume)
+    """Give a new stage 2 the weights of stage 1, move the network to its device, wrap it."""
+    if run.stage1 is not None:
+        load_parts(network, run.stage1, f"resume {run.config.resume}")
     network = network.to(memory_format=run.memory_format)
     return launch.distribute(network, run.process)
 
 
-def build_optimizer(run: Run, *modules: nn.Module) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
-    """SGD with a parameter group per module, weight decay on everything as in the original."""
+def build_optimizer(
+    run: Run, network: nn.Module, *modules: nn.Module
+) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
+    """SGD with a parameter group per module, weight decay on everything as in the original.
+
+    Network, optimiser and scaler get the state of the checkpoint that the run goes on from.
+    """
     config = run.config
     optimizer = torch.optim.SGD(
         [{"params": module.parameters()} for module in modules],
@@ -327,9 +333,12 @@ def build_optimizer(run: Run, *modules: nn.Module) -> tuple[torch.optim.SGD, tor
         weight_decay=config.weight_decay,
     )
     scaler = precision.grad_scaler(run.process.device, config.amp)
-    if run.continues:
-        optimizer.load_state_dict(run.state["optimizer"])
-        scaler.load_state_dict(run.state["scaler"])
+    run.record.restore(
+        parts(launch.unwrap(network)),
+        optimizer,
+        scaler,
+        optional={"optimizer": "it holds no momentum, it starts at 0"},  # the original's
+    )
     return optimizer, scaler
 
 
@@ -355,7 +364,7 @@ def run_epoch(
     row |= means
     seconds = time.perf_counter() - start - speed.compile_seconds(process)
     row["images_per_s"] = len(run.data.train.targets) / seconds
-    run.tally = evaluate(network, run.test_loader, config, process, run.say)
+    run.tally = evaluate(network, run.val_loader, config, process, run.say)
     row |= results(run.tally, run.data.cls_num_list, config)
     row["epoch_s"] = time.perf_counter() - start
 
@@ -363,25 +372,16 @@ def run_epoch(
         row |= _gradient_norms(run, norms, epoch)
     for line in result_lines(row, run.tally, run.data.cls_num_list, config):
         run.say(line)
-    is_best = row["top1"] > run.best_acc1
-    if is_best:
-        run.best_acc1, run.its_ece = row["top1"], row["ece"]
-    run.say(f"Best Prec@1: {run.best_acc1:.3f}% ECE: {run.its_ece:.3f}%\n")
-    record.end_epoch(row, is_best=is_best)
+    best_acc1 = max(row[record.score], record.best_score)
+    if record.is_best(row):
+        run.its_ece = row["ece"]
+    score = "Prec@1" if record.score == "top1" else SCORES[record.score]
+    run.say(f"Best {score}: {best_acc1:.3f}% ECE: {run.its_ece:.3f}%\n")
     if record.writer is not None:
         for tag in ("lr", "train_loss", "train_top1", "loss", "top1", "ece"):
             record.writer.add_scalar(tag, row[tag], epoch)
-    record.save(
-        {
-            "epoch": epoch + 1,
-            **{key: part.state_dict() for key, part in parts(launch.unwrap(network)).items()},
-            "best_acc1": torch.tensor(run.best_acc1, dtype=torch.float64),
-            "its_ece": run.its_ece,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        },
-        is_best=is_best,
-    )
+    best_acc1 = torch.tensor(best_acc1, dtype=torch.float64)
+    record.end_epoch(row, best_acc1=best_acc1, its_ece=run.its_ece)
 
 
 def _gradient_norms(run: Run, norms: Tensor, epoch: int) -> dict[str, float]:
@@ -398,19 +398,28 @@ def _gradient_norms(run: Run, norms: Tensor, epoch: int) -> dict[str, float]:
     return {"attraction": attraction, "repulsion": repulsion}
 
 
-def finish(run: Run) -> dict | None:
+def finish(run: Run, network: nn.Module) -> dict | None:
     """Write the report and the reliability diagram; returns the last epoch's figures."""
-    record, data, tally = run.record, run.data, run.tally
-    run.train_loader.close()
-    run.test_loader.close()
-    if tally is not None and run.process.is_main:
-        draw_reliability_diagram(
-            tally.bins, record.log_dir / "reliability.png", "Reliability, last epoch"
+    process, record, data = run.process, run.record, run.data
+
+    def test(_: int) -> Tally:
+        """Evaluate on the test set, whatever the epoch; the log has the last epoch's lines."""
+        run.tally = evaluate(
+            network, run.test_loader, run.config, process, lambda text, *_: process.say(text)
         )
-    record.finish(
-        data.cls_num_list,
-        confusion=tally and tally.confusion,
-        class_names=data.classes,
-        **data.facts,
+        return run.tally
+
+    last = record.finish(
+        run.tally,
+        test,
+        figures=lambda tally: results(tally, data.cls_num_list, run.config),
+        files=getattr(data.test, "files", None),
     )
-    return record.history[-1] if record.history else None
+    for loader in (run.train_loader, run.val_loader, run.test_loader):
+        loader.close()
+    if run.tally is not None and process.is_main:
+        which = "last" if data.chosen_on == data.split else "best"
+        draw_reliability_diagram(
+            run.tally.bins, record.log_dir / "reliability.png", f"Reliability, {which} epoch"
+        )
+    return last

@@ -47,7 +47,7 @@ class LongTailed:
 
     Attributes:
         cls_num_list: training images per class.
-        facts: for the report: data set, SHA-256 of the chosen indices and of the training pixels,
+        facts: for the report: data set, SHA-256 of the chosen indices and of the pixels and labels,
             what is evaluated.
         split: which one the test set is, ``test`` or ``val``.
         chosen_on: on what the best epoch is chosen: ``split``, ``val`` or a ``held-out`` part.
@@ -121,19 +121,22 @@ def load_long_tailed(
         val_set, chosen_on = part_name(val_fraction), HELD_OUT
         indices = np.delete(indices, part)
         counts = np.bincount(train.targets[indices], minlength=found).tolist()
-    pixels = train.pixels(indices)
+    pixels, targets, test_images = train.pixels(indices), train.targets[indices], _all_images(test)
     facts = evaluation_facts(
         place(dataset, root, split), len(test.targets), val_set, val and len(val.targets)
     )
     return LongTailed(
-        Images(pixels, train.targets[indices]),
-        _all_images(test),
+        Images(pixels, targets),
+        test_images,
         train.classes,
         counts,
         {
             "dataset": dataset,
             "subset_sha256": fingerprint(indices.astype("<i8")),
             "pixels_sha256": fingerprint(pixels),
+            "labels_sha256": fingerprint(targets.astype("<i8")),
+            "test_pixels_sha256": fingerprint(test_images.images),
+            "test_labels_sha256": fingerprint(test_images.targets.astype("<i8")),
             **facts,
         },
         split,

@@ -206,7 +206,7 @@ def test_the_readme_names_every_shared_module():
         named.setdefault(folder, set()).update(re.findall(r"\b\w+\.py\b", line))
     for folder in ("common", "common/training", "datasets", "tools"):
         modules = {path.name for path in (ROOT / folder).glob("*.py")}
-        modules -= {"__init__.py", "old_record.py"}
+        modules -= {"__init__.py"}
         assert named[folder] == modules, folder
 
 

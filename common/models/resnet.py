@@ -13,7 +13,7 @@ from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from common.models.heads import NormedLinear
-from common.training import checkpoint
+from common.training import restore
 from common.training.errors import UsageError
 
 
@@ -120,8 +120,8 @@ def load_pretrained(model: ResNet, arch: str, path: str | Path | None = None) ->
     if path is None and arch not in PRETRAINED:
         known = ", ".join(PRETRAINED)
         raise UsageError(f"no ImageNet weights exist for {arch}: choose one of {known}")
-    source = path or checkpoint.download(PRETRAINED[arch].url)
-    state = checkpoint.load_state_dict(source)
+    source = path or restore.download(PRETRAINED[arch].url)
+    state = restore.load_state_dict(source)
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.startswith("fc.")]
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]

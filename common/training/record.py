@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, logs, precision, report
+from common.training import checkpoint, launch, logs, precision, report, restore
 from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.launch import Process
 from common.training.lock import lock_folders
@@ -68,6 +68,7 @@ class Record:
         score: the figure that chooses; None: top-1, as in the papers, and on a set of its own,
             which may be as long-tailed as the training images, the balanced accuracy.
         later_of_equals: of epochs with the same score the last is the best, not the first.
+        dashes: how the program's flags begin, for messages; arbloss has keys instead.
 
     Attributes:
         epoch: epochs that are finished, and so the 0-based number of the next one.
@@ -95,6 +96,7 @@ class Record:
         chosen_on: str | None = None,
         score: str | None = None,
         later_of_equals: bool = False,
+        dashes: str = "--",
     ) -> None:
         self.log_dir, self.model_dir = Path(log_dir), Path(model_dir)
         self.latest, self.best = self.model_dir / latest, self.model_dir / best
@@ -112,6 +114,7 @@ class Record:
         self.writer = None
         self._better = operator.ge if later_of_equals else operator.gt
         self._numbered = numbered
+        self._dashes = dashes
         self._text_logs = text_logs
         self._events = self.log_dir / events
         self._claimed, self._locks = False, []
@@ -177,7 +180,7 @@ class Record:
                 raise UsageError(f"--evaluate --resume {flag}: there is no {self.latest} yet")
             return None
         state = checkpoint.load(path)
-        _check(state, path, weights_alone=evaluate)
+        restore.check_checkpoint(state, path, weights_alone=evaluate)
         run = state.get("run", {})
         self.epoch = operator.index(state.get("epoch", epochs))
         self._source, self._state = path, state
@@ -194,8 +197,8 @@ class Record:
             return state
         if self.epoch > epochs or (self.epoch == epochs and not self.history):
             raise UsageError(
-                f"--resume {path}: {self.epoch} epochs are done and {epochs} asked for; evaluate "
-                "it with --evaluate, or ask for more"
+                f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
+                "for more"
             )
         self._continues = "run" in state and path.resolve().parent == self.model_dir.resolve()
         if self._continues:  # the logs of another run are not this one's
@@ -226,9 +229,10 @@ class Record:
         ]
         if not changed:
             return
-        changes = f"--resume {path}: the data are not those of this run, {'; '.join(changed)}"
+        changes = f"{path}: the data are not those of this run, {'; '.join(changed)}"
         if not self.settings.get("other_data"):
-            raise UsageError(f"{changes}. Bring them back, or accept these with --other_data")
+            flag = f"{self._dashes}other_data" if self._dashes else "other_data True"
+            raise UsageError(f"{changes}. Bring them back, or accept these with {flag}")
         self.process.say(f"note: {changes}")
 
     def _note_changes(self, before: Mapping[str, object]) -> None:
@@ -267,28 +271,24 @@ class Record:
         self._optimizer, self._scaler = optimizer, scaler
         if self._state is None:
             return
-        state, source = self._state, f"--resume {self._source}"
-        if self._only_weights:
-            if modules.keys().isdisjoint(state):  # bare weights
-                state = {next(iter(modules)): state}
-            wanted = [key for key in modules if key not in (optional or {})]
-        else:
-            wanted = [*modules, "optimizer"]
-        for key in wanted:
-            if key in state:
-                continue
-            if key not in (optional or {}):
-                cure = "; weights alone are for --evaluate" if key == "optimizer" else ""
-                raise UsageError(f"{source}: has no {key!r}, no checkpoint of this program{cure}")
-            self.process.say(f"note: {self._source}: {optional[key]}")
+        state, source, optional = self._state, str(self._source), optional or {}
+        if self._only_weights and modules.keys().isdisjoint(state):
+            state = {next(iter(modules)): state}
+        for key in [*modules] if self._only_weights else [*modules, "optimizer"]:
+            if key not in state and key not in optional:
+                cure = "; weights alone can only be evaluated" if key == "optimizer" else ""
+                message = f"{source}: has no {key!r}, not a checkpoint of this program{cure}"
+                raise UsageError(message)
+            if key not in state and not self._only_weights:
+                self.process.say(f"note: {source}: {optional[key]}")
         for key, module in self._modules.items():
             if key in state:
-                checkpoint.load_weights(module, state[key], source)
+                restore.load_weights(module, state[key], source)
         if not self._only_weights:
             if "optimizer" in state:
-                checkpoint.load_optimizer(optimizer, state["optimizer"], source)
+                restore.load_optimizer(optimizer, state["optimizer"], source)
             if state.get("scaler"):  # that of a float32 run is empty
-                checkpoint.load_scaler(scaler, state["scaler"], source)
+                restore.load_scaler(scaler, state["scaler"], source)
         for key in (*modules, "optimizer"):  # they need no more memory
             self._state.pop(key, None)
 
@@ -460,7 +460,7 @@ class Record:
         if best["epoch"] != last["epoch"]:
             state = checkpoint.load(self.best)
             for key, module in self._modules.items():
-                checkpoint.load_weights(module, state[key], str(self.best))
+                restore.load_weights(module, state[key], str(self.best))
             tally = test(best["epoch"])
             best_test = report.Evaluation(tally, figures(tally))
         return {"best": best, "final_test": final_test, "best_test": best_test}
@@ -494,30 +494,3 @@ class Record:
             self.writer = None
         for lock in self._locks:
             lock.close()
-
-
-def _check(state: Mapping[str, object], path: Path, *, weights_alone: bool) -> None:
-    """Refuse a checkpoint whose epoch or record is no such thing; weights may be all it holds."""
-    epoch = state.get("epoch", 0 if weights_alone else None)
-    try:
-        valid = operator.index(epoch) >= 0 and not isinstance(epoch, bool)
-    except TypeError:
-        valid = False
-    if "epoch" not in state and not weights_alone:
-        raise UsageError(f"--resume {path}: has no 'epoch', not a checkpoint of this program")
-    if not valid:
-        raise UsageError(f"--resume {path}: its 'epoch' is {epoch!r}, not a number of epochs")
-    for key in ("best_acc1", "best_bacc"):
-        try:
-            valid = math.isfinite(float(state.get(key, 0)))
-        except (TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise UsageError(f"--resume {path}: its {key!r} is {state[key]!r}, not an accuracy")
-    step, sums = state.get("step", 0), state.get("sums")
-    if not (isinstance(step, int) and step >= 0 and isinstance(sums, (torch.Tensor, type(None)))):
-        raise UsageError(f"--resume {path}: its 'step' and 'sums' are no place within an epoch")
-    run = state.get("run", {})
-    history = run.get("history", []) if isinstance(run, dict) else None
-    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-        raise UsageError(f"--resume {path}: its 'run' is not the record of a run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import platform
 import shlex
 import subprocess
@@ -35,6 +36,14 @@ class Evaluation(NamedTuple):
 def fingerprint(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes in C order (indices as little-endian int64, pixels as uint8)."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def names_fingerprint(files: Iterable[str], root: str | Path) -> str:
+    """SHA-256 of the names of files below ``root``, wherever that is, in this order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(os.fsencode(file.removeprefix(str(root)).lstrip(os.sep)) + b"\n")
+    return digest.hexdigest()
 
 
 def write_metrics(folder: str | Path, history: Sequence[dict]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.evaluation import Running, Tally, accuracy
 from common.models import archs
-from common.training import checkpoint
+from common.training import restore
 from common.training.errors import UsageError
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
@@ -114,13 +114,13 @@ def load_teacher(args: Namespace) -> nn.Module:
     Raises:
         UsageError: no such file, or of another architecture than ``--arch_t``.
     """
-    weights = checkpoint.load_state_dict(args.path_t, "--path_t")
+    weights = restore.load_state_dict(args.path_t, "--path_t")
     prefix = "encoder_q."
     encoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     weights = encoder or weights
     build = network(args.arch_t)
     teacher = build(num_classes=args.num_classes, use_norm="fc.bias" not in weights)
-    checkpoint.load_weights(teacher, weights, f"--path_t {args.path_t}")
+    restore.load_weights(teacher, weights, f"--path_t {args.path_t}")
     return teacher
 
 

@@ -21,7 +21,7 @@ from torchvision import transforms as T
 
 from common.training.errors import UsageError
 from common.training.launch import Process
-from common.training.report import fingerprint
+from common.training.report import fingerprint, names_fingerprint
 from common.training.seeds import derive
 from datasets.augment import described
 from datasets.augment.batch import normalize
@@ -186,6 +186,7 @@ def _lists(source: Source, train_views: Views, test_view: View) -> LargeScale:
         "train_set": str(train.list_file),
         "test_set": str(test.list_file),
         "train_list_sha256": fingerprint(train.paths),
+        "test_list_sha256": fingerprint(test.paths),
     }
     split = split_name(test.list_file)
     name = {"imgnet": "ImageNet-LT", "inat": "iNaturalist 2018"}[source.dataset]
@@ -212,6 +213,7 @@ def _assemble(
         chosen_on, val_set = HELD_OUT, part_name(source.val_fraction)
     facts |= evaluation_facts(facts["test_set"], len(test), val_set, val and len(val))
     facts["targets_sha256"] = fingerprint(train.targets.astype("<i8"))
+    facts["test_targets_sha256"] = fingerprint(test.targets.astype("<i8"))
     counts = np.bincount(train.targets, minlength=len(classes)).tolist()
     notes = [*notes, *evaluation_notes(facts, split)]
     return LargeScale(train, test, classes, counts, notes, facts, split, chosen_on, val, name)
@@ -251,7 +253,12 @@ def _folder(source: Source, train_views: Views, test_view: View) -> LargeScale:
         FolderImages(test, test_view),
         train.classes,
         notes,
-        {"train_set": str(root / "train"), "test_set": str(root / split)},
+        {
+            "train_set": str(root / "train"),
+            "test_set": str(root / split),
+            "train_files_sha256": names_fingerprint(train.files, root),
+            "test_files_sha256": names_fingerprint(test.files, root),
+        },
         split=split,
         name=root.resolve().name,
         val_set=val_set,

@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         "dataset": args.train_list,
         "train_list_sha256": fingerprint(train.paths),
         "labels_sha256": fingerprint(train.targets),
+        "val_list_sha256": fingerprint(val.paths),
+        "val_labels_sha256": fingerprint(val.targets),
     }
     first_seed = None
     rows = []

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models as tv
 
 from common.models.resnet_cifar import resnet20
-from common.training import checkpoint
+from common.training import restore
 from common.training.errors import UsageError
 
 NUM_CLASSES = 2
@@ -41,7 +41,7 @@ def build_model(
     model = tv.get_model(arch)
     if not random_init:
         path = weights or _download(arch)
-        checkpoint.load_weights(model, checkpoint.load_state_dict(path), path)
+        restore.load_weights(model, restore.load_state_dict(path), path)
     if hasattr(model, "classifier"):
         model.classifier[1] = nn.Linear(model.classifier[1].in_features, NUM_CLASSES)
     else:
@@ -51,7 +51,7 @@ def build_model(
 
 def _download(arch: str) -> Path:
     try:
-        return checkpoint.download(WEIGHTS[arch].url)
+        return restore.download(WEIGHTS[arch].url)
     except UsageError as error:
         raise UsageError(f"{error}, or train from scratch with --random_init") from None
 

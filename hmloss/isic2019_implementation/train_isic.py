@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, precision, seeds, speed
+from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
@@ -298,7 +298,7 @@ def test_run(
     )
     if process.is_main and not record.best.is_file() and best_model.is_file():
         # Runs of earlier versions kept the weights alone.
-        checkpoint.save({"state_dict": checkpoint.load_state_dict(best_model)}, record.best)
+        checkpoint.save({"state_dict": restore.load_state_dict(best_model)}, record.best)
     launch.barrier()
     loader, num_images = make_loader(args, table, "test", seed, process)
     tests = []
@@ -338,7 +338,7 @@ def evaluate_file(
     if path is None:
         raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest} yet")
     model = build_model(args.arch, random_init=True)
-    checkpoint.load_weights(model, checkpoint.load_state_dict(path, "--resume"), path)
+    restore.load_weights(model, restore.load_state_dict(path, "--resume"), path)
     criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
     seed = seeds.choose_seed(args.seed)
     model = model.to(memory_format=speed.memory_format(args.channels_last))

@@ -125,7 +125,7 @@ def test_places_without_weights_says_so(lists, here):
     words = ["data_path", str(lists["places"])]
     with pytest.raises(UsageError, match="no ImageNet weights exist for resnet10"):
         train_stage1.main(command("places", *words))
-    with pytest.raises(UsageError, match=r"gone\.pth: no such file"):
+    with pytest.raises(UsageError, match=r"weights gone\.pth: no such file"):
         train_stage1.main(command("places", *words, "weights", "gone.pth"))
     notes = check(config("places", "not_pretrained", "True"), stage=1)
     assert "note: not_pretrained True: the frozen backbone keeps its random weights" in notes

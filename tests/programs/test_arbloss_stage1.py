@@ -100,9 +100,9 @@ def test_log_lines_are_the_originals(finished):
 def test_checkpoints_keep_the_originals_keys(finished):
     run, row = finished
     state = torch.load(run / "ckps" / "current.pth.tar", weights_only=True)
-    assert list(state)[:5] == [
+    assert state.keys() >= {
         "epoch", "state_dict_model", "state_dict_classifier", "best_acc1", "its_ece",
-    ]  # fmt: skip
+    }  # fmt: skip
     assert state["epoch"] == 2
     assert "layer1.0.conv1.weight" in state["state_dict_model"]
     assert list(state["state_dict_classifier"]) == ["fc.weight", "fc.bias"]

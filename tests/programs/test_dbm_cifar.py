@@ -315,7 +315,7 @@ def test_bad_checkpoints_are_refused(finished, here, small):
         *small, "--evaluate", "--resume", "auto")  # fmt: skip
     weights = torch.load(good, weights_only=True)["state_dict"]
     torch.save({"epoch": 1, "state_dict": weights}, here / "weights.pth")
-    bad("weights.pth: has no 'optimizer', .*; weights alone are for --evaluate",
+    bad("weights.pth: has no 'optimizer', .*; weights alone can only be evaluated",
         *small, *COSINE, "--resume", "weights.pth")  # fmt: skip
 
 

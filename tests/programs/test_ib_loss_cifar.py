@@ -275,7 +275,7 @@ def test_bad_checkpoints_are_refused(finished, here):
     weights = {"epoch": 3, "best_acc1": 1.0}
     weights["state_dict"] = torch.load(good, weights_only=True)["state_dict"]
     torch.save(weights, here / "weights.pth")
-    bad("weights.pth: has no 'optimizer', .*; weights alone are for --evaluate",
+    bad("weights.pth: has no 'optimizer', .*; weights alone can only be evaluated",
         *IB, "--resume", "weights.pth")  # fmt: skip
     (here / "cut.pth").write_bytes(good.read_bytes()[:5000])
     bad("cut.pth: not a complete checkpoint, cut short", *IB, "--resume", "cut.pth")

@@ -463,7 +463,7 @@ def test_pretrained_file_that_is_none(tmp_path, content):
 
 def test_pretrained_other_refusals(tmp_path, monkeypatch):
     model = resnet.resnet10(None)
-    with pytest.raises(UsageError, match=r"--weights .*absent\.pth: no such file"):
+    with pytest.raises(UsageError, match=r"weights .*absent\.pth: no such file; give a file"):
         resnet.load_pretrained(model, "resnet10", tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UsageError, match=r"list\.pth: holds a list, not a checkpoint"):

@@ -293,11 +293,11 @@ def test_other_data_are_refused_or_accepted(tmp_path, capsys):
         Run(tmp_path, "auto", facts=other)
     path = tmp_path / "model" / "ckpt.pth.tar"
     assert str(error.value) == (
-        f"--resume {path}: the data are not those of this run, pixels_sha256 was 000000000000… and "
+        f"{path}: the data are not those of this run, pixels_sha256 was 000000000000… and "
         "is ffffffffffff…. Bring them back, or accept these with --other_data"
     )
     Run(tmp_path, "auto", facts=other, other_data=True).train(2).record.close()
-    assert f"note: --resume {path}: the data are not those of this run" in capsys.readouterr().out
+    assert f"note: {path}: the data are not those of this run" in capsys.readouterr().out
     Run(tmp_path, "auto", facts=other).record.close()  # accepted once
     Run(tmp_path, "auto", facts=other | {"labels_sha256": "1"}).record.close()  # unknown then
 
@@ -328,15 +328,15 @@ def change(path, **entries):
     ({"epoch": -3}, "its 'epoch' is -3, not a number of epochs"),
     ({"epoch": True}, "its 'epoch' is True, not a number of epochs"),
     ({"epoch": 2.5}, "its 'epoch' is 2.5, not a number of epochs"),
-    ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it with --evaluate, or"),
+    ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it, or ask for more"),
     ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not an accuracy"),
     ({"run": [1]}, "its 'run' is not the record of a run"),
     ({"run": {"history": [1]}}, "its 'run' is not the record of a run"),
-    ({"run": None, "epoch": 4}, "4 epochs are done and 4 asked for; evaluate it with --evaluate"),
-    ({"state_dict": None}, "has no 'state_dict', no checkpoint of this program"),
+    ({"run": None, "epoch": 4}, "4 epochs are done and 4 asked for; evaluate it, or ask for more"),
+    ({"state_dict": None}, "has no 'state_dict', not a checkpoint of this program"),
     ({"state_dict": [1]}, "its state dict is a list, not a dictionary of tensors"),
     ({"state_dict": {"weight": torch.ones(2, 1)}}, r".* it differs: weight is \(2, 1\),"),
-    ({"optimizer": None}, "has no 'optimizer', .*; weights alone are for --evaluate"),
+    ({"optimizer": None}, "has no 'optimizer', .*; weights alone can only be evaluated"),
     ({"optimizer": {"state": {}}}, "its 'optimizer' is not SGD's of this network"),
 ])  # fmt: skip
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, entries, words):

@@ -1,0 +1,200 @@
+"""What a file holds, checked by name and given to networks, optimisers and scalers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+
+from common.training import launch
+from common.training.checkpoint import load
+from common.training.errors import UsageError
+from common.training.precision import first_non_finite
+
+
+def check_checkpoint(state: Mapping[str, object], path: Path, *, weights_alone: bool) -> None:
+    """Refuse a checkpoint whose epoch or record is no such thing; weights may be all it holds."""
+    epoch = state.get("epoch", 0 if weights_alone else None)
+    try:
+        valid = operator.index(epoch) >= 0 and not isinstance(epoch, bool)
+    except TypeError:
+        valid = False
+    if "epoch" not in state and not weights_alone:
+        raise UsageError(f"{path}: has no 'epoch', not a checkpoint of this program")
+    if not valid:
+        raise UsageError(f"{path}: its 'epoch' is {epoch!r}, not a number of epochs")
+    for key in ("best_acc1", "best_bacc"):
+        try:
+            valid = math.isfinite(float(state.get(key, 0)))
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise UsageError(f"{path}: its {key!r} is {state[key]!r}, not an accuracy")
+    step, sums = state.get("step", 0), state.get("sums")
+    if not (isinstance(step, int) and step >= 0 and isinstance(sums, (torch.Tensor, type(None)))):
+        raise UsageError(f"{path}: its 'step' and 'sums' are no place within an epoch")
+    run = state.get("run", {})
+    history = run.get("history", []) if isinstance(run, dict) else None
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise UsageError(f"{path}: its 'run' is not the record of a run")
+
+
+def load_state_dict(path: str | Path, flag: str = "weights") -> dict[str, Tensor]:
+    """The weights in a file: a bare state dict, or that of a checkpoint; without ``module.``.
+
+    Raises:
+        UsageError: as ``load``; or there is no state dict.
+    """
+    state = load(path, flag)
+    state = state.get("state_dict", state)
+    check_state_dict(state, path)
+    return plain_keys(state)
+
+
+def download(url: str) -> Path:
+    """A published weight file, from torch's download cache or its server.
+
+    Raises:
+        UsageError: it cannot be had, or it is damaged: its name holds its SHA-256.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    launch.in_main(lambda: _fetch(url, path))
+    if not path.is_file():  # on another machine
+        _fetch(url, path)
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    prefix = match[1] if match else None
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UsageError(
+                f"cannot download {url} ({error}): fetch it elsewhere and give --weights FILE"
+            ) from None
+    elif prefix:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        if not digest.hexdigest().startswith(prefix):
+            raise UsageError(f"{path}: damaged, its SHA-256 is not {prefix}…; delete it")
+
+
+def plain_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict without the ``module.`` prefix that DataParallel and DDP put before every key."""
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+def check_state_dict(state_dict: object, source: object) -> None:
+    """Refuse what is no dictionary of finite tensors, naming the entry.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise UsageError(f"{source}: its state dict is a {kind}, not a dictionary of tensors")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise UsageError(f"{source}: entry {key!r} of its state dict is no tensor, but {kind}")
+    if (key := first_non_finite(state_dict)) is not None:
+        raise UsageError(
+            f"{source}: {key} holds values that are not finite, the run that made it had "
+            "diverged; take an earlier checkpoint"
+        )
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:
+    """Load a state dict strictly, with or without ``module.`` prefixes.
+
+    Raises:
+        UsageError: it belongs to another architecture; says which entries differ.
+    """
+    check_state_dict(state_dict, source)
+    state_dict = plain_keys(state_dict)
+    own = module.state_dict()
+    # Files from before batch norm counted its batches lack the counters.
+    for key in own.keys() - state_dict.keys():
+        if key.endswith("num_batches_tracked"):
+            state_dict[key] = own[key]
+    missing = sorted(own.keys() - state_dict.keys())
+    unexpected = sorted(state_dict.keys() - own.keys())
+    shapes = [
+        f"{key} is {tuple(state_dict[key].shape)}, the model's {tuple(own[key].shape)}"
+        for key in own.keys() & state_dict.keys()
+        if own[key].shape != state_dict[key].shape
+    ]
+    for what, entries in (("lacks", missing), ("has besides", unexpected), ("differs:", shapes)):
+        if entries:
+            more = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
+            raise UsageError(
+                f"{source}: made with another architecture, classes or loss; "
+                f"it {what} {sorted(entries)[0]}{more}"
+            )
+    module.load_state_dict(state_dict)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: object, source: object) -> None:
+    """Give an optimiser the momentum of a checkpoint; its rates, decay and so on stay its own.
+
+    Raises:
+        UsageError: it belongs to an optimiser of another kind, or to another network.
+    """
+    own = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    kind = type(optimizer).__name__
+    wrong = f"{source}: its 'optimizer' is not {kind}'s of this network"
+    try:
+        groups, entries = state["param_groups"], state["state"]
+        found = [len(group["params"]) for group in groups]
+        if found != sizes:
+            raise UsageError(f"{wrong}: it has groups of {found} parameters, here are {sizes}")
+        for key in ("momentum", "betas"):
+            if (key in groups[0]) != (key in own[0]):
+                raise UsageError(f"{wrong}: another kind, {key!r} is in only one of them")
+        for index, entry in entries.items():
+            shape = parameters[index].shape
+            for key, value in entry.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != shape:
+                    raise UsageError(
+                        f"{wrong}: {key} of parameter {index} is {tuple(value.shape)}, not "
+                        f"{tuple(shape)}"
+                    )
+        if (name := first_non_finite(entries)) is not None:
+            raise UsageError(f"{source}: {name} of its 'optimizer' is not finite; it had diverged")
+        optimizer.load_state_dict(state)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{wrong} ({type(error).__name__}: {error})") from None
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: object, source: object) -> None:
+    """Give a gradient scaler the scale of a checkpoint.
+
+    Raises:
+        UsageError: that is no state of a scaler.
+    """
+    try:
+        if any(value < 0 for value in state.values()):
+            raise ValueError("a negative scale")
+        scaler.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{source}: its 'scaler' is not that of --amp fp16 ({error})") from None

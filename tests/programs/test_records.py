@@ -1,0 +1,111 @@
+"""What every program promises about its checkpoints: nothing that diverged is kept, no run is
+replaced by mistake, a run goes on from wherever it was killed, on the data that it began with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.training import pictures, precision
+from common.training.errors import NonFiniteLoss, UsageError
+from common.training.record import Record
+from tests.programs import small_runs
+
+NAMES = [
+    "ib_cifar", "dbm_cifar", "dbm_large", "gml_teacher", "gml", "hml_cifar", "hml_inat", "hml_isic",
+    "arb_stage1", "arb_stage2",
+]  # fmt: skip
+STEPS = 4  # of an epoch: 13 images, batches of 4 (the last has 5), GML and ISIC their own
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the program catches it."""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    small_runs.make_data(tmp_path)
+    small_runs.small_networks(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(name, *flags):
+    """Flags as the program takes them: arbloss has keys."""
+    if not name.startswith("arb"):
+        return list(flags)
+    return [word.removeprefix("--") for word in flags]
+
+
+def checkpoints():
+    """{path: contents} of all checkpoints of the run, without those that it started from."""
+    files = [path for path in Path().rglob("*.pth*") if ".part" not in path.name]
+    return {path: path.read_bytes() for path in files}
+
+
+def change_data(here, name):
+    """An image gets another name, and so another place; one of ISIC goes to another part."""
+    if name == "hml_isic":
+        (split,) = here.rglob("split.csv")
+        split.write_text(split.read_text().replace(",train", ",val", 1))
+        return
+    folder = here / "data/train/class_000"
+    (folder / "0000.jpg").rename(folder / "zzzz.jpg")
+    train_list = here / "data/iNaturalist18_train.txt"
+    train_list.write_text(train_list.read_text().replace("class_000/0000", "class_000/zzzz"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_diverges_keeps_the_last_good_files(here, name, monkeypatch):
+    """The weights blow up in a step of the second epoch whose loss is finite still: the last."""
+    program, argv = small_runs.command(name)
+    before = checkpoints()
+    saved, write, close = [], Record._write, precision.FiniteGuard.close
+
+    def count(self, state, *paths):
+        write(self, state, *paths)
+        saved.append(checkpoints())
+
+    def blow_up(self):
+        if saved:
+            self._optimizer.param_groups[0]["params"][0].data.fill_(float("inf"))
+        close(self)
+
+    monkeypatch.setattr(Record, "_write", count)
+    monkeypatch.setattr(precision.FiniteGuard, "close", blow_up)
+    with pytest.raises(NonFiniteLoss, match=r" is not finite after epoch \d, step \d+, learning"):
+        program.main(argv)
+    assert len(saved) == 1 and saved[0].keys() > before.keys()
+    assert checkpoints() == saved[0]
+    for path in saved[0]:
+        state = torch.load(path, weights_only=True)
+        assert precision.first_non_finite({k: v for k, v in state.items() if k != "run"}) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_killed_before_its_report_is_refused_resumed_and_evaluated_again(
+    here, name, monkeypatch
+):
+    program, argv = small_runs.command(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "finish", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            program.main(argv)
+    killed = checkpoints()
+    if not name.startswith("arb"):  # it numbers its folders
+        with pytest.raises(UsageError, match="holds a run already; go on with --resume auto, "):
+            program.main(argv)
+        assert checkpoints() == killed
+
+    change_data(here, name)
+    resume = words(name, "--resume", "auto")
+    with pytest.raises(UsageError, match=r"the data are not those of this run, \w+_sha256 was"):
+        program.main([*argv, *resume])
+    assert checkpoints() == killed
+
+    drawn = []
+    monkeypatch.setattr(pictures, "picture", lambda path, *_: drawn.append(path.name))
+    accept = ["--other_data"] if not name.startswith("arb") else ["other_data", "True"]
+    program.main([*argv, *resume, *accept])
+    assert {"confusion.png", "per_class.png", "curves.png"} <= set(drawn)
+    assert len(list(here.rglob("report.json"))) == 1 + (name == "arb_stage2")

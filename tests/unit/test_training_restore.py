@@ -1,0 +1,104 @@
+"""State dicts, optimisers and scalers are taken where they fit, else refused by name."""
+
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from common.training import restore
+from common.training.errors import UsageError
+
+
+@pytest.mark.parametrize(("state", "words"), [
+    ([1], "its state dict is a list, not a dictionary of tensors"),
+    ({"w": [1.0]}, "entry 'w' of its state dict is no tensor, but list"),
+    ({"w": torch.tensor([1, float("inf")])}, "w holds values that are not finite, the run that"),
+])  # fmt: skip
+def test_a_state_dict_of_something_else_is_named(tmp_path, state, words):
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=rf"w\.pth: {words}"):
+        restore.load_state_dict(tmp_path / "w.pth")
+
+
+def test_a_damaged_file_in_the_download_cache_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    content = b"weights"
+    prefix = hashlib.sha256(content).hexdigest()[:8]
+    path = tmp_path / "checkpoints" / f"net-{prefix}.pth"
+    path.write_bytes(content)
+    url = f"https://host.example/{path.name}"
+    assert restore.download(url) == path
+    path.write_bytes(b"wEights")
+    with pytest.raises(UsageError) as error:
+        restore.download(url)
+    assert str(error.value) == f"{path}: damaged, its SHA-256 is not {prefix}…; delete it"
+
+
+def test_weights_load_with_either_prefix_and_without_counters():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    torch.nn.init.ones_(model[0].weight)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    del state["module.1.num_batches_tracked"]
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    restore.load_weights(other, state, "file")
+    assert torch.equal(other[0].weight, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(("model", "words"), [
+    (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "it lacks 1.bias and 1 more"),
+    (nn.Sequential(), "it has besides 0.bias and 1 more"),
+    (nn.Sequential(nn.Linear(2, 4)), r"it differs: 0.bias is \(3,\), the model's \(4,\)"),
+])  # fmt: skip
+def test_another_architecture_is_refused_with_the_difference(model, words):
+    state = nn.Sequential(nn.Linear(2, 3)).state_dict()
+    with pytest.raises(UsageError, match=words):
+        restore.load_weights(model, state, "file")
+
+
+def network(width=3):
+    return nn.Linear(2, width)
+
+
+def trained(kind, model=None):
+    model = network() if model is None else model
+    optimizer = kind(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def sgd(parameters, lr=0.1, momentum=0.9):
+    return torch.optim.SGD(parameters, lr, momentum=momentum)
+
+
+def test_an_optimizer_takes_the_momentum_and_keeps_its_settings():
+    before, optimizer = trained(sgd), sgd(network().parameters(), lr=0.5, momentum=0.8)
+    restore.load_optimizer(optimizer, before.state_dict(), "file")
+    assert optimizer.param_groups[0]["lr"] == 0.5 and optimizer.param_groups[0]["momentum"] == 0.8
+    (weight, _) = optimizer.param_groups[0]["params"]
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(("state", "words"), [
+    (trained(torch.optim.Adam).state_dict(), "another kind, 'momentum' is in only one of them"),
+    (trained(sgd, network(4)).state_dict(),
+     r"momentum_buffer of parameter 0 is \(4, 2\), not \(3, 2\)"),
+    (trained(sgd, nn.Linear(2, 3, bias=False)).state_dict(),
+     r"it has groups of \[1\] parameters, here are \[2\]"),
+    ({"state": {}}, "KeyError: 'param_groups'"),
+    ([1, 2], "TypeError"),
+    ("text", "TypeError"),
+    ({"state": {9: {}}, "param_groups": trained(sgd).state_dict()["param_groups"]}, "IndexError"),
+])  # fmt: skip
+def test_another_optimizer_is_refused(state, words):
+    with pytest.raises(UsageError, match=f"file: its 'optimizer' is not SGD's of this .*{words}"):
+        restore.load_optimizer(sgd(network().parameters()), state, "file")
+
+
+@pytest.mark.parametrize("state", [{"scale": 1.0}, [1.0], {"scale": "high"}, {"scale": -1.0}])
+def test_another_scaler_is_refused(state):
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    with pytest.raises(UsageError, match="file: its 'scaler' is not that of --amp fp16"):
+        restore.load_scaler(scaler, state, "file")
