@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from common.models import archs
-from common.training import checkpoint
+from common.training import restore
 from common.training.errors import UsageError
 from datasets.augment import described
 from datasets.augment.colours import INAT_MEAN, INAT_STD
@@ -119,10 +119,10 @@ def load(
         _load_parts(module, state, source)
     else:
         weights = state.get("state_dict", state)
-        checkpoint.check_state_dict(weights, source)
+        restore.check_state_dict(weights, source)
         if program.startswith("dbm_loss/GML"):
-            weights = _encoder(checkpoint.plain_keys(weights))
-        checkpoint.load_weights(module, weights, source)
+            weights = _encoder(restore.plain_keys(weights))
+        restore.load_weights(module, weights, source)
     return Logits(module).eval()
 
 
