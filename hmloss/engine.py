@@ -164,7 +164,7 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
     """Print and log a finished epoch in the original's words, and write its tensorboard scalars."""
     if record.writer is None:
         return
-    text = result_lines(row) + f"Best Prec@1: {best_acc1:.3f}\n"
+    text = result_lines(row) + f"Best {record.score_name}: {best_acc1:.3f}\n"
     print(text + group_line(row) + "\n", flush=True)
     record.log["test_history.csv"].write(text + "\n")
     scalars = {

@@ -108,9 +108,8 @@ def train_run(
     last = record.finish(tally, test, files=files)
     for loader in loaders:
         loader.close()
-    best = record.best_row
     return {
-        "best_epoch": best["epoch"],
-        "best_top1": best["top1"],
+        "best_epoch": record.best_result["epoch"],
+        "best_top1": record.best_result["top1"],
         **{name: last[name] for name in COLUMNS if name != "best_top1"},
     }

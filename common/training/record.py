@@ -74,6 +74,7 @@ class Record:
         epoch: epochs that are finished, and so the 0-based number of the next one.
         history: one dictionary per finished epoch. best_row: the best of them, or None.
         best_score: what an epoch has to beat to be the best.
+        best_result: after ``finish``: the best epoch's row, with its figures on the test set.
         seed: of the run, None if it is not known yet.
         log: {name: TextLog}. writer: tensorboard writer (None in other processes).
     """
@@ -106,6 +107,7 @@ class Record:
         self.history: list[dict] = []
         self.best_row: dict | None = None
         self.best_score = 0.0
+        self.best_result: dict | None = None
         self.seed: int | None = None
         self.about = logs.plain(dict(about or {}))
         self.split, self.chosen_on = split, chosen_on or split
@@ -396,6 +398,7 @@ class Record:
         self,
         tally: Tally | None,
         test: Callable[[int], Tally],
+        /,
         *,
         figures: Callable[[Tally], dict] | None = None,
         files: Sequence[str] | None = None,
@@ -433,6 +436,8 @@ class Record:
                     **{**self.facts, **facts},
                 )
             last = self.history[-1] | evaluation["final_test"].figures
+            best = evaluation.get("best_test", report.Evaluation(None, {}))
+            self.best_result = evaluation["best"] | best.figures
             self._say_results(last, evaluation)
         self.close()
         return last
@@ -466,10 +471,9 @@ class Record:
         return {"best": best, "final_test": final_test, "best_test": best_test}
 
     def _say_results(self, last: Mapping[str, object], evaluation: dict[str, object]) -> None:
-        best = evaluation["best"]
+        best = self.best_result
         scores, where = [self.score], ""
         if "best_test" in evaluation:
-            best = best | evaluation["best_test"].figures
             scores = dict.fromkeys(["top1", self.score])
             where = f"both on the {report.full(self.split)} set; "
         shown = [

@@ -18,6 +18,8 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
+import numpy as np
+
 from common.models import archs
 from common.training import launch, seeds, speed
 from common.training.record import Record
@@ -26,6 +28,7 @@ from datasets import augment
 from datasets.augment import colours, described
 from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader
+from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 from hmloss import flags, repeats
 from hmloss.inat_implementation import opts
 from hmloss.trainer import train_run
@@ -52,20 +55,28 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         augment.recipes.imagenet_train(size=size, **inat),
         names=args.classes,
     )
-    val = ListFile(
+    test = ListFile(
         find_list(args.val_list, folders),
         args.dataset_dir,
         augment.recipes.imagenet_eval(resize=resize, size=size, **inat),
         num_classes=train.num_classes,
     )
-    for data in (train, val):
+    for data in (train, test):
         if warning := size_warning(data):
             process.say(f"WARNING: {warning}")
         for note in data.notes:
             process.say(note)
     process.say(
-        f"{len(train)} training and {len(val)} validation images, {train.num_classes} classes"
+        f"{len(train)} training and {len(test)} validation images, {train.num_classes} classes"
     )
+    kept, val = hold_out(train, args.val_fraction, test.transform)
+    split = split_name(test.list_file)
+    chosen_on, val_set = split, None
+    if val is not None:
+        chosen_on, val_set = HELD_OUT, part_name(args.val_fraction)
+    evaluated = evaluation_facts(str(test.list_file), len(test), val_set, val and len(val))
+    for note in evaluation_notes(evaluated, split):
+        process.say(note)
 
     if args.evaluate:
         args.num_runs = 1
@@ -75,13 +86,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if not args.evaluate:
         folders = [(history / name, models / name) for name in names]
         claims = repeats.claim(folders, resume, args, process)  # noqa: F841 (kept to the end)
-    args.cls_num_list = train.cls_num_list
+    args.cls_num_list = np.bincount(kept.targets, minlength=train.num_classes).tolist()
     facts = {
         "dataset": args.train_list,
         "train_list_sha256": fingerprint(train.paths),
-        "labels_sha256": fingerprint(train.targets),
-        "val_list_sha256": fingerprint(val.paths),
-        "val_labels_sha256": fingerprint(val.targets),
+        "labels_sha256": fingerprint(kept.targets),
+        "test_list_sha256": fingerprint(test.paths),
+        "test_labels_sha256": fingerprint(test.targets),
+        **evaluated,
     }
     first_seed = None
     rows = []
@@ -97,11 +109,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             about=flags.about(
                 args,
                 "hmloss/inat_implementation/train_inat.py",
-                args.train_list,
+                Path(args.train_list).stem,
                 train.classes,
                 described.imagenet(resize=resize, size=size, **inat),
             ),
-            split=split_name(val.list_file),
+            split=split,
+            chosen_on=chosen_on,
         )
         state = record.resume(args.resume, args.epochs)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
@@ -110,8 +123,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             "workers": args.workers, "seed": seed, "process": process,
             "memory_format": speed.memory_format(args.channels_last),
         }  # fmt: skip
-        train_loader = WorkersLoader(train, args.batch_size, **shared)
-        val_loader = WorkersLoader(val, 100, train=False, **shared)
+        train_loader = WorkersLoader(kept, args.batch_size, **shared)
+        val_loader = test_loader = WorkersLoader(test, 100, train=False, **shared)
+        if val is not None:
+            val_loader = WorkersLoader(val, 100, train=False, **shared)
         figures = train_run(
             args,
             schedule,
@@ -119,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             state,
             seed,
             archs.constructor(args.arch),
-            (train_loader, val_loader, val_loader),
+            (train_loader, val_loader, test_loader),
+            test.files,
         )
         if args.evaluate:
             return [figures]

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import classification_report, roc_auc_score, roc_curve
 
+from common.training.drawings import heading
+
 NAMES = ["nv", "mel"]  # labels 0 and 1 in reports
 EDGES = (0, 0.05, *(round(0.1 * k, 1) for k in range(1, 11)))
 
@@ -74,8 +76,9 @@ def eval_distribution(
     return tuple(rows)
 
 
-def draw_roc(figure, labels: np.ndarray, scores: np.ndarray) -> None:
+def draw_roc(figure, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
     """ROC curve of the melanoma probability; the point is where the program decides."""
+    figure.set_size_inches(6.5, 6.5)
     false_alarms, found, _ = roc_curve(labels, np.asarray(scores)[:, 1])
     result = binary_metrics(labels, scores)
     axes = figure.subplots()
@@ -89,12 +92,14 @@ def draw_roc(figure, labels: np.ndarray, scores: np.ndarray) -> None:
     )
     axes.set(xlabel="1 − specificity", ylabel="sensitivity (melanomas found)", aspect="equal")
     axes.legend(loc="lower right")
+    heading(figure, title)
 
 
-def draw_learning_curve(figure, history: Sequence[dict]) -> None:
+def draw_learning_curve(figure, history: Sequence[dict], title: str) -> None:
     """Accuracy and loss of training and validation over the epochs."""
     frame = pd.DataFrame(history)
-    for axes, title, train, validation in zip(
+    heading(figure, title)
+    for axes, name, train, validation in zip(
         figure.subplots(1, 2),
         ("Model accuracy ", "Model loss "),
         ("train_top1", "train_loss"),
@@ -103,5 +108,5 @@ def draw_learning_curve(figure, history: Sequence[dict]) -> None:
     ):
         axes.plot(frame["epoch"], frame[train], label="training")
         axes.plot(frame["epoch"], frame[validation], label="validation")
-        axes.set(title=title, xlabel="epoch")
+        axes.set(title=name, xlabel="epoch")
         axes.legend()

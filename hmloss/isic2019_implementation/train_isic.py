@@ -33,9 +33,11 @@ from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
 from common.training.pictures import picture
 from common.training.record import Record
+from common.training.report import title_of
 from datasets.augment import described
 from datasets.folder import Skipped
 from datasets.loaders import WorkersLoader
+from datasets.validation import evaluation_facts, evaluation_notes
 from hmloss import flags, repeats
 from hmloss.engine import build_criterion, forward_pass
 from hmloss.isic2019_implementation import data as isic
@@ -92,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     train_table = table[table["part"] == "train"]
     args.cls_num_list = [int((train_table["label"] == name).sum()) for name in isic.CLASSES]
     process.say(table.groupby(["part", "label"], sort=False).size().to_string())
+    evaluated = evaluation_facts_of(args, table)
+    for note in evaluation_notes(evaluated, "test"):
+        process.say(note)
 
     if args.evaluate:
         return [evaluate_file(args, table, process)]
@@ -116,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             model_dir / name,
             process,
             vars(args),
-            {"split_sha256": isic.fingerprint(table)},
+            {"split_sha256": isic.fingerprint(table)} | evaluated,
             about=about(args),
             chosen_on="val",
             score="bacc",
@@ -132,6 +137,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             write_results(result_dir, rows)
     process.say(repeats.summary_line(rows, FIGURES, digits=4))
     return rows
+
+
+def evaluation_facts_of(args: argparse.Namespace, table: pd.DataFrame) -> dict[str, object]:
+    """What is evaluated, for the report."""
+    images = (table["part"] == "test").sum(), (table["part"] == "val").sum()
+    parts = (f"{part} part of {args.dataset_dir}" for part in ("test", "val"))
+    (test_set, val_set), (test_images, val_images) = parts, map(int, images)
+    return evaluation_facts(test_set, test_images, val_set, val_images)
 
 
 def about(args: argparse.Namespace) -> dict[str, object]:
@@ -301,22 +314,29 @@ def test_run(
         checkpoint.save({"state_dict": restore.load_state_dict(best_model)}, record.best)
     launch.barrier()
     loader, num_images = make_loader(args, table, "test", seed, process)
-    tests = []
+    tests, found = [], {}
 
     def test(epoch: int) -> Tally:
         stage = in_hml_stage(epoch + 1, args.loss_type, args.start_hm_epoch)
         tests.append(predict(model, loader, num_images, criteria[stage], args, process))
         return tests[-1].tally
 
-    record.finish(
-        None, test, figures=lambda tally: tally.result(args.cls_num_list) | tests[-1].figures()
-    )
+    def figures(tally: Tally) -> dict:
+        """Of the last test; the best epoch's is the last, and what the report has as "test"."""
+        found.update(tests[-1].figures())
+        return tally.result(args.cls_num_list) | found
+
+    files = table.loc[table["part"] == "test", "path"].tolist()
+    record.finish(None, test, figures=figures, files=files, test=found)
     loader.close()
     best = tests[-1]
     if process.is_main:
         print_test(best)
-        picture(record.log_dir / "roc.png", draw_roc, best.labels, best.scores)
-        picture(record.log_dir / "history_case_plot.png", draw_learning_curve, record.history)
+        title = title_of(record.about)
+        epoch = f"{title}\ntest set, epoch {best_epoch - 1}, the best on the validation set"
+        picture(record.log_dir / "roc.png", draw_roc, best.labels, best.scores, epoch)
+        curve = record.log_dir / "history_case_plot.png"
+        picture(curve, draw_learning_curve, record.history, title)
         write_distributions(record)
     return best.figures()
 

@@ -82,6 +82,11 @@ def test_report_and_pictures(finished):
         assert "validation set" in report["note"]
         assert report["best"]["bacc"] == row["bacc"] and report["evaluated"] == "test"
         assert report["best"]["epoch"] == row["best_epoch"]
+        assert report["test"] == {name: row[name] for name in train_isic.FIGURES}
+        predictions = pd.read_csv(run_dir / "predictions.csv")
+        hits = predictions["true"] == predictions["predicted"]
+        assert hits.mean() == pytest.approx(row["accuracy"]) and len(hits) == report["test_images"]
+        assert predictions["image"].map(lambda path: (folder / path).is_file()).all()
         assert report["cls_num_list"] == [24, 16]
         metrics = pd.read_csv(run_dir / "metrics.csv")
         assert metrics["epoch"].tolist() == [0, 1, 2]

@@ -15,11 +15,8 @@ from tests.programs import small_runs
 from tools import predict
 
 CLASSES = ["class_000", "class_001", "class_002"]
-NAMES = [
-    name
-    for name in small_runs.PROGRAMS
-    if not name.startswith(("hml_i", "arb")) and "cmo" not in name
-]
+RUNS = [name for name in small_runs.PROGRAMS if not name.startswith("arb") and "cmo" not in name]
+FOLDERS = [name for name in RUNS if not name.endswith(("inat", "isic"))]
 
 
 def add_validation(root: Path) -> None:
@@ -36,9 +33,10 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(name: str, folder: Path) -> tuple[dict, Path]:
+def run(name: str, folder: Path, *flags: str) -> tuple[dict, Path]:
     """What the program returns, and the folder of its report."""
     program, argv = small_runs.command(name)
+    argv = [*argv, *flags]
     before = set(folder.rglob("report.json"))
     last = program.main(argv)
     (report,) = set(folder.rglob("report.json")) - before
@@ -49,13 +47,13 @@ def run(name: str, folder: Path) -> tuple[dict, Path]:
 def here(tmp_path, monkeypatch):
     small_runs.make_data(tmp_path)
     small_runs.small_networks(monkeypatch)
-    add_validation(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
+    add_validation(here / "data")
     drawn = {}
     monkeypatch.setattr(pictures, "picture", lambda path, _, *args: drawn.update({path.name: args}))
     last, logs = run(name, here)
@@ -104,3 +102,24 @@ def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     if state["about"]["scale"] == 1:
         shown = torch.tensor([float(row["probability"]) for row in said])
         torch.testing.assert_close(shown, unscaled, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("isic")])
+def test_a_part_of_the_training_images_may_choose(here, name, monkeypatch, capsys):
+    """Of 7, 4 and 2 images a quarter: 2, 1 and 1."""
+    monkeypatch.setattr(pictures, "picture", lambda *args: None)
+    key = "val_fraction" if name.startswith("arb") else "--val_fraction"
+    last, logs = run(name, here, key, "0.25")
+    report = json.loads((logs / "report.json").read_text())
+    assert report["cls_num_list"] == [5, 3, 1]
+    assert (report["val_set"], report["val_images"]) == ("0.25 of the training images", 4)
+    split = "val" if name == "hml_inat" else "test"  # as the list is called
+    assert report["reported"]["split"] == split and report["reported"]["which"] == "best"
+    assert (
+        "the best epoch is chosen on 0.25 of the training images, 4 images"
+        in capsys.readouterr().out
+    )
+    assert report["validation"]["best"]["top1"] in (0, 25, 50, 75, 100)
+    assert len(table(logs / "predictions.csv")) == report["test_images"] == 3
+    if name != "hml_inat":  # a row of a summary
+        assert last["top1"] == pytest.approx(report["final"]["top1"])

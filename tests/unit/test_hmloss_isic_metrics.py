@@ -118,8 +118,10 @@ def test_pictures_are_drawn(g, tmp_path):
         {"epoch": e, "train_top1": 50, "train_loss": 1 / e, "top1": 40, "loss": 2 / e}
         for e in (1, 2, 3)
     ]
-    save_picture(tmp_path / "roc.png", metrics.draw_roc, g["metric_targets"], g["metric_scores"])
-    save_picture(tmp_path / "curve.png", metrics.draw_learning_curve, history)
+    save_picture(
+        tmp_path / "roc.png", metrics.draw_roc, g["metric_targets"], g["metric_scores"], "CE"
+    )
+    save_picture(tmp_path / "curve.png", metrics.draw_learning_curve, history, "CE")
     for name in ("roc.png", "curve.png"):
         pixels = np.asarray(Image.open(tmp_path / name).convert("L"))
         assert pixels.std() > 5  # not blank
