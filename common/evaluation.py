@@ -119,6 +119,10 @@ class Tally:
 
     ``update`` with every batch, ``reduce`` once (adds up over processes), then ``result``.
 
+    Args:
+        scale: what the loss multiplies the logits by. It is in the probabilities of ``samples``; the
+            calibration error is that of the logits as they come, as the originals have it.
+
     Attributes, over all processes after ``reduce``:
         total, correct, predicted: images of each class, those of them that were recognised, and
             images taken for the class, (C,) int64.
@@ -128,8 +132,10 @@ class Tally:
             class, probability of that; None before ``reduce``.
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        self.num_classes = num_classes
+    def __init__(
+        self, num_classes: int, device: torch.device | str = "cpu", scale: float = 1.0
+    ) -> None:
+        self.num_classes, self.scale = num_classes, scale
         long = {"dtype": torch.int64, "device": device}
         self.total = torch.zeros(num_classes, **long)
         self.correct = torch.zeros(num_classes, **long)
@@ -159,6 +165,9 @@ class Tally:
         """
         logits = logits.float()
         confidence = logits.softmax(dim=1).amax(dim=1)
+        probability = confidence
+        if self.scale != 1:
+            probability = (self.scale * logits).softmax(dim=1).amax(dim=1)
         predicted = logits.argmax(dim=1)
         hit = predicted == target
         ones = torch.ones_like(target)
@@ -176,7 +185,7 @@ class Tally:
         if index is None:
             seen = sum(len(place) for place, _ in self._batches)
             index = torch.arange(seen, seen + len(target), device=target.device)
-        self._batches.append((index, _rows(target, predicted, confidence)))
+        self._batches.append((index, _rows(target, predicted, probability)))
         self._last = loss, hit.sum(), in_top5, len(target)
 
     def running(self) -> tuple[Running, Running, Running]:

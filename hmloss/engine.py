@@ -17,7 +17,7 @@ from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.speed import Forward
-from hmloss.flags import LDAM_SCALE
+from hmloss.flags import LDAM_SCALE, logit_scale
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
 Meter = AverageMeter | Running  # last value and mean
@@ -131,7 +131,7 @@ def evaluate(
     """Evaluate on every test image once, shared among the processes; counts of all of them."""
     sync_buffers(model)
     model = unwrap(model).eval()
-    tally = Tally(num_classes, process.device)
+    tally = Tally(num_classes, process.device, scale=logit_scale(args))
     batch_time = AverageMeter()
     end = time.perf_counter()
     for step, (images, target, index) in enumerate(loader):

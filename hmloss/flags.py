@@ -215,6 +215,11 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> Sequence[str]:
     return found
 
 
+def logit_scale(args: argparse.Namespace) -> float:
+    """What the loss multiplies the logits by."""
+    return LDAM_SCALE if args.loss_type == "LDAM" else 1.0
+
+
 def about(
     args: argparse.Namespace,
     program: str,
@@ -234,7 +239,7 @@ def about(
             "use_norm": args.loss_type == "LDAM",
         },
         "transform": transform,
-        "scale": LDAM_SCALE if args.loss_type == "LDAM" else 1.0,
+        "scale": logit_scale(args),
         "classes": classes,
         "cls_num_list": args.cls_num_list,
     }

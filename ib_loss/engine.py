@@ -71,6 +71,11 @@ def build_criterion(
     return IB_FocalLoss(weight=weight, alpha=ALPHA, gamma=GAMMA)
 
 
+def logit_scale(args: Namespace) -> float:
+    """What the loss multiplies the logits by."""
+    return LDAM_SCALE if args.loss_type == "LDAM" else 1.0
+
+
 def compute_loss(criterion: nn.Module, logits: Tensor, target: Tensor, features: Tensor) -> Tensor:
     """The criterion's value; the influence-balanced ones also look at the features."""
     if isinstance(criterion, (IBLoss, IB_FocalLoss)):
@@ -153,7 +158,7 @@ def evaluate(
     """Evaluate on every test image once, shared among the processes; counts of all of them."""
     sync_buffers(model)
     model = unwrap(model).eval()
-    tally = Tally(num_classes, process.device)
+    tally = Tally(num_classes, process.device, scale=logit_scale(args))
     batch_time = AverageMeter()
     end = time.perf_counter()
     for step, (images, target, index) in enumerate(loader):

@@ -21,11 +21,11 @@ from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, requi
 from ib_loss import opts
 from ib_loss.engine import (
     EVALUATION_BATCH,
-    LDAM_SCALE,
     build_criterion,
     evaluate,
     forward_pass,
     log_epoch,
+    logit_scale,
     train_one_epoch,
 )
 from ib_loss.schedule import Schedule, in_ib_phase, learning_rate
@@ -183,7 +183,7 @@ def about(args: Namespace, data: LongTailed, program: str) -> dict[str, object]:
             "use_norm": args.loss_type == "LDAM" and not tiny,
         },
         "transform": described.imagenet(square=side) if tiny else described.cifar(side),
-        "scale": LDAM_SCALE if args.loss_type == "LDAM" else 1.0,
+        "scale": logit_scale(args),
         "classes": data.classes,
         "cls_num_list": data.cls_num_list,
     }

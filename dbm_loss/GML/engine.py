@@ -290,7 +290,8 @@ def evaluate(
     show = partial(say, record) if log else process.say
     sync_buffers(model)
     network = unwrap(model).eval()
-    tally, batch_time = Tally(args.num_classes, process.device), AverageMeter()
+    tally = Tally(args.num_classes, process.device, scale=SCALE)
+    batch_time = AverageMeter()
     end = time.perf_counter()
     for step, (images, target, index) in enumerate(loader):
         with autocast(process.device, args.amp):

@@ -23,6 +23,7 @@ from dbm_loss import augment
 from dbm_loss.augment import batch
 from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.cifar.schedule import Schedule
+from dbm_loss.flags import logit_scale
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, NCLLoss, drw_stage
 from dbm_loss.margin import DBMargin
 
@@ -191,7 +192,7 @@ def evaluate(
     """
     sync_buffers(model)
     model = unwrap(model).eval()
-    tally = Tally(num_classes, process.device)
+    tally = Tally(num_classes, process.device, scale=logit_scale(args))
     progress = Progress("test Valid", len(loader), enabled=process.is_main)
     for images, target, index in loader:
         with autocast(process.device, args.amp):

@@ -19,6 +19,7 @@ from common.training.seeds import seed_everything
 from common.training.speed import Forward
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.cutmix import cutmix
+from dbm_loss.flags import logit_scale
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, drw_stage
 from dbm_loss.margin import DBMargin
 
@@ -201,7 +202,7 @@ def evaluate(
     sync_buffers(model)
     model = unwrap(model).eval()
     classify = model.classify if args.loss_fn == "bcl" else model
-    tally = Tally(num_classes, process.device)
+    tally = Tally(num_classes, process.device, scale=logit_scale(args))
     for x, target, index in loader:
         with autocast(process.device, args.amp):
             logits = classify(x)

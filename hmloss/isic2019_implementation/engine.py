@@ -17,6 +17,7 @@ from common.training.logs import AverageMeter, Progress
 from common.training.precision import CURE, FiniteGuard, autocast
 from common.training.speed import Forward
 from hmloss.engine import forward_pass
+from hmloss.flags import logit_scale
 from hmloss.isic2019_implementation.metrics import binary_metrics
 
 RULE = "-" * 60
@@ -102,7 +103,7 @@ def predict(
     """Predictions for every image once, shared among the processes; all of them get all."""
     sync_buffers(model)
     model = unwrap(model).eval()
-    tally = Tally(2, process.device)
+    tally = Tally(2, process.device, scale=logit_scale(args))
     labels = torch.zeros(num_images, dtype=torch.int64, device=process.device)
     scores = torch.zeros(num_images, 2, dtype=torch.float64, device=process.device)
     for images, target, index in loader:

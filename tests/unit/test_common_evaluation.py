@@ -137,5 +137,16 @@ def test_samples_are_in_the_order_of_the_data_set_and_counted_while_running():
     np.testing.assert_allclose(tally.samples[:, 2], largest)
 
 
+def test_probabilities_have_the_scale_of_the_loss_and_the_calibration_has_not():
+    cosines, target = torch.tensor([[0.5, -0.5], [0.1, 0.2]]), torch.tensor([0, 0])
+    plain, scaled = Tally(2), Tally(2, scale=30.0)
+    for tally in (plain, scaled):
+        tally.update(cosines, target, 0.0)
+        tally.reduce()
+    np.testing.assert_allclose(scaled.samples[:, 2], (30 * cosines).softmax(dim=1).amax(dim=1))
+    np.testing.assert_allclose(plain.samples[:, 2], cosines.softmax(dim=1).amax(dim=1))
+    assert scaled.result() == plain.result()
+
+
 def test_groups_by_size_whatever_the_order():
     assert class_groups([20, 101, 19, 100]).tolist() == ["medium", "many", "few", "medium"]
