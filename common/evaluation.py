@@ -120,8 +120,8 @@ class Tally:
     ``update`` with every batch, ``reduce`` once (adds up over processes), then ``result``.
 
     Args:
-        scale: what the loss multiplies the logits by. It is in the probabilities of ``samples``; the
-            calibration error is that of the logits as they come, as the originals have it.
+        scale: what the loss multiplies the logits by. It is in the probabilities of ``samples``,
+            but not in the calibration error, as in the originals.
 
     Attributes, over all processes after ``reduce``:
         total, correct, predicted: images of each class, those of them that were recognised, and

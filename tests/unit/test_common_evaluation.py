@@ -138,7 +138,7 @@ def test_samples_are_in_the_order_of_the_data_set_and_counted_while_running():
 
 
 def test_probabilities_have_the_scale_of_the_loss_and_the_calibration_has_not():
-    cosines, target = torch.tensor([[0.5, -0.5], [0.1, 0.2]]), torch.tensor([0, 0])
+    cosines, target = torch.tensor([[0.5, -0.5], [0.1, 0.2]]), torch.tensor([0, 1])
     plain, scaled = Tally(2), Tally(2, scale=30.0)
     for tally in (plain, scaled):
         tally.update(cosines, target, 0.0)
