@@ -135,7 +135,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
     record.open(0)
     record.end_epoch(row(0, 1.0))
-    record.finish(Tally(3), test=None)
+    record.finish(Tally(3), None)
     assert os.listdir(tmp_path) == []
 
 
