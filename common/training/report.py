@@ -22,7 +22,7 @@ from common.evaluation import Tally, class_groups
 from common.training import drawings, pictures
 from common.training.logs import write_csv, write_json, write_text
 
-UNIT = "percent, of all accuracies and errors of calibration"
+UNIT = "percent: accuracies, precision, recall, F1, AUC, calibration errors"
 SCORES = {"top1": "top-1", "balanced_acc": "balanced accuracy", "bacc": "bacc"}
 
 

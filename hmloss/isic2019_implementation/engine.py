@@ -119,10 +119,11 @@ def predict(
 
 
 def validation_lines(row: dict) -> str:
-    """The original's lines after a validation; loss and accuracy over all images."""
+    """The original's lines after a validation, with fractions; over all images."""
+    accuracy, bacc, auc = (row[name] / 100 for name in ("accuracy", "bacc", "auc"))
     return (
         f"{RULE}\n[epoch {row['epoch'] + 1}], [val loss {row['loss']:.5f}], "
-        f"[val acc {row['accuracy']:.5f}]\n{RULE}\n"
-        f"{RULE}\n[epoch {row['epoch'] + 1}],  [val bacc {row['bacc']:.5f}] ,  "
-        f"[val auc {row['auc']:.5f}]\n{RULE}"
+        f"[val acc {accuracy:.5f}]\n{RULE}\n"
+        f"{RULE}\n[epoch {row['epoch'] + 1}],  [val bacc {bacc:.5f}] ,  "
+        f"[val auc {auc:.5f}]\n{RULE}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,11 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         "specificity": specificity,
         "accuracy": float(hit.mean()),
     }
+
+
+def in_percent(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures of ``binary_metrics`` as they stand beside those of the other programs."""
+    return {name: 100 * value for name, value in figures.items()}
 
 
 def report_text(labels: np.ndarray, scores: np.ndarray) -> str:

@@ -54,6 +54,7 @@ from hmloss.isic2019_implementation.metrics import (
     draw_learning_curve,
     draw_roc,
     eval_distribution,
+    in_percent,
     report_text,
 )
 from hmloss.isic2019_implementation.model import build_model, freeze
@@ -64,7 +65,10 @@ FIGURES = ("bacc", "auc", "sensitivity", "specificity", "accuracy")
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
-    """Run the program; returns a row of test figures per run (None if child processes did it)."""
+    """Run the program; returns a row of test figures per run, as fractions.
+
+    None if child processes did the work.
+    """
     args = opts.parse_args(argv)
     if args.use_cuda and launch.fan_out(main, argv, args.gpu):
         return None
@@ -128,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             later_of_equals=True,
         )
         state = record.resume(args.resume, args.num_epochs)
+        rows_in_percent(record)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         best_model = model_dir / f"best_model_{name}.pth"
@@ -135,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
         if process.is_main:
             write_results(result_dir, rows)
-    process.say(repeats.summary_line(rows, FIGURES, digits=4))
+    process.say(repeats.summary_line([row_in_percent(row) for row in rows], FIGURES))
     return rows
 
 
@@ -145,6 +150,20 @@ def evaluation_facts_of(args: argparse.Namespace, table: pd.DataFrame) -> dict[s
     parts = (f"{part} part of {args.dataset_dir}" for part in ("test", "val"))
     (test_set, val_set), (test_images, val_images) = parts, map(int, images)
     return evaluation_facts(test_set, test_images, val_set, val_images)
+
+
+def row_in_percent(row: dict) -> dict:
+    """A row of the history, or of the runs, whose figures are fractions."""
+    return row | in_percent({name: row[name] for name in FIGURES})
+
+
+def rows_in_percent(record: Record) -> None:
+    """Bring the history of a checkpoint to percent; those of earlier versions have fractions."""
+    if 0 < record.best_score <= 1:
+        for row in record.history:
+            row |= row_in_percent(row)
+        record.best_row = max(record.history, key=lambda row: (row["bacc"], row["epoch"]))
+        record.best_score *= 100
 
 
 def about(args: argparse.Namespace) -> dict[str, object]:
@@ -262,7 +281,7 @@ def train_run(
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = num_train / seconds
         validation = predict(model, val_loader, num_val, criterion, args, process)
-        row |= validation.tally.result(args.cls_num_list) | validation.figures()
+        row |= validation.tally.result(args.cls_num_list) | in_percent(validation.figures())
         row["epoch_s"] = time.perf_counter() - start
         spread = eval_distribution(validation.labels, validation.scores, epoch)
         row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
@@ -273,8 +292,8 @@ def train_run(
         if record.is_best(row):
             patience = args.delay
             process.say(
-                f"{RULE}\nIncrease of best bacc on [epoch {epoch}] from [{best_bacc:.5f}] to "
-                f"[{row['bacc']:.5f}]\n{RULE}\n{RULE}\nSaving current best model\n{RULE}"
+                f"{RULE}\nIncrease of best bacc on [epoch {epoch}] from [{best_bacc / 100:.5f}] "
+                f"to [{row['bacc'] / 100:.5f}]\n{RULE}\n{RULE}\nSaving current best model\n{RULE}"
             )
             best_bacc = row["bacc"]
             if process.is_main:
@@ -284,7 +303,8 @@ def train_run(
                 record.writer.add_scalar(tag, row[tag], row["epoch"])
         record.end_epoch(row, arch=args.arch, best_bacc=best_bacc, patience=patience)
         if patience == 0:
-            process.say(f"Early stopping on [epoch: {epoch}], [Best bacc Val: {best_bacc:.3f}")
+            best = f"Best bacc Val: {best_bacc / 100:.3f}"
+            process.say(f"Early stopping on [epoch: {epoch}], [{best}")
 
     train_loader.close()
     val_loader.close()
@@ -307,7 +327,8 @@ def test_run(
     process, best_epoch = record.process, record.best_row["epoch"] + 1
     process.say("Evaluating the model")
     process.say(
-        f"Restore best model on epoch {best_epoch} with Best bacc Val: {record.best_score:.3f}"
+        f"Restore best model on epoch {best_epoch} with Best bacc Val: "
+        f"{record.best_score / 100:.3f}"
     )
     if process.is_main and not record.best.is_file() and best_model.is_file():
         # Runs of earlier versions kept the weights alone.
@@ -323,7 +344,7 @@ def test_run(
 
     def figures(tally: Tally) -> dict:
         """Of the last test; the best epoch's is the last, and what the report has as "test"."""
-        found.update(tests[-1].figures())
+        found.update(in_percent(tests[-1].figures()))
         return tally.result(args.cls_num_list) | found
 
     files = table.loc[table["part"] == "test", "path"].tolist()
@@ -372,11 +393,13 @@ def evaluate_file(
 
 
 def write_results(folder: Path, rows: Sequence[dict]) -> None:
-    """``test_history.csv`` as the original writes it, epochs from 1; ``summary.csv``, from 0."""
+    """``test_history.csv`` as the original writes it: fractions, epochs from 1; ``summary.csv``:
+    percent, epochs from 0.
+    """
     lines = [",run,best_epoch,bacc,auc"]
     lines += [f"0,run{r['run']},{r['best_epoch'] + 1},{r['bacc']},{r['auc']}" for r in rows]
     write_text(folder / "test_history.csv", "\n".join(lines) + "\n")
-    repeats.write_summary(folder / "summary.csv", rows)
+    repeats.write_summary(folder / "summary.csv", [row_in_percent(row) for row in rows])
 
 
 def write_distributions(record: Record) -> None:

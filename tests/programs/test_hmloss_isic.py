@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def test_report_and_pictures(finished):
     for run_dir, row in zip(sorted((folder / "history" / STORE).glob("run?")), rows, strict=True):
         report = json.loads((run_dir / "report.json").read_text())
         assert "validation set" in report["note"]
-        assert report["best"]["bacc"] == row["bacc"] and report["evaluated"] == "test"
+        assert report["best"]["bacc"] == 100 * row["bacc"] and report["evaluated"] == "test"
         assert report["best"]["epoch"] == row["best_epoch"]
         assert report["test"] == {name: row[name] for name in train_isic.FIGURES}
         predictions = pd.read_csv(run_dir / "predictions.csv")
@@ -103,7 +104,9 @@ def test_summary_over_runs(finished):
     assert table["run"].tolist() == ["0", "1", "mean", "std"]
     assert table["seed"].tolist()[:2] == [4, 5]
     auc = np.array([row["auc"] for row in rows])
-    np.testing.assert_allclose(table["auc"], [*auc, auc.mean(), auc.std()], rtol=1e-5)
+    np.testing.assert_allclose(
+        table["auc"], 100 * np.array([*auc, auc.mean(), auc.std()]), rtol=1e-5
+    )
 
 
 def test_figures_are_those_of_the_saved_model(finished, monkeypatch, capsys):
@@ -269,7 +272,7 @@ def test_readme_command_from_its_folder(images, tmp_path):
     short = [*SMALL, "--num_epochs", "1", "--num_runs", "1"]
     done = run([*command, *short], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"1 run: bacc [01]\.\d{4} ± 0\.0000", done.stdout)
+    assert re.search(r"1 run: bacc \d+\.\d\d ± 0\.00, ", done.stdout)
 
 
 def test_two_processes_give_the_figures_of_one(finished, tmp_path):
@@ -292,3 +295,15 @@ def test_learning_rate_by_iteration(here):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert train_isic.opts.parse_args([*argv, "--use_cuda", "False"]).use_cuda is False
+
+
+def test_checkpoints_with_fractions_go_on_in_percent():
+    """Earlier versions had fractions in their history, among percentages."""
+    figures = dict.fromkeys(train_isic.FIGURES, 0.5)
+    history = [{"epoch": e, "top1": 50.0, **figures, "bacc": b} for e, b in enumerate((0.7, 0.25))]
+    record = SimpleNamespace(history=history, best_row=dict(history[0]), best_score=0.7)
+    for _ in range(2):  # the second time there is nothing to do
+        train_isic.rows_in_percent(record)
+        assert [row["bacc"] for row in record.history] == pytest.approx([70, 25])
+        assert record.history[1]["auc"] == record.history[1]["top1"] == 50
+        assert record.best_row is record.history[0] and record.best_score == pytest.approx(70)
