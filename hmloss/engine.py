@@ -20,6 +20,7 @@ from common.training.speed import Forward
 from hmloss.flags import LDAM_SCALE, logit_scale
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
+EVALUATION_BATCH = 100  # images whose weighted mean is one loss
 Meter = AverageMeter | Running  # last value and mean
 
 
@@ -137,8 +138,10 @@ def evaluate(
     for step, (images, target, index) in enumerate(loader):
         with autocast(process.device, args.amp):
             logits = model(images)
-            loss = criterion(logits, target)
-        tally.update(logits, target, loss, index)
+            # However many images the network sees at once, the loss is that of the original.
+            parts = (x.split(EVALUATION_BATCH) for x in (logits, target, index))
+            for scores, labels, its_index in zip(*parts, strict=True):
+                tally.update(scores, labels, criterion(scores, labels), its_index)
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
         if step % args.print_freq == 0 and process.is_main:
@@ -164,20 +167,23 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
     """Print and log a finished epoch in the original's words, and write its tensorboard scalars."""
     if record.writer is None:
         return
-    text = result_lines(row) + f"Best {record.score_name}: {best_acc1:.3f}\n"
-    print(text + group_line(row) + "\n", flush=True)
-    record.log["test_history.csv"].write(text + "\n")
     scalars = {
         "loss/train": row["train_loss"],
         "acc/train_top1": row["train_top1"],
         "acc/train_top5": row["train_top5"],
         "lr": row["lr"],
-        "loss/test_val": row["loss"],
-        "acc/test_val_top1": row["top1"],
-        "acc/test_val_top5": row["top5"],
-        "acc/test_top1_best": best_acc1,
     }
-    if len(row["cls_acc"]) <= 100:  # more curves are unreadable
-        scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
+    if "top1" in row:  # not every epoch, with --eval_every
+        text = result_lines(row) + f"Best {record.score_name}: {best_acc1:.3f}\n"
+        print(text + group_line(row) + "\n", flush=True)
+        record.log["test_history.csv"].write(text + "\n")
+        scalars |= {
+            "loss/test_val": row["loss"],
+            "acc/test_val_top1": row["top1"],
+            "acc/test_val_top5": row["top5"],
+            "acc/test_top1_best": best_acc1,
+        }
+        if len(row["cls_acc"]) <= 100:  # more curves are unreadable
+            scalars |= {f"acc/test_val_cls_acc/{c}": acc for c, acc in enumerate(row["cls_acc"])}
     for tag, value in scalars.items():
         record.writer.add_scalar(tag, value, row["epoch"])

@@ -98,11 +98,12 @@ def train_run(
         )
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = sum(cls_num_list) / seconds
-        tally = evaluate(model, val_loader, criterion, num_classes, args, process)
-        row |= tally.result(cls_num_list)
+        if record.evaluates(epoch, args.epochs, args.eval_every):
+            tally = evaluate(model, val_loader, criterion, num_classes, args, process)
+            row |= tally.result(cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row[record.score], record.best_score)
+        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
     last = record.finish(tally, test, files=files)

@@ -25,6 +25,7 @@ from datasets.augment import described
 from datasets.long_tail import load_long_tailed, make_loaders, require_images
 from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
+from hmloss.engine import EVALUATION_BATCH
 from hmloss.trainer import train_run
 
 
@@ -104,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 data,
                 loader=args.loader,
                 batch_size=args.batch_size,
-                test_batch_size=100,
+                test_batch_size=speed.evaluation_batch(
+                    EVALUATION_BATCH, process.device, data.test.images.shape[1]
+                ),
                 workers=args.workers,
                 seed=seed,
                 process=process,

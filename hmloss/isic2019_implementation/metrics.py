@@ -112,6 +112,7 @@ def draw_learning_curve(figure, history: Sequence[dict], title: str) -> None:
         strict=True,
     ):
         axes.plot(frame["epoch"], frame[train], label="training")
-        axes.plot(frame["epoch"], frame[validation], label="validation")
+        evaluated = frame.dropna(subset=validation)
+        axes.plot(evaluated["epoch"], evaluated[validation], label="validation")
         axes.set(title=name, xlabel="epoch")
         axes.legend()

@@ -280,14 +280,15 @@ def train_run(
         )  # fmt: skip
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = num_train / seconds
-        validation = predict(model, val_loader, num_val, criterion, args, process)
-        row |= validation.tally.result(args.cls_num_list) | in_percent(validation.figures())
-        row["epoch_s"] = time.perf_counter() - start
-        spread = eval_distribution(validation.labels, validation.scores, epoch)
-        row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
-        process.say(validation_lines(row))
-
         patience -= 1
+        if patience == 0 or record.evaluates(epoch - 1, args.num_epochs, args.eval_every):
+            validation = predict(model, val_loader, num_val, criterion, args, process)
+            row |= validation.tally.result(args.cls_num_list) | in_percent(validation.figures())
+            spread = eval_distribution(validation.labels, validation.scores, epoch)
+            row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
+            process.say(validation_lines(row))
+        row["epoch_s"] = time.perf_counter() - start
+
         best_bacc = record.best_score
         if record.is_best(row):
             patience = args.delay
@@ -300,7 +301,8 @@ def train_run(
                 checkpoint.save(launch.unwrap(model).state_dict(), best_model)
         if record.writer is not None:
             for tag in ("lr", "train_loss", "train_top1", "loss", "bacc", "auc"):
-                record.writer.add_scalar(tag, row[tag], row["epoch"])
+                if tag in row:  # not every epoch is evaluated, with --eval_every
+                    record.writer.add_scalar(tag, row[tag], row["epoch"])
         record.end_epoch(row, arch=args.arch, best_bacc=best_bacc, patience=patience)
         if patience == 0:
             best = f"Best bacc Val: {best_bacc / 100:.3f}"
@@ -406,7 +408,8 @@ def write_distributions(record: Record) -> None:
     """How the validation scores were spread in each epoch: melanomas, nevi, all."""
     empty = eval_distribution(np.zeros(0), np.zeros((0, 2)), 0)
     for i, (name, table) in enumerate(zip(("mel", "nev", "all"), empty, strict=True)):
-        rows = pd.DataFrame([row["distribution"][i] for row in record.history])
+        spreads = [row["distribution"] for row in record.history if "distribution" in row]
+        rows = pd.DataFrame([spread[i] for spread in spreads])
         rows.columns = table.columns
         write_text(record.log_dir / f"proba_distribution_{name}.csv", rows.to_csv(index=False))
 

@@ -144,8 +144,12 @@ def test_training_trace_is_the_originals(g, capsys):
     train = [(x, y, None) for x, y in zip(images, target, strict=True)]
     np.testing.assert_array_equal(torch.cat(target), g["trace_train_targets"])
     val = [
-        (torch.as_tensor(rs.standard_normal((n, 3, 32, 32))), y, None)
-        for n, y in zip(val_sizes, g.tensor("trace_val_targets").split(val_sizes), strict=True)
+        (torch.as_tensor(rs.standard_normal((len(y), 3, 32, 32))), y, index)
+        for y, index in zip(
+            g.tensor("trace_val_targets").split(val_sizes),
+            torch.arange(sum(val_sizes)).split(val_sizes),
+            strict=True,
+        )
     ]
     model = fill(resnet32(config["C"]).double(), facts["fill_seed"], fill_rules.hmloss)
     optimizer = torch.optim.SGD(
