@@ -1,4 +1,4 @@
-"""The whole batch in every process: a contrastive loss compares all images of a batch."""
+"""The whole batch in every process: losses compare its images, or divide by their weights."""
 
 import torch
 import torch.distributed as dist
