@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python ib_loss/demo.py
 
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest -n auto
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/all.py --write
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

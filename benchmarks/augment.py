@@ -10,10 +10,9 @@ side still runs on one CPU core. About a minute.
 """
 
 import argparse
-import statistics
+import contextlib
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import torch
 from PIL import Image
 
+from benchmarks.timing import Row, in_turn, machine, rates, table
 from datasets.augment import batch as shared
 from datasets.augment import recipes as shared_recipes
 from dbm_loss.augment import batch, recipes
@@ -50,14 +50,6 @@ def smooth_images(count: int, size: int) -> torch.Tensor:
     return (images + torch.randn_like(images) * 8).clamp(0, 255).byte()
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def compare(case: str, batch_size: int, rounds: int, device: torch.device) -> tuple[float, float]:
     """Images per second of the per-image transform and of the whole-batch recipe."""
     size, of_image, of_batch = CASES[case]
@@ -72,11 +64,25 @@ def compare(case: str, batch_size: int, rounds: int, device: torch.device) -> tu
     def at_once() -> torch.Tensor:
         return of_batch(on_device, generator)
 
-    for run in (one_by_one, at_once):
-        run()
-    pairs = [(seconds(one_by_one, device), seconds(at_once, device)) for _ in range(rounds)]
-    each, whole = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return batch_size / each, batch_size / whole
+    times = in_turn({"each": one_by_one, "whole": at_once}, rounds, device)
+    return batch_size / times["each"], batch_size / times["whole"]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Of one core both sides."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows(batch_size: int, rounds: int, device: torch.device) -> list[Row]:
+    with one_thread():
+        return [
+            rates(f"augmentation, {case}, images/s", *compare(case, batch_size, rounds, device))
+            for case in CASES
+        ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,11 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="repetitions; the median counts")
     parser.add_argument("--device", default="cpu", help="where the whole-batch side runs")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    print(f"{'images/s':<24}{'per image':>12}{'batch':>12}{'ratio':>8}")
-    for case in CASES:
-        each, whole = compare(case, args.batch_size, args.rounds, torch.device(args.device))
-        print(f"{case:<24}{each:>12.0f}{whole:>12.0f}{whole / each:>8.1f}")
+    device = torch.device(args.device)
+    print(machine(device))
+    print(table(rows(args.batch_size, args.rounds, device)))
 
 
 if __name__ == "__main__":

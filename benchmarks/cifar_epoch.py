@@ -1,20 +1,19 @@
 #!/usr/bin/env python
-"""One training epoch: a plain per-image loop against this repository's programs, in turn.
+"""One training epoch of ResNet-32: a plain per-image loop against this repository's, in turn.
 
-    python benchmarks/cifar_epoch.py [--images 2560] [--rounds 3] [--arch resnet32]
+    python benchmarks/cifar_epoch.py [--images 2560] [--rounds 3] [--arch resnet32] [--compile]
 
-(i) PIL transforms in four worker processes and an eager step, as the papers' programs do;
-(ii) ib_loss/cifar_train.py's default: device-resident images, augmented by the batch;
-(iii) the same with --channels_last, and with --amp bf16 where the hardware computes it. Same random
-images, same model seed. Prints the median images/s of each, the ratios to (i), the share of (ii)'s
-epoch spent on data, and the peak memory of a run of cifar_train.py beside that of a process that
-does nothing but train the model on one batch.
+The plain loop: Pillow transforms in four worker processes and an eager step, as in the papers'
+programs. Beside it the default of ib_loss/cifar_train.py (device-resident images, augmented by the
+batch, channels-last where that is faster), the same without channels-last, with --amp bf16 where
+the hardware computes it, and with --compile if asked for. Same random images, same model seed.
+Prints images/s, the share of the default's epoch that is spent on data, and on a CPU the peak
+memory of a run of cifar_train.py beside that of a process that only trains the model on one batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,10 +28,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the repository, from any folder
 
+from benchmarks.timing import Row, in_turn, machine, rates, table
 from common.models import resnet_cifar
-from common.training import launch, precision, seeds
+from common.training import launch, precision, seeds, speed
 from datasets.augment import batch
 from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD
 from datasets.loaders import DeviceLoader
@@ -65,19 +66,20 @@ def build(
     return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
 
 
-def wait(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def per_image(images: np.ndarray, targets: np.ndarray, arch: str, device: torch.device) -> Callable:
-    loader = DataLoader(PerImage(images, targets), BATCH, shuffle=True, num_workers=4,
-                        pin_memory=device.type == "cuda")  # fmt: skip
+def per_image(
+    images: np.ndarray, targets: np.ndarray, arch: str, device: torch.device
+) -> Callable[[], None]:
+    loader = DataLoader(
+        PerImage(images, targets),
+        BATCH,
+        shuffle=True,
+        num_workers=4,
+        pin_memory=device.type == "cuda",
+        persistent_workers=True,
+    )
     model, optimizer = build(arch, device, channels_last=False)
 
-    def epoch() -> tuple[float, float]:
-        start = wait(device)
+    def epoch() -> None:
         for x, y in loader:
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             loss = nn.functional.cross_entropy(model(x), y)
@@ -85,41 +87,77 @@ def per_image(images: np.ndarray, targets: np.ndarray, arch: str, device: torch.
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return wait(device) - start, 0.0
 
     return epoch
 
 
-def whole_batch(
-    images: np.ndarray,
-    targets: np.ndarray,
-    arch: str,
-    device: torch.device,
-    amp: str = "none",
-    channels_last: bool = False,
-) -> Callable:
-    loader = DeviceLoader(images, targets, BATCH, batch.cifar_train, seed=0,
-                          process=launch.Process(device))  # fmt: skip
-    model, optimizer = build(arch, device, channels_last)
-    guard = precision.FiniteGuard(model, optimizer)
+def forward_pass(
+    model: nn.Module, criterion: nn.Module, images: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    return (criterion(model(images).float(), target),)
 
-    def epoch() -> tuple[float, float]:
-        start = end = wait(device)
-        data = 0.0
-        for step, (x, y, _) in enumerate(loader):
-            data += time.perf_counter() - end
-            if channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with precision.autocast(device, amp):
-                loss = nn.functional.cross_entropy(model(x).float(), y)
-            guard.check(loss, epoch=0, step=step, lr=0.1)
-            optimizer.zero_grad(set_to_none=True)
+
+class WholeBatch:
+    """An epoch as this repository's programs train it; ``data`` sums the seconds spent on data."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        targets: np.ndarray,
+        arch: str,
+        device: torch.device,
+        amp: str = "none",
+        channels_last: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        process = launch.Process(device)
+        channels_last = speed.use_channels_last(channels_last, device, amp)
+        self.loader = DeviceLoader(
+            images, targets, BATCH, batch.cifar_train, seed=0, process=process,
+            memory_format=speed.memory_format(channels_last),
+        )  # fmt: skip
+        self.model, self.optimizer = build(arch, device, channels_last)
+        self.guard = precision.FiniteGuard(self.model, self.optimizer)
+        self.forward = speed.compiled(forward_pass, compiled, process, self.loader.full_batch)
+        self.criterion, self.device, self.amp, self.data = nn.CrossEntropyLoss(), device, amp, 0.0
+
+    def __call__(self) -> None:
+        end = time.perf_counter()
+        for step, (x, y, _) in enumerate(self.loader):
+            self.data += time.perf_counter() - end
+            self.optimizer.zero_grad(set_to_none=True)
+            with precision.autocast(self.device, self.amp):
+                (loss,) = self.forward(self.model, self.criterion, x, y)
+            self.guard.check(loss, epoch=0, step=step, lr=0.1)
             loss.backward()
-            optimizer.step()
+            self.optimizer.step()
             end = time.perf_counter()
-        return wait(device) - start, data
 
-    return epoch
+
+def rows(
+    count: int, rounds: int, arch: str, device: torch.device, compiled: bool = False
+) -> list[Row]:
+    rng = np.random.RandomState(0)
+    images = rng.randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    targets = rng.randint(0, 10, count)
+    has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    made = (images, targets, arch, device)
+    default = WholeBatch(*made)
+    ours = {"default": default, "--no-channels_last": WholeBatch(*made, channels_last=False)}
+    if has_bf16:
+        ours["--amp bf16"] = WholeBatch(*made, amp="bf16")
+    if compiled:
+        ours["--compile"] = WholeBatch(*made, compiled=True)
+    if has_bf16 and compiled:
+        ours["--amp bf16 --compile"] = WholeBatch(*made, amp="bf16", compiled=True)
+    times = in_turn({"plain": per_image(*made), **ours}, rounds, device)
+    plain = count / times.pop("plain")
+    found = [
+        rates(f"epoch of {arch}, {name}, images/s", plain, count / spent)
+        for name, spent in times.items()
+    ]
+    share = default.data / (rounds + 1) / times["default"]
+    return [*found, Row(f"epoch of {arch}: share spent on data", "", f"{share:.2%}", "")]
 
 
 def bare_training(arch: str) -> None:
@@ -148,16 +186,17 @@ def peak_memory(words: list[str]) -> float:
     return int(done.stdout.split()[-1]) / 1024
 
 
-def compare_memory(arch: str) -> None:
-    """Print what a whole run on embedded digits, 7 MB of pixels, needs beyond the bare training."""
+def memory_row(arch: str) -> Row:
+    """What a whole run on embedded digits, 7 MB of pixels, needs beyond the bare training."""
     with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(__file__).resolve().parents[1] / "ib_loss" / "cifar_train.py")
+        program = str(ROOT / "ib_loss" / "cifar_train.py")
         run = peak_memory(
             [program, "--dataset", "digits", "--arch", arch, "--epochs", "1", "--seed", "0",
              "--root_log", folder, "--root_model", folder]
         )  # fmt: skip
     bare = peak_memory([__file__, "--arch", arch, "--bare"])
-    print(f"peak memory: a run {run:.0f} MB, bare training {bare:.0f} MB: {run - bare:+.0f} MB")
+    what = f"peak memory of a run of {arch} beside bare training"
+    return Row(what, f"{bare:,.0f} MB", f"{run:,.0f} MB", f"{run - bare:+,.0f} MB")
 
 
 def main() -> None:
@@ -165,46 +204,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2560)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arch", default="resnet32")
+    parser.add_argument("--compile", action="store_true", help="measure --compile, too: minutes")
     parser.add_argument("--bare", action="store_true", help="only train on one batch, for memory")
     args = parser.parse_args()
     if args.bare:
         bare_training(args.arch)
         return
     device = launch.start().device
-    rng = np.random.RandomState(0)
-    images = rng.randint(0, 256, (args.images, 32, 32, 3)).astype(np.uint8)
-    targets = rng.randint(0, 10, args.images)
-    has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    amp = "bf16" if has_bf16 else "none"
-
-    loops = {
-        "(i) per image, 4 workers": per_image(images, targets, args.arch, device),
-        "(ii) default": whole_batch(images, targets, args.arch, device),
-        f"(iii) {amp}, channels last": whole_batch(
-            images, targets, args.arch, device, amp, channels_last=True
-        ),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    shares = []
-    for round_ in range(args.rounds + 1):  # the first warms up
-        for name, epoch in loops.items():
-            elapsed, data = epoch()
-            if round_:
-                seconds[name].append(elapsed)
-                if name == "(ii) default":
-                    shares.append(data / elapsed)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{args.arch}, batch {BATCH}, {where}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}")  # fmt: skip
-    reference = statistics.median(seconds["(i) per image, 4 workers"])
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{name:28} {args.images / median:9.0f} images/s   {reference / median:5.2f} x (i)")
-    if not has_bf16:
-        print("bf16 was not measured: this CPU has no bfloat16 instructions and imitates them")
-    print(f"data share of (ii)'s epoch: {statistics.median(shares) * 100:.2f} %")
+    found = rows(args.images, args.rounds, args.arch, device, args.compile)
     if device.type == "cpu":
-        compare_memory(args.arch)
+        found.append(memory_row(args.arch))
+    print(machine(device))
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,17 @@ preprocessing writes.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, from any folder
 
+from benchmarks.timing import Row, in_turn, rates, table
 from hmloss.isic2019_implementation.preprocessing.color_constancy import center_crop
 from hmloss.isic2019_implementation.preprocessing.preprocess import convert
 
@@ -44,11 +43,29 @@ def read_and_write(source: Path, destination: Path) -> None:
     center_crop(image).save(destination, format="JPEG", quality=SETTINGS["quality"])
 
 
-def images_per_s(work: Callable[[Path, Path], object], images: list[Path], out: Path) -> float:
-    start = time.perf_counter()
-    for path in images:
-        work(path, out / path.name)
-    return len(images) / (time.perf_counter() - start)
+def rows(count: int, repeats: int) -> list[Row]:
+    found = []
+    for width, height in ((600, 450), (1024, 1024)):
+        with tempfile.TemporaryDirectory() as folder:
+            source, out = Path(folder, "in"), Path(folder, "out")
+            source.mkdir()
+            out.mkdir()
+            images = [source / f"{i}.jpg" for i in range(count)]
+            for i, path in enumerate(images):
+                make_image(path, width, height, seed=i)
+
+            def alone(images: list[Path] = images, out: Path = out) -> None:
+                for path in images:
+                    read_and_write(path, out / path.name)
+
+            def ours(images: list[Path] = images, out: Path = out) -> None:
+                for path in images:
+                    convert((str(path), str(out / path.name)), SETTINGS)
+
+            times = in_turn({"alone": alone, "ours": ours}, repeats, torch.device("cpu"))
+        what = f"ISIC preprocessing, {width}x{height}, beside reading and writing alone, images/s"
+        found.append(rates(what, count / times["alone"], count / times["ours"]))
+    return found
 
 
 def main() -> None:
@@ -56,27 +73,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20, help="of each size (default: 20)")
     parser.add_argument("--repeats", type=int, default=5, help="passes over them (default: 5)")
     args = parser.parse_args()
-    for width, height in ((600, 450), (1024, 1024)):
-        with tempfile.TemporaryDirectory() as folder:
-            source, out = Path(folder, "in"), Path(folder, "out")
-            source.mkdir()
-            out.mkdir()
-            images = [source / f"{i}.jpg" for i in range(args.images)]
-            for i, path in enumerate(images):
-                make_image(path, width, height, seed=i)
-            works = {
-                "alone": read_and_write,
-                "ours": lambda a, b: convert((str(a), str(b)), SETTINGS),
-            }
-            rates = {name: [] for name in works}
-            for _ in range(args.repeats):
-                for name, work in works.items():
-                    rates[name].append(images_per_s(work, images, out))
-        alone, ours = (statistics.median(rates[name]) for name in works)
-        print(
-            f"{width}x{height}: {ours:.0f} images/s per core, reading and writing alone "
-            f"{alone:.0f} images/s, factor {alone / ours:.2f}"
-        )
+    print(table(rows(args.images, args.repeats)))
 
 
 if __name__ == "__main__":
