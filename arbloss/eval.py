@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     network = network.to(process.device, memory_format=memory_format)
 
     stem = opts.stem(args.cfg)
-    folder = launch.broadcast_object(trainer.new_folder(stem)) / config.log_dir
+    folder = launch.broadcast_object(trainer.new_folder(stem, "")) / config.log_dir
     if process.is_main:
         prepare_folders(folder)
     log = TextLog(folder / f"{stem}.txt" if process.is_main else None)

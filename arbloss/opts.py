@@ -72,6 +72,7 @@ DEFAULTS = {
     "amp": "none",
     "channels_last": None,
     "compile": False,
+    "overwrite": False,
     "other_data": False,
 }
 CIFAR_LIKE = ("cifar10", "cifar100", "digits", "imagefolder", "npz")

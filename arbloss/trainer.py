@@ -45,7 +45,7 @@ from datasets.long_tail import LongTailed
 PLACE_KEYS = {
     "resume", "print_freq", "workers", "data_path", "list_path", "gpu", "world_size", "rank",
     "dist_url", "dist_backend", "distributed", "multiprocessing_distributed", "channels_last",
-    "compile", "other_data",
+    "compile", "overwrite", "other_data",
 }  # fmt: skip
 LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
 PARTS = ("model", "classifier", "block", "lws_model")  # checkpoint keys state_dict_<part>
@@ -94,10 +94,10 @@ def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, lis
 def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool, list[str]]:
     """The folder of this run, the checkpoint to start from, whether it continues a run, and notes.
 
-    A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory. The
-    ``current.pth.tar`` of an earlier run of this stage continues in that run's folder. ``resume
-    auto`` is that of the newest run with these settings, if there is one. The same in every
-    process.
+    A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory, or, if
+    ``model_dir`` is absolute, the folder that it lies in. The ``current.pth.tar`` of an earlier run
+    of this stage continues in that run's folder. ``resume auto`` is that of the newest run with
+    these settings, if there is one. The same in every process.
     """
     stem = opts.stem(cfg)
     resume, notes = config.resume, []
@@ -115,18 +115,28 @@ def run_folder(cfg: str, config: CfgNode, stage: int) -> tuple[Path, str, bool, 
         if stage == 1 and "state_dict_lws_model" in state:
             raise UsageError(f"{path}: a checkpoint of stage 2; go on with train_stage2.py")
         continues = "optimizer" in state and ("state_dict_lws_model" in state) == (stage == 2)
-        its_folder = path.parents[len(Path(config.model_dir).parts)]
-        if continues and path == its_folder / config.model_dir / LATEST:
+        its_folder = folder_of(path, config.model_dir)
+        if continues and path == (its_folder / config.model_dir / LATEST).resolve():
             folder = its_folder
-    return launch.broadcast_object((folder or new_folder(stem), resume, continues, notes))
+    folder = folder or new_folder(stem, config.model_dir)
+    return launch.broadcast_object((folder, resume, continues, notes))
+
+
+def folder_of(latest: Path, model_dir: str) -> Path:
+    """The folder of the run whose latest checkpoint is, or would be, ``latest``."""
+    above = 1 if Path(model_dir).is_absolute() else len(Path(model_dir).parts)
+    return latest.parents[min(above, len(latest.parents) - 1)]
 
 
 def newest_run(stem: str, config: CfgNode) -> tuple[str, list[str]]:
     """The checkpoint of the newest run with these settings, or "", and a note about a newer one."""
-    found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
+    if Path(config.model_dir).is_absolute():
+        found = filter(Path.is_file, [Path(config.model_dir, LATEST)])
+    else:
+        found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
     notes = []
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        changed = changed_settings(path.parents[len(Path(config.model_dir).parts)], config)
+        changed = changed_settings(folder_of(path, config.model_dir), config)
         if not changed:
             return str(path), notes
         notes = notes or [
@@ -149,8 +159,10 @@ def changed_settings(folder: Path, config: CfgNode) -> list[str]:
     ]
 
 
-def new_folder(stem: str) -> Path:
+def new_folder(stem: str, model_dir: str) -> Path:
     """``saved/<stem>_<YYYYmmddHHMM>``, numbered if another run has begun in this minute."""
+    if Path(model_dir).is_absolute():
+        return Path(model_dir).parent
     first = Path("saved", f"{stem}_{time.strftime('%Y%m%d%H%M')}")
     others = (first.with_name(f"{first.name}-{again}") for again in itertools.count(2))
     return next(path for path in itertools.chain([first], others) if not path.exists())

@@ -144,7 +144,8 @@ class Record:
         overwrite = self.settings.get("overwrite")
         if overwrite and own:
             raise UsageError(
-                f"--overwrite with --resume {flag}: start again or go on, leave one of them out"
+                f"{self._flag('overwrite')} with {self._flag('resume', flag)}: start again or "
+                "go on, leave one of them out"
             )
 
         def claim() -> None:
@@ -215,9 +216,13 @@ class Record:
         files = [self.latest, self.best, *(self.log_dir / name for name in REPORTS[:2])]
         if any(file.exists() for file in files) or self._numbered_files():
             raise UsageError(
-                f"{self.model_dir}: holds a run already; go on with --resume auto, replace it with "
-                "--overwrite, or give this run another folder"
+                f"{self.model_dir}: holds a run already; go on with {self._flag('resume', 'auto')}"
+                f", replace it with {self._flag('overwrite')}, or give this run another folder"
             )
+
+    def _flag(self, name: str, value: str = "") -> str:
+        """A flag as the user of this program writes it."""
+        return f"{self._dashes}{name} {value or ('' if self._dashes else True)}".rstrip()
 
     def _numbered_files(self) -> list[Path]:
         pattern = re.sub(r"{.*?}", "*", self._numbered)
@@ -233,8 +238,8 @@ class Record:
             return
         changes = f"{path}: the data are not those of this run, {'; '.join(changed)}"
         if not self.settings.get("other_data"):
-            flag = f"{self._dashes}other_data" if self._dashes else "other_data True"
-            raise UsageError(f"{changes}. Bring them back, or accept these with {flag}")
+            accept = self._flag("other_data")
+            raise UsageError(f"{changes}. Bring them back, or accept these with {accept}")
         self.process.say(f"note: {changes}")
 
     def _note_changes(self, before: Mapping[str, object]) -> None:

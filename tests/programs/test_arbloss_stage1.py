@@ -141,10 +141,12 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, tmp_path):
 
 
 def test_workers_replay_an_interrupted_epoch(folder, here, monkeypatch):
+    """In a run of absolute folders, which `resume auto` finds as well."""
     words = options(folder, "loader", "workers", "workers", "1", "num_epochs", "2", "seed", "7")
     whole = train_stage1.main(words)
     first = newest(here)
-    interrupted = [*words, "log_dir", "logs2", "model_dir", "ckps2"]
+    logs, ckps = here / "elsewhere" / "logs", here / "elsewhere" / "ckps"
+    interrupted = [*words, "log_dir", str(logs), "model_dir", str(ckps), "resume", "auto"]
     real, seen = trainer.train_one_epoch, []
 
     def stop_in_the_second(*args):
@@ -156,11 +158,20 @@ def test_workers_replay_an_interrupted_epoch(folder, here, monkeypatch):
     monkeypatch.setattr(trainer, "train_one_epoch", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         train_stage1.main(interrupted)
-    (broken,) = here.glob("saved/*/ckps2/current.pth.tar")
-    resumed = train_stage1.main([*interrupted, "resume", str(broken)])
+    latest = ckps / "current.pth.tar"
+    with pytest.raises(UsageError) as error:  # nothing of a run is lost
+        train_stage1.main(interrupted[:-2])
+    assert str(error.value) == (
+        f"{ckps}: holds a run already; go on with resume auto, replace it with overwrite True, "
+        "or give this run another folder"
+    )
+    resumed = train_stage1.main(interrupted)
     assert resumed["train_loss"] == whole["train_loss"]
     for key in ("state_dict_model", "state_dict_classifier"):
-        tools.assert_same_weights(broken, first / "ckps" / "current.pth.tar", key=key)
+        tools.assert_same_weights(latest, first / "ckps" / "current.pth.tar", key=key)
+    again = train_stage1.main([*interrupted[:-1], str(latest)])
+    assert again["top1"] == resumed["top1"]
+    assert len(list(here.glob("saved/*"))) == 1  # the first run's
 
 
 def test_checkpoints_of_the_original_load(finished, folder, here, capsys):
