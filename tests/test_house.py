@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = ("ib_loss", "dbm_loss", "hmloss", "arbloss")
 FILES = sorted(
@@ -35,51 +33,55 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_imports_go_one_way(path):
-    own = path.relative_to(ROOT).parts[0]
-    tops = {name.split(".")[0] for name in imported(path)}
-    assert "tests" not in tops, "what users run imports tests"
-    if own == "tools":
-        return
-    assert "tools" not in tops, "a tool drives programs, none of which needs it"
-    if own in PAPERS:
-        assert not tops & (set(PAPERS) - {own}), "a paper imports another paper"
-    else:
-        assert not tops & set(PAPERS), "shared code imports a paper"
-    if own == "common":
-        assert "datasets" not in tops, "common imports datasets"
+IMPORTED = {path: imported(path) for path in FILES}
 
 
-@pytest.mark.parametrize("path", LOSSES, ids=module_name)
-def test_losses_need_torch_and_each_other_alone(path):
+def test_imports_go_one_way():
+    """tools -> papers -> datasets -> common, and no paper imports another."""
+    wrong = []
+    for path in FILES:
+        own = path.relative_to(ROOT).parts[0]
+        others = set(PAPERS) - {own}
+        may_not = {
+            "tools": {"tests"},
+            "datasets": {"tests", "tools", *PAPERS},
+            "common": {"tests", "tools", *PAPERS, "datasets"},
+        }.get(own, {"tests", "tools", *others})
+        tops = {name.split(".")[0] for name in IMPORTED[path]}
+        wrong += [f"{module_name(path)} imports {top}" for top in tops & may_not]
+    assert not wrong
+
+
+def test_losses_need_torch_and_each_other_alone():
     """They are installed without the rest of the repository."""
     losses = tuple(map(module_name, LOSSES))
-    for name in imported(path):
-        top = name.split(".")[0]
-        assert top in ("torch", *sys.stdlib_module_names) or name.startswith(losses), name
+    wrong = []
+    for path in LOSSES:
+        others = [name for name in IMPORTED[path] if not name.startswith(losses)]
+        tops = {name.split(".")[0] for name in others} - {"torch", *sys.stdlib_module_names}
+        wrong += [f"{module_name(path)} imports {top}" for top in tops]
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", LOSSES, ids=module_name)
-def test_losses_say_what_they_compute(path):
+def test_losses_say_what_they_compute():
     """Every public class, function and method has a docstring."""
-    public = [node for node in ast.parse(path.read_text()).body if hasattr(node, "name")]
-    public += [part for node in public for part in node.body if hasattr(part, "name")]
-    for node in public:
-        if not node.name.startswith("_") and node.name != "extra_repr":
-            assert ast.get_docstring(node), f"{path}: {node.name}"
+    silent = []
+    for path in LOSSES:
+        public = [node for node in ast.parse(path.read_text()).body if hasattr(node, "name")]
+        public += [part for node in public for part in node.body if hasattr(part, "name")]
+        for node in public:
+            private = node.name.startswith("_") or node.name == "extra_repr"
+            if not private and not ast.get_docstring(node):
+                silent.append(f"{module_name(path)}.{node.name}")
+    assert not silent
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_nothing_imports_a_program(path):
-    same_program = {"dbm_loss.large_scale.main": {"dbm_loss.large_scale.train"}}
-    programs = {module_name(program) for program in PROGRAMS}
-    assert not imported(path) & programs - same_program.get(module_name(path), set())
-
-
-def test_programs_were_found():
-    names = {module_name(path) for path in PROGRAMS}
-    assert {"ib_loss.cifar_train", "ib_loss.tinyimage_train"} <= names
+def test_nothing_imports_a_program():
+    programs = {module_name(path) for path in PROGRAMS}
+    assert {"ib_loss.cifar_train", "ib_loss.tinyimage_train"} <= programs
+    pairs = {(module_name(path), name) for path in FILES for name in IMPORTED[path] & programs}
+    same_program = {("dbm_loss.large_scale.main", "dbm_loss.large_scale.train")}
+    assert pairs == same_program
 
 
 def test_importing_everything_parses_nothing_reads_nothing_and_needs_no_gpu():
@@ -164,26 +166,25 @@ def test_a_command_line_is_read_with_half_of_the_lines_that_it_once_took():
     assert 0 < int(done.stdout) <= 4737 // 2, done.stderr
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=module_name)
-def test_ctrl_c_while_importing_is_one_line(path, tmp_path):
+def test_ctrl_c_while_importing_is_one_line(tmp_path):
     """The first library that a program imports is one that interrupts it."""
     for library in ("torch", "numpy", "pandas", "PIL", "yaml", "yacs", "matplotlib"):
         (tmp_path / f"{library}.py").write_text("import os\nos.kill(os.getpid(), 2)\n")
-    done = subprocess.run(
-        [sys.executable, path], env={**os.environ, "PYTHONPATH": str(tmp_path), "RANK": "0"},
-        text=True, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == f"{path.name}: error: interrupted\n"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "RANK": "0"}
+    ended = {}
+    for path in PROGRAMS:
+        done = subprocess.run(
+            [sys.executable, path], env=env, text=True, capture_output=True, timeout=60, check=False
+        )
+        ended[path.name] = done.returncode, done.stdout, done.stderr
+    assert ended == {name: (130, "", f"{name}: error: interrupted\n") for name in ended}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_nothing_is_tied_to_cuda_or_unsafe(path):
-    text = path.read_text()
-    for forbidden in (".cuda(", "cuda.FloatTensor", "np.float)", "np.int)"):
-        assert forbidden not in text
-    for line in text.splitlines():
-        assert "torch.load(" not in line or "weights_only=True" in line
+def test_nothing_is_tied_to_cuda_or_unsafe():
+    tied = re.compile(
+        r"\.cuda\(|cuda\.FloatTensor|np\.float\)|np\.int\)|torch\.load\((?!.*weights_only=True)"
+    )
+    assert not [path for path in FILES if tied.search(path.read_text())]
 
 
 def test_files_are_written_through_common():

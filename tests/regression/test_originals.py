@@ -8,12 +8,12 @@ from tests.regression import originals
 from tests.regression.results import read_results, trained_on
 
 
-@pytest.mark.parametrize("pair", originals.accuracies(), ids=lambda p: f"{p.method}-{p.epoch}")
-def test_accuracies_agree_within_three_standard_errors(pair):
-    recorded = 2 if (pair.method, pair.epoch) == ("IB", "last") else 3
-    assert (len(pair.ours), len(pair.theirs)) == (3, recorded)
-    difference, error = pair.difference
-    assert abs(difference) <= 3 * error
+def test_accuracies_agree_within_three_standard_errors():
+    for pair in originals.accuracies():
+        recorded = 2 if (pair.method, pair.epoch) == ("IB", "last") else 3
+        assert (len(pair.ours), len(pair.theirs)) == (3, recorded)
+        difference, error = pair.difference
+        assert abs(difference) <= 3 * error
 
 
 def test_ours_are_runs_on_the_same_data_with_the_same_flags():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 
 import pytest
 
@@ -28,19 +29,20 @@ def test_mean_and_standard_deviation_over_seeds_of_best_and_last_epoch():
     assert comparison.ours.text((1.234,)) == "1.23"
 
 
-@pytest.mark.parametrize(
-    ("best", "word", "ok"),
-    [(78.26 + 1.1, "within", True), (78.26 + 1.3, "above", False), (78.26 - 1.3, "below", False)],
-)
-def test_published_data_at_full_length_is_judged_by_the_tolerance(best, word, ok):
-    comparison = judge([result(IB, best)])
-    assert comparison.verdict == f"{word} ± 1.2"
-    assert comparison.ok is ok and comparison.full_length
+def test_published_data_at_full_length_is_judged_by_the_tolerance():
+    cases = [
+        (78.26 + 1.1, "within", True),
+        (78.26 + 1.3, "above", False),
+        (78.26 - 1.3, "below", False),
+    ]
+    for best, word, ok in cases:
+        comparison = judge([result(IB, best)])
+        assert comparison.verdict == f"{word} ± 1.2"
+        assert comparison.ok is ok and comparison.full_length
 
 
-@pytest.mark.parametrize(
-    ("result_", "words", "verdict"),
-    [
+def test_what_a_run_was_trained_on_is_said_and_decides_whether_it_is_judged():
+    cases = [
         (
             result(IB, 77.9, data="npz", pixels=fingerprint("cifar10")),
             "CIFAR-10, 1 of 12,406 training images from a JPEG copy",
@@ -77,16 +79,13 @@ def test_published_data_at_full_length_is_judged_by_the_tolerance(best, word, ok
             "CIFAR-10, 1 of 12,406 training images from a JPEG copy",
             "not judged: bf16",
         ),
-    ],
-)
-def test_what_a_run_was_trained_on_is_said_and_decides_whether_it_is_judged(
-    result_, words, verdict
-):
-    comparison = judge([result_])
-    assert (comparison.data, comparison.verdict) == (words, verdict)
-    judged = verdict == "within ± 1.2"
-    assert comparison.ok is (True if judged else None)
-    assert comparison.difference == (pytest.approx(77.9 - 78.26) if judged else None)
+    ]
+    for result_, words, verdict in cases:
+        comparison = judge([result_])
+        assert (comparison.data, comparison.verdict) == (words, verdict)
+        judged = verdict == "within ± 1.2"
+        assert comparison.ok is (True if judged else None)
+        assert comparison.difference == (pytest.approx(77.9 - 78.26) if judged else None)
 
 
 def test_cifar_100_from_an_npz_file_is_judged():
@@ -96,18 +95,22 @@ def test_cifar_100_from_an_npz_file_is_judged():
     assert judge([stored], id_).difference == pytest.approx(40.0 - find(id_).published)
 
 
-@pytest.mark.parametrize(("ib", "ok"), [(60.0, True), (50.0, False), (49.0, False)])
-@pytest.mark.parametrize(("data", "epochs"), [("imagefolder", 200), ("cifar10", 10)])
-def test_other_data_and_shorter_runs_are_judged_by_the_order_alone(ib, ok, data, epochs):
-    runs = [result(CE, 50.0, data=data, epochs=epochs), result(IB, ib, data=data, epochs=epochs)]
-    comparison = judge(runs)
-    assert comparison.ok is ok and comparison.difference is None
-    assert ("NOT better than CE" in comparison.verdict) is not ok
-    assert "±" not in comparison.verdict
-    gain = comparison.gain
-    assert (gain.over, gain.ours) == ("CE", ib - 50.0)
-    assert gain.published == pytest.approx(78.26 - 70.87)
-    assert judge(runs, CE).ok is None
+def test_other_data_and_shorter_runs_are_judged_by_the_order_alone():
+    for (ib, ok), (data, epochs) in product(
+        [(60.0, True), (50.0, False), (49.0, False)], [("imagefolder", 200), ("cifar10", 10)]
+    ):
+        runs = [
+            result(CE, 50.0, data=data, epochs=epochs),
+            result(IB, ib, data=data, epochs=epochs),
+        ]
+        comparison = judge(runs)
+        assert comparison.ok is ok and comparison.difference is None
+        assert ("NOT better than CE" in comparison.verdict) is not ok
+        assert "±" not in comparison.verdict
+        gain = comparison.gain
+        assert (gain.over, gain.ours) == ("CE", ib - 50.0)
+        assert gain.published == pytest.approx(78.26 - 70.87)
+        assert judge(runs, CE).ok is None
 
 
 def test_the_gain_has_the_standard_error_of_a_difference_of_means():
@@ -118,17 +121,13 @@ def test_the_gain_has_the_standard_error_of_a_difference_of_means():
     assert math.isnan(judge([runs[0], runs[3]]).gain.error)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"pixels": "b" * 64}, {"epochs": 10}, {"amp": "bf16"}, {"data": "npz"}],
-    ids=["pixels", "epochs", "amp", "reader"],
-)
-def test_only_runs_on_the_same_pixels_of_the_same_length_and_precision_are_compared(other):
-    same = {"data": "imagefolder", "pixels": "a" * 64}
-    runs = [result(IB, 60.0, **same), result(CE, 50.0, **same | other)]
-    assert judge(runs).gain is None and judge(runs).ok is None
-    (one, another) = compare([find(IB)], [runs[0], result(IB, 50.0, **same | other)], TABLE)
-    assert one.ours.best == (60.0,) and another.ours.best == (50.0,)
+def test_only_runs_on_the_same_pixels_of_the_same_length_and_precision_are_compared():
+    for other in [{"pixels": "b" * 64}, {"epochs": 10}, {"amp": "bf16"}, {"data": "npz"}]:
+        same = {"data": "imagefolder", "pixels": "a" * 64}
+        runs = [result(IB, 60.0, **same), result(CE, 50.0, **same | other)]
+        assert judge(runs).gain is None and judge(runs).ok is None
+        (one, another) = compare([find(IB)], [runs[0], result(IB, 50.0, **same | other)], TABLE)
+        assert one.ours.best == (60.0,) and another.ours.best == (50.0,)
 
 
 def test_a_claim_smaller_than_the_spread_is_not_judged():

@@ -39,13 +39,13 @@ def test_the_loss_follows_its_recorded_trace(paper, name, data, tmp_path):
         assert found[losses] == pytest.approx(recorded[losses], rel=TRACE_TOLERANCE)
 
 
-@pytest.mark.parametrize("paper", short.RUNS)
-def test_the_recorded_seeds_show_that_the_loss_helps_rare_classes(paper):
-    ce, ours = (
-        [run["few"] for run in seeds.values()] for seeds in RECORDED[paper]["accuracy"].values()
-    )
-    assert len(ours) == len(ce) >= 3
-    assert statistics.fmean(ours) > statistics.fmean(ce) + 2 * GAIN
+def test_the_recorded_seeds_show_that_the_loss_helps_rare_classes():
+    for paper in short.RUNS:
+        ce, ours = (
+            [run["few"] for run in seeds.values()] for seeds in RECORDED[paper]["accuracy"].values()
+        )
+        assert len(ours) == len(ce) >= 3
+        assert statistics.fmean(ours) > statistics.fmean(ce) + 2 * GAIN
 
 
 @pytest.mark.slow

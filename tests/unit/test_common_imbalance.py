@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,20 +27,21 @@ def check_counts(counts, num_images, num_classes, imb_type, imb_factor):
     assert class_counts(num_images, num_classes, imb_type, imb_factor) == counts.tolist()
 
 
-@pytest.mark.parametrize("imb_type", ["exp", "step", "none"])
-@pytest.mark.parametrize("dataset", SIZES)
-def test_counts_ib_loss(golden, dataset, imb_type):
-    g = golden("ib_loss")
-    for factor, counts in zip(g["counts_factors"], g[f"counts_{dataset}_{imb_type}"], strict=True):
-        check_counts(counts, *SIZES[dataset], imb_type, factor)
+def test_counts_ib_loss(golden):
+    for imb_type, dataset in product(["exp", "step", "none"], SIZES):
+        g = golden("ib_loss")
+        for factor, counts in zip(
+            g["counts_factors"], g[f"counts_{dataset}_{imb_type}"], strict=True
+        ):
+            check_counts(counts, *SIZES[dataset], imb_type, factor)
 
 
-@pytest.mark.parametrize("imb_type", ["exp", "none"])
-def test_counts_of_an_odd_number_of_classes_ib_loss(golden, imb_type):
-    g = golden("ib_loss")
-    for factor, counts in zip(g["counts_factors"], g[f"counts_custom_{imb_type}"], strict=True):
-        check_counts(counts, *g["counts_custom_n_k"].tolist(), imb_type, factor)
-    check_counts(g["counts_tinyimagenet_val"], 10_000, 200, "exp", 1.0)
+def test_counts_of_an_odd_number_of_classes_ib_loss(golden):
+    for imb_type in ["exp", "none"]:
+        g = golden("ib_loss")
+        for factor, counts in zip(g["counts_factors"], g[f"counts_custom_{imb_type}"], strict=True):
+            check_counts(counts, *g["counts_custom_n_k"].tolist(), imb_type, factor)
+        check_counts(g["counts_tinyimagenet_val"], 10_000, 200, "exp", 1.0)
 
 
 def test_counts_dbm_loss_cifar(golden):
@@ -53,22 +55,23 @@ def test_counts_dbm_loss_cifar(golden):
         check_counts(counts, num_images, case["num_class"], "exp", 1.0 / case["imb_ratio"])
 
 
-@pytest.mark.parametrize("imb_type", ["exp", "step", "none"])
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_counts_hmloss(golden, dataset, imb_type):
-    g = golden("hmloss")
-    for factor, counts in zip(g["count_factors"], g[f"count_{dataset}_{imb_type}"], strict=True):
-        check_counts(counts, *SIZES[dataset], imb_type, factor)
-
-
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_counts_arbloss(golden, dataset):
-    g = golden("arbloss")
-    for imb_type in ("exp", "step"):
-        factors = g.facts["cifar_counts"][f"{imb_type}_imb_factors"]
-        for i, factor in enumerate(factors):
-            counts = g[f"{dataset}_counts_{imb_type}_case{i}"]
+def test_counts_hmloss(golden):
+    for imb_type, dataset in product(["exp", "step", "none"], ["cifar10", "cifar100"]):
+        g = golden("hmloss")
+        for factor, counts in zip(
+            g["count_factors"], g[f"count_{dataset}_{imb_type}"], strict=True
+        ):
             check_counts(counts, *SIZES[dataset], imb_type, factor)
+
+
+def test_counts_arbloss(golden):
+    for dataset in ["cifar10", "cifar100"]:
+        g = golden("arbloss")
+        for imb_type in ("exp", "step"):
+            factors = g.facts["cifar_counts"][f"{imb_type}_imb_factors"]
+            for i, factor in enumerate(factors):
+                counts = g[f"{dataset}_counts_{imb_type}_case{i}"]
+                check_counts(counts, *SIZES[dataset], imb_type, factor)
 
 
 def test_counts_edges():
@@ -94,20 +97,20 @@ def test_subsets_ib_loss(golden):
         assert np.array_equal(labels[chosen], g[f"sub{i}_targets"])
 
 
-@pytest.mark.parametrize("i", [0, 1, 2])
-def test_subsets_dbm_loss_cifar(golden, i):
-    g = golden("dbm_loss_cifar")
-    case = {
-        key: int(g[f"subset.case{i}.{key}"])
-        for key in ("num_class", "per_class", "imb_ratio", "label_seed")
-    }
-    ordered = np.repeat(np.arange(case["num_class"]), case["per_class"])
-    labels = np.random.RandomState(case["label_seed"]).permutation(ordered)
-    counts = class_counts(len(labels), case["num_class"], "exp", 1.0 / case["imb_ratio"])
-    assert counts == g[f"subset.case{i}.counts"].tolist()
-    chosen = choose_subset(labels, counts)
-    assert np.array_equal(chosen, g[f"subset.case{i}.indices"])
-    assert np.array_equal(labels[chosen], g[f"subset.case{i}.targets"])
+def test_subsets_dbm_loss_cifar(golden):
+    for i in [0, 1, 2]:
+        g = golden("dbm_loss_cifar")
+        case = {
+            key: int(g[f"subset.case{i}.{key}"])
+            for key in ("num_class", "per_class", "imb_ratio", "label_seed")
+        }
+        ordered = np.repeat(np.arange(case["num_class"]), case["per_class"])
+        labels = np.random.RandomState(case["label_seed"]).permutation(ordered)
+        counts = class_counts(len(labels), case["num_class"], "exp", 1.0 / case["imb_ratio"])
+        assert counts == g[f"subset.case{i}.counts"].tolist()
+        chosen = choose_subset(labels, counts)
+        assert np.array_equal(chosen, g[f"subset.case{i}.indices"])
+        assert np.array_equal(labels[chosen], g[f"subset.case{i}.targets"])
 
 
 def test_subsets_gml(golden):
@@ -157,16 +160,16 @@ def test_subsets_arbloss(golden):
         assert np.array_equal(labels[chosen], g[f"imb{i}_new_targets"])
 
 
-@pytest.mark.parametrize("num_classes", [10, 100])
-def test_first_images_of_every_class_arbloss(golden, num_classes):
+def test_first_images_of_every_class_arbloss(golden):
     """The positions within a class depend on the sizes of the classes alone, not on the labels."""
-    g = golden("arbloss")
-    facts = g.facts["cifar_pos"]
-    per_class, wanted = 50_000 // num_classes, facts["pos_per_class"][str(num_classes)]
-    labels = np.repeat(np.arange(num_classes), per_class)
-    chosen = choose_subset(labels, [wanted] * num_classes, facts["rand_number"])
-    within = chosen.reshape(num_classes, wanted) - per_class * np.arange(num_classes)[:, None]
-    assert np.array_equal(within, g[f"cifar{num_classes}_pos"])
+    for num_classes in [10, 100]:
+        g = golden("arbloss")
+        facts = g.facts["cifar_pos"]
+        per_class, wanted = 50_000 // num_classes, facts["pos_per_class"][str(num_classes)]
+        labels = np.repeat(np.arange(num_classes), per_class)
+        chosen = choose_subset(labels, [wanted] * num_classes, facts["rand_number"])
+        within = chosen.reshape(num_classes, wanted) - per_class * np.arange(num_classes)[:, None]
+        assert np.array_equal(within, g[f"cifar{num_classes}_pos"])
 
 
 def test_subset_is_the_originals_loop_and_leaves_the_global_generator_alone():
@@ -193,30 +196,34 @@ def test_subset_refusals():
         choose_subset([0, 1, 2, 4], [1, 1, 1])
 
 
-@pytest.mark.parametrize("i", range(4))
-def test_class_weights_ib_loss(golden, i):
-    g = golden("ib_loss")
-    counts = g[f"w{i}_cls_num_list"]
-    for rule, weights in (
-        ("CBReweight", effective_number_weights(counts)),
-        ("IBReweight", inverse_frequency_weights(counts)),
-        ("DRW_epoch159", drw_weights(counts, 0)),
-        ("DRW_epoch160", drw_weights(counts, 1)),
-    ):
-        assert weights.dtype == np.float64
-        assert abs(weights.sum() - len(counts)) < 1e-9
-        np.testing.assert_allclose(weights, g[f"w{i}_{rule}"], rtol=1e-6)
+def test_class_weights_ib_loss(golden):
+    for i in range(4):
+        g = golden("ib_loss")
+        counts = g[f"w{i}_cls_num_list"]
+        for rule, weights in (
+            ("CBReweight", effective_number_weights(counts)),
+            ("IBReweight", inverse_frequency_weights(counts)),
+            ("DRW_epoch159", drw_weights(counts, 0)),
+            ("DRW_epoch160", drw_weights(counts, 1)),
+        ):
+            assert weights.dtype == np.float64
+            assert abs(weights.sum() - len(counts)) < 1e-9
+            np.testing.assert_allclose(weights, g[f"w{i}_{rule}"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("i", range(3))
-def test_class_weights_hmloss(golden, i):
-    g = golden("hmloss")
-    counts = g[f"weights{i}_counts"]
-    np.testing.assert_allclose(inverse_frequency_weights(counts), g[f"weights{i}_cs"], rtol=1e-6)
-    np.testing.assert_allclose(effective_number_weights(counts), g[f"weights{i}_cb"], rtol=1e-6)
-    counts = g[f"loss{i}_counts"]
-    np.testing.assert_allclose(inverse_frequency_weights(counts), g[f"loss{i}_w_cs"], rtol=1e-12)
-    np.testing.assert_allclose(effective_number_weights(counts), g[f"loss{i}_w_cb"], rtol=1e-12)
+def test_class_weights_hmloss(golden):
+    for i in range(3):
+        g = golden("hmloss")
+        counts = g[f"weights{i}_counts"]
+        np.testing.assert_allclose(
+            inverse_frequency_weights(counts), g[f"weights{i}_cs"], rtol=1e-6
+        )
+        np.testing.assert_allclose(effective_number_weights(counts), g[f"weights{i}_cb"], rtol=1e-6)
+        counts = g[f"loss{i}_counts"]
+        np.testing.assert_allclose(
+            inverse_frequency_weights(counts), g[f"loss{i}_w_cs"], rtol=1e-12
+        )
+        np.testing.assert_allclose(effective_number_weights(counts), g[f"loss{i}_w_cb"], rtol=1e-12)
 
 
 def test_class_weights_dbm_loss_cifar(golden):
@@ -235,30 +242,28 @@ def test_class_weights_from_the_formula():
     assert drw_weights(counts, 7).tolist() == effective_number_weights(counts).tolist()
 
 
-@pytest.mark.parametrize(
-    "weights",
-    [
+def test_weights_of_empty_classes_are_refused():
+    cases = [
         effective_number_weights,
         inverse_frequency_weights,
         lambda counts: drw_weights(counts, 0),
         lambda counts: drw_weights(counts, 1),
-    ],
-)
-def test_weights_of_empty_classes_are_refused(weights):
-    with pytest.raises(ValueError, match=r"classes without images.*: 1, 3;"):
-        weights([5, 0, 2, 0])
-    with pytest.raises(ValueError, match=r": 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.;"):
-        weights([5] + [0] * 30)
+    ]
+    for weights in cases:
+        with pytest.raises(ValueError, match=r"classes without images.*: 1, 3;"):
+            weights([5, 0, 2, 0])
+        with pytest.raises(ValueError, match=r": 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.;"):
+            weights([5] + [0] * 30)
 
 
-@pytest.mark.parametrize("i", [0, 1])
-def test_sample_weights_ib_loss(golden, i):
-    g = golden("ib_loss")
-    weights = sample_weights(g[f"samp{i}_targets"])
-    np.testing.assert_allclose(weights, g[f"samp{i}_weights"], rtol=1e-12)
-    torch.manual_seed(int(g[f"samp{i}_torch_seed"]))
-    drawn = torch.multinomial(torch.from_numpy(weights), len(weights), replacement=True)
-    assert np.array_equal(drawn, g[f"samp{i}_draw"])
+def test_sample_weights_ib_loss(golden):
+    for i in [0, 1]:
+        g = golden("ib_loss")
+        weights = sample_weights(g[f"samp{i}_targets"])
+        np.testing.assert_allclose(weights, g[f"samp{i}_weights"], rtol=1e-12)
+        torch.manual_seed(int(g[f"samp{i}_torch_seed"]))
+        drawn = torch.multinomial(torch.from_numpy(weights), len(weights), replacement=True)
+        assert np.array_equal(drawn, g[f"samp{i}_draw"])
 
 
 def test_sample_weights_hmloss(golden):
@@ -289,19 +294,19 @@ def test_sample_weights_arbloss(golden):
     np.testing.assert_allclose(sample_weights(targets, 1.0), near_limit, rtol=1e-6)
 
 
-@pytest.mark.parametrize("i", [0, 1])
-def test_class_aware_order_arbloss(golden, i):
-    g = golden("arbloss")
-    case, targets = g.facts["cas_cases"][i], g[f"cas{i}_targets"]
-    epochs = np.concatenate([g[f"cas{i}_epoch1"], g[f"cas{i}_epoch2"]])
+def test_class_aware_order_arbloss(golden):
+    for i in [0, 1]:
+        g = golden("arbloss")
+        case, targets = g.facts["cas_cases"][i], g[f"cas{i}_targets"]
+        epochs = np.concatenate([g[f"cas{i}_epoch1"], g[f"cas{i}_epoch2"]])
 
-    def order(length=None):
-        rng = random.Random(case["py_seed"])
-        return class_aware_order(targets, case["num_samples_cls"], rng, length)
+        def order(length=None):
+            rng = random.Random(case["py_seed"])
+            return class_aware_order(targets, case["num_samples_cls"], rng, length)
 
-    assert len(order()) == g[f"cas{i}_len"]
-    assert np.array_equal(order(), g[f"cas{i}_epoch1"])
-    assert np.array_equal(order(len(epochs)), epochs)
+        assert len(order()) == g[f"cas{i}_len"]
+        assert np.array_equal(order(), g[f"cas{i}_epoch1"])
+        assert np.array_equal(order(len(epochs)), epochs)
 
 
 def test_class_aware_order_properties():

@@ -1,6 +1,7 @@
 """The ResNets against the original programs: outputs, initialisation, names, sizes."""
 
 import hashlib
+from itertools import product
 from urllib.error import URLError
 
 import numpy as np
@@ -48,39 +49,40 @@ IB_MODELS = {
 }
 
 
-@pytest.mark.parametrize("tag", DTYPES)
-@pytest.mark.parametrize("name", IB_MODELS)
-def test_outputs_ib_loss(golden, name, tag):
-    g = golden("ib_loss")
-    facts = g.facts["models"][name]
-    dtype, rtol = DTYPES[tag], {"f32": 1e-4, "f64": 1e-10}[tag]
-    model = IB_MODELS[name]()
-    assert shapes(model) == facts["state_dict"]
-    assert num_parameters(model) == facts["num_parameters"]
-    fill(model.to(dtype), facts["fill_seed"], fill_rules.ib_loss)
-    x = images(facts["input_seed"], facts["input_shape"], dtype)
-    for mode in ("eval", "train"):
-        model.train(mode == "train")
-        logits, features = model(x, return_features=True)
-        close(logits, g[f"m_{name}_{mode}_logits_{tag}"], rtol)
-        norms = features.abs().sum(dim=1, keepdim=True)
-        close(norms, g[f"m_{name}_{mode}_features_{tag}"], rtol)
-    for key, stat in zip(facts["running_keys"], ("mean", "var"), strict=True):
-        close(model.state_dict()[key], g[f"m_{name}_running_{stat}_{tag}"], rtol)
+def test_outputs_ib_loss(golden):
+    for tag, name in product(DTYPES, IB_MODELS):
+        g = golden("ib_loss")
+        facts = g.facts["models"][name]
+        dtype, rtol = DTYPES[tag], {"f32": 1e-4, "f64": 1e-10}[tag]
+        model = IB_MODELS[name]()
+        assert shapes(model) == facts["state_dict"]
+        assert num_parameters(model) == facts["num_parameters"]
+        fill(model.to(dtype), facts["fill_seed"], fill_rules.ib_loss)
+        x = images(facts["input_seed"], facts["input_shape"], dtype)
+        for mode in ("eval", "train"):
+            model.train(mode == "train")
+            logits, features = model(x, return_features=True)
+            close(logits, g[f"m_{name}_{mode}_logits_{tag}"], rtol)
+            norms = features.abs().sum(dim=1, keepdim=True)
+            close(norms, g[f"m_{name}_{mode}_features_{tag}"], rtol)
+        for key, stat in zip(facts["running_keys"], ("mean", "var"), strict=True):
+            close(model.state_dict()[key], g[f"m_{name}_running_{stat}_{tag}"], rtol)
 
 
-@pytest.mark.parametrize("norm", [0, 1])
-def test_outputs_dbm_loss_cifar(golden, norm):
-    g = golden("dbm_loss_cifar")
-    x = images(g["model.input_seed"], (g["model.input_batch"], 3, 32, 32), torch.float32)
-    for mode in ("eval", "train"):
-        model = fill(resnet32(10, bool(norm)), g["model.fill_seed"], fill_rules.dbm_loss_cifar)
-        model.train(mode == "train")
-        logits, features = model(x, return_features=True)
-        close(logits, g[f"model.resnet32.norm{norm}.{mode}.logits"], 1e-5)
-        close(features, g[f"model.resnet32.norm{norm}.{mode}.feat"], 1e-5)
-    sums = [value.double().sum() for key, value in model.state_dict().items() if "running" in key]
-    close(np.array(sums), g[f"model.resnet32.norm{norm}.train.bn_buffer_sums"], 1e-6)
+def test_outputs_dbm_loss_cifar(golden):
+    for norm in [0, 1]:
+        g = golden("dbm_loss_cifar")
+        x = images(g["model.input_seed"], (g["model.input_batch"], 3, 32, 32), torch.float32)
+        for mode in ("eval", "train"):
+            model = fill(resnet32(10, bool(norm)), g["model.fill_seed"], fill_rules.dbm_loss_cifar)
+            model.train(mode == "train")
+            logits, features = model(x, return_features=True)
+            close(logits, g[f"model.resnet32.norm{norm}.{mode}.logits"], 1e-5)
+            close(features, g[f"model.resnet32.norm{norm}.{mode}.feat"], 1e-5)
+        sums = [
+            value.double().sum() for key, value in model.state_dict().items() if "running" in key
+        ]
+        close(np.array(sums), g[f"model.resnet32.norm{norm}.train.bn_buffer_sums"], 1e-6)
 
 
 GML_MODELS = {
@@ -92,50 +94,49 @@ GML_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", GML_MODELS)
-def test_outputs_and_init_gml(golden, name):
-    g = golden("dbm_loss_gml")
-    seed, facts = g.facts["seed"], g.facts["models"][name]
-    torch.manual_seed(seed)
-    model = GML_MODELS[name]()
-    assert num_parameters(model) == facts["num_params"]
-    assert shapes(model) == facts.get("state_dict", shapes(model))
-    drawn = [p.detach().double().numpy().ravel() for p in model.parameters()]
-    statistics = [(p.mean(), p.std(), p[0], p[-1]) for p in drawn]
-    np.testing.assert_allclose(statistics, g[f"init_{name}"], atol=1e-6)
+def test_outputs_and_init_gml(golden):
+    for name in GML_MODELS:
+        g = golden("dbm_loss_gml")
+        seed, facts = g.facts["seed"], g.facts["models"][name]
+        torch.manual_seed(seed)
+        model = GML_MODELS[name]()
+        assert num_parameters(model) == facts["num_params"]
+        assert shapes(model) == facts.get("state_dict", shapes(model))
+        drawn = [p.detach().double().numpy().ravel() for p in model.parameters()]
+        statistics = [(p.mean(), p.std(), p[0], p[-1]) for p in drawn]
+        np.testing.assert_allclose(statistics, g[f"init_{name}"], atol=1e-6)
 
-    fill(model, seed + 1, fill_rules.dbm_loss_imagenet).eval()
-    shape, feat = ((3, 3, 32, 32), "feat") if "cifar" in name else ((2, 3, 64, 64), "feat64")
-    for tag, dtype in DTYPES.items():
-        x = images(seed + 2, shape, dtype, through=np.float32)
-        with torch.no_grad():
-            logits, features = model.to(dtype)(x, return_features=True)
-        rtol = {"f32": 1e-4, "f64": 1e-10}[tag]
-        close(logits, g[f"fwd_{name}_logits_{tag}"], rtol)
-        close(features[:, :64], g[f"fwd_{name}_{feat}_{tag}"], rtol)
+        fill(model, seed + 1, fill_rules.dbm_loss_imagenet).eval()
+        shape, feat = ((3, 3, 32, 32), "feat") if "cifar" in name else ((2, 3, 64, 64), "feat64")
+        for tag, dtype in DTYPES.items():
+            x = images(seed + 2, shape, dtype, through=np.float32)
+            with torch.no_grad():
+                logits, features = model.to(dtype)(x, return_features=True)
+            rtol = {"f32": 1e-4, "f64": 1e-10}[tag]
+            close(logits, g[f"fwd_{name}_logits_{tag}"], rtol)
+            close(features[:, :64], g[f"fwd_{name}_{feat}_{tag}"], rtol)
 
 
 HM_MODELS = {"plain": (10, False), "normed": (10, True), "plain100": (100, False)}
 
 
-@pytest.mark.parametrize("tag", DTYPES)
-@pytest.mark.parametrize("name", HM_MODELS)
-def test_outputs_hmloss(golden, name, tag):
-    g = golden("hmloss")
-    facts = g.facts["models"][name]
-    dtype, rtol = DTYPES[tag], {"f32": 1e-4, "f64": 1e-10}[tag]
-    model = resnet32(*HM_MODELS[name]).to(dtype)
-    assert num_parameters(model) == facts["n_params"]
-    fill(model, facts["fill_seed"], fill_rules.hmloss)
-    x = images(facts["input_seed"], (facts["batch"], 3, 32, 32), dtype)
-    close(x[0, :, ::8, ::8], g[f"model_{name}_input_sample"], 1e-7)
-    for mode in ("eval", "train"):
-        model.train(mode == "train")
-        logits, features = model(x, return_features=True)
-        close(logits, g[f"model_{name}_{mode}_logits_{tag}"], rtol)
-        norms = features.abs().sum(dim=1, keepdim=True)
-        close(norms, g[f"model_{name}_{mode}_featnorm_{tag}"], rtol)
-    close(model.bn1.running_mean, g[f"model_{name}_bn1_running_mean_after"], rtol)
+def test_outputs_hmloss(golden):
+    for tag, name in product(DTYPES, HM_MODELS):
+        g = golden("hmloss")
+        facts = g.facts["models"][name]
+        dtype, rtol = DTYPES[tag], {"f32": 1e-4, "f64": 1e-10}[tag]
+        model = resnet32(*HM_MODELS[name]).to(dtype)
+        assert num_parameters(model) == facts["n_params"]
+        fill(model, facts["fill_seed"], fill_rules.hmloss)
+        x = images(facts["input_seed"], (facts["batch"], 3, 32, 32), dtype)
+        close(x[0, :, ::8, ::8], g[f"model_{name}_input_sample"], 1e-7)
+        for mode in ("eval", "train"):
+            model.train(mode == "train")
+            logits, features = model(x, return_features=True)
+            close(logits, g[f"model_{name}_{mode}_logits_{tag}"], rtol)
+            norms = features.abs().sum(dim=1, keepdim=True)
+            close(norms, g[f"model_{name}_{mode}_featnorm_{tag}"], rtol)
+        close(model.bn1.running_mean, g[f"model_{name}_bn1_running_mean_after"], rtol)
 
 
 ARB_MODELS = {
@@ -147,16 +148,18 @@ ARB_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", ARB_MODELS)
-def test_outputs_arbloss(golden, name):
-    g = golden("arbloss")
-    facts = g.facts["model_outputs"][name]
-    model = fill(ARB_MODELS[name](), facts["fill_seed"], fill_rules.arbloss)
-    model.train(facts["mode"] == "train")
-    close(model(images(facts["input_seed"], facts["input_shape"]).float()), g[f"out_{name}"], 1e-4)
-    if model.training:
-        close(model.bn1.running_mean, g[f"out_{name}_bn1_running_mean"], 1e-5)
-        close(model.bn1.running_var, g[f"out_{name}_bn1_running_var"], 1e-5)
+def test_outputs_arbloss(golden):
+    for name in ARB_MODELS:
+        g = golden("arbloss")
+        facts = g.facts["model_outputs"][name]
+        model = fill(ARB_MODELS[name](), facts["fill_seed"], fill_rules.arbloss)
+        model.train(facts["mode"] == "train")
+        close(
+            model(images(facts["input_seed"], facts["input_shape"]).float()), g[f"out_{name}"], 1e-4
+        )
+        if model.training:
+            close(model.bn1.running_mean, g[f"out_{name}_bn1_running_mean"], 1e-5)
+            close(model.bn1.running_var, g[f"out_{name}_bn1_running_var"], 1e-5)
 
 
 def entry_sums(model):
@@ -164,58 +167,56 @@ def entry_sums(model):
     return np.array([[value.sum(), value.abs().sum()] for value in values])
 
 
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
+def test_init_ib_loss(golden):
+    cases = [
         ("resnet20", resnet20),
         ("resnet32", lambda: resnet32(100)),
         ("resnet32_norm", lambda: resnet32(100, use_norm=True)),
         ("resnet18_1000", resnet.resnet18),
-    ],
-)
-def test_init_ib_loss(golden, name, make):
-    g = golden("ib_loss")
-    torch.manual_seed(g.facts["init"]["torch_seed"])
-    model = make()
-    np.testing.assert_allclose(entry_sums(model), g[f"init_{name}"], rtol=1e-6, atol=1e-6)
-    if name == "resnet18_1000":
-        # Tiny ImageNet: the 1000-class network is built first, then a new head is drawn.
-        head = nn.Linear(model.feature_dim, 200)
-        close(head.weight[:4, :8], g["init_resnet18_head"], 1e-6)
-        close(head.bias, g["init_resnet18_head_bias"], 1e-6)
-    elif name != "resnet20":
-        close(model.linear.weight[:6, :6], g[f"init_{name}_linear"], 1e-6)
+    ]
+    for name, make in cases:
+        g = golden("ib_loss")
+        torch.manual_seed(g.facts["init"]["torch_seed"])
+        model = make()
+        np.testing.assert_allclose(entry_sums(model), g[f"init_{name}"], rtol=1e-6, atol=1e-6)
+        if name == "resnet18_1000":
+            # Tiny ImageNet: the 1000-class network is built first, then a new head is drawn.
+            head = nn.Linear(model.feature_dim, 200)
+            close(head.weight[:4, :8], g["init_resnet18_head"], 1e-6)
+            close(head.bias, g["init_resnet18_head_bias"], 1e-6)
+        elif name != "resnet20":
+            close(model.linear.weight[:6, :6], g[f"init_{name}_linear"], 1e-6)
 
 
-@pytest.mark.parametrize("norm", [0, 1])
-def test_init_dbm_loss_cifar(golden, norm):
-    g = golden("dbm_loss_cifar")
-    torch.manual_seed(int(g["init.seed"]))
-    sums = entry_sums(resnet32(10, bool(norm)))
-    after = torch.rand(3)
-    np.testing.assert_allclose(sums[:, 0], g[f"init.resnet32.norm{norm}.sum"], atol=1e-5)
-    np.testing.assert_allclose(sums[:, 1], g[f"init.resnet32.norm{norm}.abs_sum"], atol=1e-5)
-    close(after, g[f"init.resnet32.norm{norm}.next_rand"], 0)
+def test_init_dbm_loss_cifar(golden):
+    for norm in [0, 1]:
+        g = golden("dbm_loss_cifar")
+        torch.manual_seed(int(g["init.seed"]))
+        sums = entry_sums(resnet32(10, bool(norm)))
+        after = torch.rand(3)
+        np.testing.assert_allclose(sums[:, 0], g[f"init.resnet32.norm{norm}.sum"], atol=1e-5)
+        np.testing.assert_allclose(sums[:, 1], g[f"init.resnet32.norm{norm}.abs_sum"], atol=1e-5)
+        close(after, g[f"init.resnet32.norm{norm}.next_rand"], 0)
 
 
-@pytest.mark.parametrize("norm", [0, 1])
-def test_init_without_own_redraw(golden, norm):
+def test_init_without_own_redraw(golden):
     """The network of BCL: a trunk and other layers, redrawn together when all are built."""
-    g = golden("dbm_loss_cifar")
+    for norm in [0, 1]:
+        g = golden("dbm_loss_cifar")
 
-    def mlp():
-        return nn.Sequential(
-            nn.Linear(64, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128)
-        )
+        def mlp():
+            return nn.Sequential(
+                nn.Linear(64, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128)
+            )
 
-    torch.manual_seed(int(g["init.seed"]))
-    model = nn.Module()
-    model.encoder = ResNetCIFAR(5, num_classes=None, redraw=False)
-    model.head = mlp()
-    model.fc = NormedLinear(64, 10) if norm else nn.Linear(64, 10)
-    model.head_fc = mlp()
-    kaiming_redraw(model)
-    close(entry_sums(model)[:, 1], g[f"init.bcl.norm{norm}.abs_sum"], 1e-6)
+        torch.manual_seed(int(g["init.seed"]))
+        model = nn.Module()
+        model.encoder = ResNetCIFAR(5, num_classes=None, redraw=False)
+        model.head = mlp()
+        model.fc = NormedLinear(64, 10) if norm else nn.Linear(64, 10)
+        model.head_fc = mlp()
+        kaiming_redraw(model)
+        close(entry_sums(model)[:, 1], g[f"init.bcl.norm{norm}.abs_sum"], 1e-6)
 
 
 def test_init_hmloss(golden):
@@ -232,17 +233,17 @@ def test_init_hmloss(golden):
     close(resnet32(use_norm=True).linear.weight, g["init_normed_linear"], 1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet32_fe", "resnet50_fe"])
-def test_init_without_classifier_arbloss(golden, name):
-    g = golden("arbloss")
-    torch.manual_seed(g.facts["init"]["torch_seed"])
-    model = resnet32(None) if name == "resnet32_fe" else resnet.resnet50(None)
-    state = [value.double() for value in model.state_dict().values()]
-    for statistic, values in (
-        ("sum", [value.sum() for value in state]),
-        ("sumsq", [value.square().sum() for value in state]),
-    ):
-        np.testing.assert_allclose(values, g[f"init_{name}_{statistic}"], rtol=1e-6, atol=1e-6)
+def test_init_without_classifier_arbloss(golden):
+    for name in ["resnet32_fe", "resnet50_fe"]:
+        g = golden("arbloss")
+        torch.manual_seed(g.facts["init"]["torch_seed"])
+        model = resnet32(None) if name == "resnet32_fe" else resnet.resnet50(None)
+        state = [value.double() for value in model.state_dict().values()]
+        for statistic, values in (
+            ("sum", [value.sum() for value in state]),
+            ("sumsq", [value.square().sum() for value in state]),
+        ):
+            np.testing.assert_allclose(values, g[f"init_{name}_{statistic}"], rtol=1e-6, atol=1e-6)
 
 
 def test_init_large_scale(golden):
@@ -291,43 +292,44 @@ def test_names_and_shapes_of_every_architecture_arbloss(golden):
     assert len(seen) >= 20
 
 
-@pytest.mark.parametrize("num_classes", [10, 100])
-@pytest.mark.parametrize("norm", [0, 1])
-def test_names_and_shapes_dbm_loss_cifar(golden, num_classes, norm):
-    facts = golden("dbm_loss_cifar").facts["models"][f"resnet32_norm{norm}_c{num_classes}"]
-    model = resnet32(num_classes, bool(norm))
-    lines = [f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes(model)]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    assert digest == facts["state_dict_sha256"]
-    assert num_parameters(model) == facts["num_params"]
+def test_names_and_shapes_dbm_loss_cifar(golden):
+    for num_classes, norm in product([10, 100], [0, 1]):
+        facts = golden("dbm_loss_cifar").facts["models"][f"resnet32_norm{norm}_c{num_classes}"]
+        model = resnet32(num_classes, bool(norm))
+        lines = [f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes(model)]
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        assert digest == facts["state_dict_sha256"]
+        assert num_parameters(model) == facts["num_params"]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_sizes_with_cosine_head_gml(golden, arch):
-    with torch.device("meta"):
-        model = getattr(resnet, arch)(1000, use_norm=True)
-    expected = golden("dbm_loss_gml").facts["models"][f"imagenet_{arch}_1000_norm"]["num_params"]
-    assert num_parameters(model) == expected
+def test_sizes_with_cosine_head_gml(golden):
+    for arch in ARCHITECTURES:
+        with torch.device("meta"):
+            model = getattr(resnet, arch)(1000, use_norm=True)
+        expected = golden("dbm_loss_gml").facts["models"][f"imagenet_{arch}_1000_norm"][
+            "num_params"
+        ]
+        assert num_parameters(model) == expected
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"])
-def test_sizes_ib_loss(golden, arch):
-    expected = golden("ib_loss").facts["num_parameters_all"][f"{arch}_10cls"]
-    assert num_parameters(getattr(resnet_cifar, arch)()) == expected
+def test_sizes_ib_loss(golden):
+    for arch in ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]:
+        expected = golden("ib_loss").facts["num_parameters_all"][f"{arch}_10cls"]
+        assert num_parameters(getattr(resnet_cifar, arch)()) == expected
 
 
 DEPTHS = dict(resnet20=3, resnet32=5, resnet44=7, resnet56=9, resnet110=18, resnet1202=200)
 
 
-@pytest.mark.parametrize("arch", DEPTHS)
-def test_depth_and_arguments_reach_the_network(arch):
-    with torch.device("meta"):
-        model = getattr(resnet_cifar, arch)()
-        normed = getattr(resnet_cifar, arch)(100, use_norm=True, head="fc")
-    stages = model.layer1, model.layer2, model.layer3
-    assert [len(stage) for stage in stages] == [DEPTHS[arch]] * 3
-    assert isinstance(model.linear, nn.Linear) and model.linear.out_features == 10
-    assert isinstance(normed.fc, NormedLinear) and normed.fc.weight.shape == (64, 100)
+def test_depth_and_arguments_reach_the_network():
+    for arch in DEPTHS:
+        with torch.device("meta"):
+            model = getattr(resnet_cifar, arch)()
+            normed = getattr(resnet_cifar, arch)(100, use_norm=True, head="fc")
+        stages = model.layer1, model.layer2, model.layer3
+        assert [len(stage) for stage in stages] == [DEPTHS[arch]] * 3
+        assert isinstance(model.linear, nn.Linear) and model.linear.out_features == 10
+        assert isinstance(normed.fc, NormedLinear) and normed.fc.weight.shape == (64, 100)
 
 
 def test_shortcut_takes_every_second_pixel_and_pads_channels():
@@ -373,16 +375,16 @@ def test_cosine_head_edges():
     assert torch.equal(out, head(x))
 
 
-@pytest.mark.parametrize("make", [lambda n: resnet20(n), lambda n: resnet.resnet10(n)])
-def test_features_and_feature_map(make):
-    model = make(None).eval()
-    x = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        maps, features = model.feature_map(x), model.features(x)
-    assert maps.shape[1] == features.shape[1] == model.feature_dim
-    torch.testing.assert_close(features, maps.mean(dim=(2, 3)))
-    assert torch.equal(model(x), features)
-    assert not any(key.startswith(("linear", "fc")) for key in model.state_dict())
+def test_features_and_feature_map():
+    for make in [lambda n: resnet20(n), lambda n: resnet.resnet10(n)]:
+        model = make(None).eval()
+        x = torch.randn(2, 3, 64, 96)
+        with torch.no_grad():
+            maps, features = model.feature_map(x), model.features(x)
+        assert maps.shape[1] == features.shape[1] == model.feature_dim
+        torch.testing.assert_close(features, maps.mean(dim=(2, 3)))
+        assert torch.equal(model(x), features)
+        assert not any(key.startswith(("linear", "fc")) for key in model.state_dict())
 
 
 def test_redraw_leaves_cosine_heads_and_biases():

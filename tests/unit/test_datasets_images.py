@@ -171,12 +171,12 @@ def test_damaged_files_are_named(tmp_path, content):
         images.read_rgb(tmp_path / "x.jpg")
 
 
-@pytest.mark.parametrize("size", [(40, 30), (30, 41), (24, 24), (24, 31), (7, 5), (97, 24)])
-def test_square_is_torchvisions_resize_and_centre_crop(size):
-    noise = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
-    image = Image.fromarray(noise)
-    expected = F.center_crop(F.resize(image, 24), 24)
-    np.testing.assert_array_equal(images.square(image, 24), expected)
+def test_square_is_torchvisions_resize_and_centre_crop():
+    for size in [(40, 30), (30, 41), (24, 24), (24, 31), (7, 5), (97, 24)]:
+        noise = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+        image = Image.fromarray(noise)
+        expected = F.center_crop(F.resize(image, 24), 24)
+        np.testing.assert_array_equal(images.square(image, 24), expected)
 
 
 def test_suffixes_are_torchvisions():

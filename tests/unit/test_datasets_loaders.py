@@ -52,30 +52,30 @@ def everything(loader):
     return [torch.cat(parts) for parts in zip(*loader, strict=True)]
 
 
-@pytest.mark.parametrize("build", [device, workers])
-def test_an_epoch_holds_every_sample_once_with_its_label(build):
-    images, target, index = everything(build())
-    assert sorted(index.tolist()) == list(range(23)) and index.tolist() != list(range(23))
-    assert target.tolist() == TARGETS[index].tolist()
-    clean = torch.from_numpy(IMAGES[index]).permute(0, 3, 1, 2)
-    noise = images.double() - clean
-    assert noise.min() >= 0 and noise.max() < 2
+def test_an_epoch_holds_every_sample_once_with_its_label():
+    for build in [device, workers]:
+        images, target, index = everything(build())
+        assert sorted(index.tolist()) == list(range(23)) and index.tolist() != list(range(23))
+        assert target.tolist() == TARGETS[index].tolist()
+        clean = torch.from_numpy(IMAGES[index]).permute(0, 3, 1, 2)
+        noise = images.double() - clean
+        assert noise.min() >= 0 and noise.max() < 2
 
 
-@pytest.mark.parametrize("build", [device, workers])
-def test_an_epoch_can_be_replayed_and_entered_in_the_middle(build):
-    loader = build()
-    loader.set_epoch(3)
-    whole = everything(loader)
-    again = build()
-    again.set_epoch(4)
-    other = everything(again)
-    again.set_epoch(3)
-    assert all(torch.equal(a, b) for a, b in zip(whole, everything(again), strict=True))
-    assert not torch.equal(whole[2], other[2])
-    again.set_epoch(3, start_batch=2)
-    assert all(torch.equal(a[10:], b) for a, b in zip(whole, everything(again), strict=True))
-    assert len(again) == 5  # of the whole epoch
+def test_an_epoch_can_be_replayed_and_entered_in_the_middle():
+    for build in [device, workers]:
+        loader = build()
+        loader.set_epoch(3)
+        whole = everything(loader)
+        again = build()
+        again.set_epoch(4)
+        other = everything(again)
+        again.set_epoch(3)
+        assert all(torch.equal(a, b) for a, b in zip(whole, everything(again), strict=True))
+        assert not torch.equal(whole[2], other[2])
+        again.set_epoch(3, start_batch=2)
+        assert all(torch.equal(a[10:], b) for a, b in zip(whole, everything(again), strict=True))
+        assert len(again) == 5  # of the whole epoch
 
 
 def test_the_number_of_workers_changes_nothing():
@@ -115,17 +115,17 @@ def test_training_and_evaluation_are_augmented_differently():
     assert not torch.equal(everything(in_stored_order)[0], everything(workers(train=False))[0])
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_processes_share_each_global_batch_evenly(world):
-    single = epoch_batches(torch.arange(25), 10, CPU, drop_last=False, even=True)
-    shares = [
-        epoch_batches(torch.arange(25), 10, p, drop_last=False, even=True) for p in ranks(world)
-    ]
-    assert len({tuple(len(part) for part in share) for share in shares}) == 1
-    for step, batch in enumerate(single):
-        together = torch.cat([share[step] for share in shares])
-        assert set(together.tolist()) == set(batch.tolist())
-        assert len(together) - len(batch) < world
+def test_processes_share_each_global_batch_evenly():
+    for world in [2, 3, 4]:
+        single = epoch_batches(torch.arange(25), 10, CPU, drop_last=False, even=True)
+        shares = [
+            epoch_batches(torch.arange(25), 10, p, drop_last=False, even=True) for p in ranks(world)
+        ]
+        assert len({tuple(len(part) for part in share) for share in shares}) == 1
+        for step, batch in enumerate(single):
+            together = torch.cat([share[step] for share in shares])
+            assert set(together.tolist()) == set(batch.tolist())
+            assert len(together) - len(batch) < world
 
 
 @pytest.mark.parametrize("build", [device, workers])
@@ -165,10 +165,10 @@ def test_processes_augment_as_one_would():
         assert torch.equal(images, whole[share])
 
 
-@pytest.mark.parametrize("world", [2, 5])
-def test_evaluation_repeats_and_drops_nothing(world):
-    shares = [everything(device(p, train=False))[2] for p in ranks(world)]
-    assert sorted(torch.cat(shares).tolist()) == list(range(23))
+def test_evaluation_repeats_and_drops_nothing():
+    for world in [2, 5]:
+        shares = [everything(device(p, train=False))[2] for p in ranks(world)]
+        assert sorted(torch.cat(shares).tolist()) == list(range(23))
 
 
 def test_incomplete_batches_can_be_dropped():
@@ -189,25 +189,26 @@ def test_a_sample_drawn_twice_is_augmented_twice():
     assert len({float(image.sum()) for image in images}) == 4
 
 
-@pytest.mark.parametrize(("error", "kind", "words"), [
-    (EOFError(), RuntimeError, "DataLoader worker .* exited unexpectedly"),
-    (ConnectionResetError(), RuntimeError, "DataLoader worker .* exited unexpectedly"),
-    (EOFError("Caught EOFError in DataLoader worker process 0."), EOFError, "Caught"),
-])  # fmt: skip
-def test_a_worker_that_dies_while_its_batch_is_fetched(error, kind, words):
+def test_a_worker_that_dies_while_its_batch_is_fetched():
     """That is not the same as a sample that cannot be read."""
+    cases = [
+        (EOFError(), RuntimeError, "DataLoader worker .* exited unexpectedly"),
+        (ConnectionResetError(), RuntimeError, "DataLoader worker .* exited unexpectedly"),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), EOFError, "Caught"),
+    ]
+    for error, kind, words in cases:
 
-    class Broken:
-        num_workers = 1
+        class Broken:
+            num_workers = 1
 
-        def __iter__(self):
-            raise error
-            yield
+            def __iter__(self):
+                raise error
+                yield
 
-    loader = workers()
-    loader._loader = Broken()
-    with pytest.raises(kind, match=words):
-        list(loader)
+        loader = workers()
+        loader._loader = Broken()
+        with pytest.raises(kind, match=words):
+            list(loader)
 
 
 def test_several_views_of_one_image():
@@ -218,22 +219,23 @@ def test_several_views_of_one_image():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("build", [device, workers])
-def test_images_come_in_the_wanted_memory_format_with_the_same_values(build):
-    loader = build(memory_format=torch.channels_last)
-    images = next(iter(loader))[0]
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, next(iter(build()))[0])
+def test_images_come_in_the_wanted_memory_format_with_the_same_values():
+    for build in [device, workers]:
+        loader = build(memory_format=torch.channels_last)
+        images = next(iter(loader))[0]
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(images, next(iter(build()))[0])
 
 
 def test_every_view_comes_in_the_wanted_memory_format():
     dataset = ArrayDataset(IMAGES, TARGETS, [noisy_image, noisy_image])
     options = {"seed": 0, "process": CPU, "memory_format": torch.channels_last}
     pair = lambda images, generator: (images.float(), images.float())  # noqa: E731
-    for loader in (
+    cases = (
         WorkersLoader(dataset, 4, workers=0, **options),
         DeviceLoader(IMAGES, TARGETS, 4, pair, **options),
-    ):
+    )
+    for loader in cases:
         views = next(iter(loader))[0]
         assert type(views) is list and len(views) == 2
         assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views)

@@ -49,16 +49,16 @@ def test_a_part_of_the_long_tail_is_for_validation():
     assert data.facts["val_images"] == 105 and data.facts["test_images"] == 497
 
 
-@pytest.mark.parametrize("loader", ["device", "workers"])
-def test_the_loaders_of_validation_and_test_images(loader):
-    options = {"loader": loader, "batch_size": 64, "test_batch_size": 200, "workers": 0}
-    options |= {"seed": 0, "process": Process(torch.device("cpu"))}
-    _, val, test = make_loaders(digits(), **options)
-    assert val is test
-    data = digits(val_fraction=0.2)
-    _, val, test = make_loaders(data, **options)
-    assert torch.cat([target for _, target, _ in val]).tolist() == data.val.targets.tolist()
-    assert torch.cat([target for _, target, _ in test]).tolist() == data.test.targets.tolist()
+def test_the_loaders_of_validation_and_test_images():
+    for loader in ["device", "workers"]:
+        options = {"loader": loader, "batch_size": 64, "test_batch_size": 200, "workers": 0}
+        options |= {"seed": 0, "process": Process(torch.device("cpu"))}
+        _, val, test = make_loaders(digits(), **options)
+        assert val is test
+        data = digits(val_fraction=0.2)
+        _, val, test = make_loaders(data, **options)
+        assert torch.cat([target for _, target, _ in val]).tolist() == data.val.targets.tolist()
+        assert torch.cat([target for _, target, _ in test]).tolist() == data.test.targets.tolist()
 
 
 def test_folders_with_val_and_test_choose_on_the_one_and_report_the_other(tmp_path):

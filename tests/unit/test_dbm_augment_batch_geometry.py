@@ -1,5 +1,7 @@
 """Crops, resizes and warps of a whole batch give Pillow's pixels; their draws torchvision's."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -31,30 +33,31 @@ WARPS = {
 }
 
 
-@pytest.mark.parametrize("size", [(32, 32), (20, 31)])
-@pytest.mark.parametrize("name", WARPS)
-def test_warps_at_random_magnitudes(name, size):
-    of_batch, limit = WARPS[name]
-    images, magnitude = pictures(*size), uniform(-limit, limit)
-    expected = image_by_image(AUTO_AUGMENT_OPS[name], images, magnitude)
-    assert largest_difference(of_batch(images, magnitude), expected) == 0
-
-
-@pytest.mark.parametrize("name", WARPS)
-def test_warps_at_the_magnitudes_of_the_policies(name):
-    of_batch, _ = WARPS[name]
-    images = pictures()
-    for sign in (-1, 1):
-        magnitude = sign * torch.from_numpy(AUTO_AUGMENT_MAGNITUDES[name])[torch.arange(63) % 10]
+def test_warps_at_random_magnitudes():
+    for size, name in product([(32, 32), (20, 31)], WARPS):
+        of_batch, limit = WARPS[name]
+        images, magnitude = pictures(*size), uniform(-limit, limit)
         expected = image_by_image(AUTO_AUGMENT_OPS[name], images, magnitude)
         assert largest_difference(of_batch(images, magnitude), expected) == 0
 
 
-@pytest.mark.parametrize("name", ["translateX", "translateY"])
-def test_translations_by_half_pixels(name):
-    images, magnitude = pictures(), torch.arange(-31, 32, dtype=torch.float64) / 64
-    expected = image_by_image(AUTO_AUGMENT_OPS[name], images, magnitude)
-    assert largest_difference(WARPS[name][0](images, magnitude), expected) == 0
+def test_warps_at_the_magnitudes_of_the_policies():
+    for name in WARPS:
+        of_batch, _ = WARPS[name]
+        images = pictures()
+        for sign in (-1, 1):
+            magnitude = (
+                sign * torch.from_numpy(AUTO_AUGMENT_MAGNITUDES[name])[torch.arange(63) % 10]
+            )
+            expected = image_by_image(AUTO_AUGMENT_OPS[name], images, magnitude)
+            assert largest_difference(of_batch(images, magnitude), expected) == 0
+
+
+def test_translations_by_half_pixels():
+    for name in ["translateX", "translateY"]:
+        images, magnitude = pictures(), torch.arange(-31, 32, dtype=torch.float64) / 64
+        expected = image_by_image(AUTO_AUGMENT_OPS[name], images, magnitude)
+        assert largest_difference(WARPS[name][0](images, magnitude), expected) == 0
 
 
 def test_crop_counts_from_the_padded_corner():
@@ -94,21 +97,24 @@ def test_cutout_at_the_borders(row, column, monkeypatch):
     assert torch.equal(out[0], expected)
 
 
-@pytest.mark.parametrize(
-    ("source", "size", "rounded"),
-    [((32, 32), 32, 0.005), ((64, 64), 224, 0.005), ((57, 64), 64, 0.005), ((64, 48), 20, 0.03)],
-)
-def test_resized_crop_within_one_level(source, size, rounded):
-    images = pictures(*source)
-    box = shared_geometry.draw_resized_crop(63, source, (0.08, 1.0), generator())
+def test_resized_crop_within_one_level():
+    cases = [
+        ((32, 32), 32, 0.005),
+        ((64, 64), 224, 0.005),
+        ((57, 64), 64, 0.005),
+        ((64, 48), 20, 0.03),
+    ]
+    for source, size, rounded in cases:
+        images = pictures(*source)
+        box = shared_geometry.draw_resized_crop(63, source, (0.08, 1.0), generator())
 
-    def of_image(image, top, left, height, width):
-        return TF.resized_crop(image, top, left, height, width, [size, size])
+        def of_image(image, top, left, height, width):
+            return TF.resized_crop(image, top, left, height, width, [size, size])
 
-    expected = image_by_image(of_image, images, *box)
-    actual = shared_geometry.resized_crop(images, *box, size)
-    assert largest_difference(actual, expected) <= 1
-    assert (actual != expected).float().mean() < rounded
+        expected = image_by_image(of_image, images, *box)
+        actual = shared_geometry.resized_crop(images, *box, size)
+        assert largest_difference(actual, expected) <= 1
+        assert (actual != expected).float().mean() < rounded
 
 
 def test_resize_of_one_pixel_and_of_everything():
@@ -136,36 +142,39 @@ def test_cutout_centres_are_uniform():
     assert abs(np.corrcoef(row, column)[0, 1]) < 0.01
 
 
-@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0)])
-def test_resized_crop_boxes_are_torchvisions(scale):
-    box = torch.stack(
-        shared_geometry.draw_resized_crop(20_000, (32, 32), scale, generator())
-    ).double()
-    top, left, height, width = box
-    assert ((top >= 0) & (left >= 0) & (top + height <= 32) & (left + width <= 32)).all()
-    torch.manual_seed(0)
-    image = torch.zeros(3, 32, 32)
-    reference = torch.tensor(
-        [T.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(4000)]
-    ).T.double()
-    for ours, theirs in zip(box, reference, strict=True):
-        error = theirs.std() * (1 / 4000 + 1 / 20_000) ** 0.5
-        assert (ours.mean() - theirs.mean()).abs() < 4 * error
-        assert (ours.std() / theirs.std() - 1).abs() < 0.05
-    aspect = (width / height).log()  # symmetric about 0
-    assert aspect.mean().abs() < 4 * aspect.std() / 20_000**0.5
-    area, of_reference = height * width, reference[2] * reference[3]
-    for share in (0.1, 0.5, 0.9):
-        assert (area.quantile(share) / of_reference.quantile(share) - 1).abs() < 0.08
+def test_resized_crop_boxes_are_torchvisions():
+    for scale in [(0.2, 1.0), (0.08, 1.0)]:
+        box = torch.stack(
+            shared_geometry.draw_resized_crop(20_000, (32, 32), scale, generator())
+        ).double()
+        top, left, height, width = box
+        assert ((top >= 0) & (left >= 0) & (top + height <= 32) & (left + width <= 32)).all()
+        torch.manual_seed(0)
+        image = torch.zeros(3, 32, 32)
+        reference = torch.tensor(
+            [
+                T.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
+                for _ in range(4000)
+            ]
+        ).T.double()
+        for ours, theirs in zip(box, reference, strict=True):
+            error = theirs.std() * (1 / 4000 + 1 / 20_000) ** 0.5
+            assert (ours.mean() - theirs.mean()).abs() < 4 * error
+            assert (ours.std() / theirs.std() - 1).abs() < 0.05
+        aspect = (width / height).log()  # symmetric about 0
+        assert aspect.mean().abs() < 4 * aspect.std() / 20_000**0.5
+        area, of_reference = height * width, reference[2] * reference[3]
+        for share in (0.1, 0.5, 0.9):
+            assert (area.quantile(share) / of_reference.quantile(share) - 1).abs() < 0.08
 
 
-@pytest.mark.parametrize("source", [(10, 100), (100, 10), (30, 30), (90, 100)])
-def test_resized_crop_falls_back_to_the_centre(source):
+def test_resized_crop_falls_back_to_the_centre():
     """An area above the whole image never fits: torchvision takes the largest allowed centre."""
-    box = shared_geometry.draw_resized_crop(4, source, (1.2, 1.3), generator())
-    image = torch.zeros(3, *source)
-    expected = T.RandomResizedCrop.get_params(image, [1.2, 1.3], [3 / 4, 4 / 3])
-    assert torch.stack(box, dim=1).tolist() == [list(expected)] * 4
+    for source in [(10, 100), (100, 10), (30, 30), (90, 100)]:
+        box = shared_geometry.draw_resized_crop(4, source, (1.2, 1.3), generator())
+        image = torch.zeros(3, *source)
+        expected = T.RandomResizedCrop.get_params(image, [1.2, 1.3], [3 / 4, 4 / 3])
+        assert torch.stack(box, dim=1).tolist() == [list(expected)] * 4
 
 
 def test_warps_fill_with_the_given_level():

@@ -41,67 +41,63 @@ def statistics(view, step=32):
     return torch.cat((view[:, ::step, ::step].flatten(), view.mean()[None], view.std()[None]))
 
 
-@pytest.mark.parametrize(
-    ("loss", "aug_type", "views"),
-    [
+def test_dbm_cifar_views(golden):
+    cases = [
         ("ce", "none", "a"),
         ("ce", "autoaug_cifar", "a"),
         ("ncl", "autoaug_cifar", "as"),
         ("bcl", "autoaug_cifar", "ass"),
-    ],
-)
-def test_dbm_cifar_views(loss, aug_type, views, golden):
-    g = golden("dbm_loss_cifar")
-    image = Image.fromarray(g["aug.image"])
-    pipelines = {
-        "a": recipes.view_a(aug_type=aug_type, cutout=True),
-        "s": recipes.view_s(),
-    }
-    for row, seed in enumerate(g["pipeline.seeds"]):
-        seed_everything(int(seed))
-        for column, view in enumerate(views):
-            assert_near(pipelines[view](image), g[f"pipeline.{loss}.{aug_type}"][row, column])
+    ]
+    for loss, aug_type, views in cases:
+        g = golden("dbm_loss_cifar")
+        image = Image.fromarray(g["aug.image"])
+        pipelines = {
+            "a": recipes.view_a(aug_type=aug_type, cutout=True),
+            "s": recipes.view_s(),
+        }
+        for row, seed in enumerate(g["pipeline.seeds"]):
+            seed_everything(int(seed))
+            for column, view in enumerate(views):
+                assert_near(pipelines[view](image), g[f"pipeline.{loss}.{aug_type}"][row, column])
 
 
-@pytest.mark.parametrize("dataset", ["imgnet", "inat"])
-def test_large_scale_views(dataset, golden, picture):
-    g, colours = golden("dbm_loss_large_scale"), COLOURS[dataset]
-    assert_near(
-        statistics(shared_recipes.imagenet_eval(**colours)(picture)), g[f"pipe_{dataset}_val"]
-    )
-    seed_everything(g.facts["seed"])
-    assert_near(statistics(recipes.randcls(**colours)(picture)), g[f"pipe_{dataset}_ce"])
-    views = (recipes.randcls(**colours), recipes.sim(**colours), recipes.sim(**colours))
-    for step, expected in enumerate(g[f"pipe_{dataset}_bcl_views"]):
-        seed_everything(g.facts["seed"] + step)
-        for view, of_view in zip(views, expected, strict=True):
-            assert_near(statistics(view(picture)), of_view)
+def test_large_scale_views(golden, picture):
+    for dataset in ["imgnet", "inat"]:
+        g, colours = golden("dbm_loss_large_scale"), COLOURS[dataset]
+        assert_near(
+            statistics(shared_recipes.imagenet_eval(**colours)(picture)), g[f"pipe_{dataset}_val"]
+        )
+        seed_everything(g.facts["seed"])
+        assert_near(statistics(recipes.randcls(**colours)(picture)), g[f"pipe_{dataset}_ce"])
+        views = (recipes.randcls(**colours), recipes.sim(**colours), recipes.sim(**colours))
+        for step, expected in enumerate(g[f"pipe_{dataset}_bcl_views"]):
+            seed_everything(g.facts["seed"] + step)
+            for view, of_view in zip(views, expected, strict=True):
+                assert_near(statistics(view(picture)), of_view)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_gml_views(golden, picture):
+    cases = [
         "imagenet_randcls_randclsstack",
         "imagenet_randclsstack_randclsstack",
         "imagenet_randcls_sim",
         "inat_randcls_sim",
-    ],
-)
-def test_gml_views(name, golden, picture):
-    g = golden("dbm_loss_gml")
-    dataset, first, rest = name.split("_")
-    build = {
-        "randcls": recipes.randcls,
-        "randclsstack": recipes.randcls_stack,
-        "sim": recipes.sim_blur,
-    }
-    views = [build[kind](**COLOURS[dataset]) for kind in (first, rest, rest)]
-    for step, expected in enumerate(g[f"pipe_{name}_views"]):
-        seed_everything(g.facts["seed"] + step)
-        for view, of_view in zip(views, expected, strict=True):
-            assert_near(statistics(view(picture)), of_view)
-    val = shared_recipes.imagenet_eval(**COLOURS[dataset])(picture)
-    assert_near(statistics(val), g[f"pipe_{dataset}_val"])
+    ]
+    for name in cases:
+        g = golden("dbm_loss_gml")
+        dataset, first, rest = name.split("_")
+        build = {
+            "randcls": recipes.randcls,
+            "randclsstack": recipes.randcls_stack,
+            "sim": recipes.sim_blur,
+        }
+        views = [build[kind](**COLOURS[dataset]) for kind in (first, rest, rest)]
+        for step, expected in enumerate(g[f"pipe_{name}_views"]):
+            seed_everything(g.facts["seed"] + step)
+            for view, of_view in zip(views, expected, strict=True):
+                assert_near(statistics(view(picture)), of_view)
+        val = shared_recipes.imagenet_eval(**COLOURS[dataset])(picture)
+        assert_near(statistics(val), g[f"pipe_{dataset}_val"])
 
 
 def test_gml_cifar_views(golden):
@@ -140,28 +136,28 @@ def test_ib_loss_tiny_imagenet(golden):
     assert_near(views[..., ::16, ::16], g["aug_tiny_val"])
 
 
-@pytest.mark.parametrize("dataset", ["imagenet", "ina2018", "places"])
-def test_arbloss_large(dataset, golden):
-    g = golden("arbloss")
-    height, width = g.facts["transforms"]["large_size_hw"]
-    source = Image.fromarray(g["tf_src_8x8"]).resize((width, height), Image.Resampling.BICUBIC)
-    colours = COLOURS["inat" if dataset == "ina2018" else "imagenet"]
-    view = shared_recipes.imagenet_eval(**colours)(source)
-    assert_near(view[:, ::32, ::32], g[f"tf_eval_{dataset}_sub"])
-    np.testing.assert_allclose(
-        view.double().sum(dim=(1, 2)), g[f"tf_eval_{dataset}_sum"], atol=RESAMPLED * 224**2 / 10
-    )
-    torch.manual_seed(g.facts["transforms"]["torch_seed"])
-    view = shared_recipes.imagenet_train(jitter=0.4, **colours)(source)
-    assert_near(view[:, ::32, ::32], g[f"tf_train_{dataset}_sub"])
+def test_arbloss_large(golden):
+    for dataset in ["imagenet", "ina2018", "places"]:
+        g = golden("arbloss")
+        height, width = g.facts["transforms"]["large_size_hw"]
+        source = Image.fromarray(g["tf_src_8x8"]).resize((width, height), Image.Resampling.BICUBIC)
+        colours = COLOURS["inat" if dataset == "ina2018" else "imagenet"]
+        view = shared_recipes.imagenet_eval(**colours)(source)
+        assert_near(view[:, ::32, ::32], g[f"tf_eval_{dataset}_sub"])
+        np.testing.assert_allclose(
+            view.double().sum(dim=(1, 2)), g[f"tf_eval_{dataset}_sum"], atol=RESAMPLED * 224**2 / 10
+        )
+        torch.manual_seed(g.facts["transforms"]["torch_seed"])
+        view = shared_recipes.imagenet_train(jitter=0.4, **colours)(source)
+        assert_near(view[:, ::32, ::32], g[f"tf_train_{dataset}_sub"])
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_arbloss_cifar(dataset, golden):
-    g = golden("arbloss")
-    source = Image.fromarray(g["tf_cifar_src"])
-    assert_near(shared_recipes.cifar_eval()(source), g[f"tf_eval_{dataset}"], 1e-5)
-    torch.manual_seed(g.facts["transforms"]["torch_seed"])
-    draws = g.facts["transforms"]["n_train_draws"]
-    views = torch.stack([shared_recipes.cifar_train()(source) for _ in range(draws)])
-    assert_near(views[..., ::4, ::4], g[f"tf_train_{dataset}"], 1e-5)
+def test_arbloss_cifar(golden):
+    for dataset in ["cifar10", "cifar100"]:
+        g = golden("arbloss")
+        source = Image.fromarray(g["tf_cifar_src"])
+        assert_near(shared_recipes.cifar_eval()(source), g[f"tf_eval_{dataset}"], 1e-5)
+        torch.manual_seed(g.facts["transforms"]["torch_seed"])
+        draws = g.facts["transforms"]["n_train_draws"]
+        views = torch.stack([shared_recipes.cifar_train()(source) for _ in range(draws)])
+        assert_near(views[..., ::4, ::4], g[f"tf_train_{dataset}"], 1e-5)

@@ -1,9 +1,9 @@
 """The CIFAR networks against the original's names, initial weights and outputs."""
 
 import hashlib
+from itertools import product
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -21,89 +21,89 @@ def assert_close(actual, expected, tol):
     torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
 
 
-@pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize(("name", "use_norm"), MODELS)
-def test_state_dict_is_the_original(golden, name, use_norm, classes):
-    facts = golden("dbm_loss_cifar").facts["models"][f"{name}_norm{use_norm}_c{classes}"]
-    model = build_model(LOSS_OF[name], classes, bool(use_norm))
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    lines = [f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items()]
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == facts["state_dict_sha256"]
-    parameters = list(model.parameters())
-    trainable = [p for p in parameters if p.requires_grad]
-    assert len(parameters) == facts["num_param_tensors"]
-    assert len(trainable) == facts["num_trainable_tensors"]
-    assert sum(p.numel() for p in parameters) == facts["num_params"]
-    assert sum(p.numel() for p in trainable) == facts["num_trainable"]
+def test_state_dict_is_the_original(golden):
+    for classes, (name, use_norm) in product([10, 100], MODELS):
+        facts = golden("dbm_loss_cifar").facts["models"][f"{name}_norm{use_norm}_c{classes}"]
+        model = build_model(LOSS_OF[name], classes, bool(use_norm))
+        shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+        lines = [f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items()]
+        assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == facts["state_dict_sha256"]
+        parameters = list(model.parameters())
+        trainable = [p for p in parameters if p.requires_grad]
+        assert len(parameters) == facts["num_param_tensors"]
+        assert len(trainable) == facts["num_trainable_tensors"]
+        assert sum(p.numel() for p in parameters) == facts["num_params"]
+        assert sum(p.numel() for p in trainable) == facts["num_trainable"]
 
 
-@pytest.mark.parametrize(("name", "use_norm"), MODELS)
-def test_a_seed_gives_the_original_weights(golden, name, use_norm):
-    g, prefix = golden("dbm_loss_cifar"), f"init.{name}.norm{use_norm}"
-    torch.manual_seed(int(g["init.seed"]))
-    model = build_model(LOSS_OF[name], 10, bool(use_norm))
-    assert_close(torch.rand(3), g.tensor(f"{prefix}.next_rand"), 0)
-    state = [value.double() for value in model.state_dict().values()]
-    assert_close(torch.stack([x.sum() for x in state]), g.tensor(f"{prefix}.sum"), 1e-5)
-    assert_close(torch.stack([x.abs().sum() for x in state]), g.tensor(f"{prefix}.abs_sum"), 1e-5)
+def test_a_seed_gives_the_original_weights(golden):
+    for name, use_norm in MODELS:
+        g, prefix = golden("dbm_loss_cifar"), f"init.{name}.norm{use_norm}"
+        torch.manual_seed(int(g["init.seed"]))
+        model = build_model(LOSS_OF[name], 10, bool(use_norm))
+        assert_close(torch.rand(3), g.tensor(f"{prefix}.next_rand"), 0)
+        state = [value.double() for value in model.state_dict().values()]
+        assert_close(torch.stack([x.sum() for x in state]), g.tensor(f"{prefix}.sum"), 1e-5)
+        assert_close(
+            torch.stack([x.abs().sum() for x in state]), g.tensor(f"{prefix}.abs_sum"), 1e-5
+        )
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize(("name", "use_norm"), MODELS)
-def test_outputs_are_the_original(golden, name, use_norm, mode):
-    g, prefix = golden("dbm_loss_cifar"), f"model.{name}.norm{use_norm}.{mode}"
-    model = build_model(LOSS_OF[name], 10, bool(use_norm))
-    fill(model, g["model.fill_seed"], fill_rules.dbm_loss_cifar)
-    model.train(mode == "train")
-    shape = (int(g["model.input_batch"]), 3, 32, 32)
-    x = np.random.RandomState(int(g["model.input_seed"])).standard_normal(shape)
-    x = torch.as_tensor(x, dtype=torch.float32)
-    with torch.no_grad():
-        if name == "resnet32":
-            outputs = dict(zip(("logits", "feat"), model(x, return_features=True), strict=True))
-        elif name == "bcl":
-            outputs = dict(zip(("feat_mlp", "logits", "centers"), model(x), strict=True))
+def test_outputs_are_the_original(golden):
+    for mode, (name, use_norm) in product(["eval", "train"], MODELS):
+        g, prefix = golden("dbm_loss_cifar"), f"model.{name}.norm{use_norm}.{mode}"
+        model = build_model(LOSS_OF[name], 10, bool(use_norm))
+        fill(model, g["model.fill_seed"], fill_rules.dbm_loss_cifar)
+        model.train(mode == "train")
+        shape = (int(g["model.input_batch"]), 3, 32, 32)
+        x = np.random.RandomState(int(g["model.input_seed"])).standard_normal(shape)
+        x = torch.as_tensor(x, dtype=torch.float32)
+        with torch.no_grad():
+            if name == "resnet32":
+                outputs = dict(zip(("logits", "feat"), model(x, return_features=True), strict=True))
+            elif name == "bcl":
+                outputs = dict(zip(("feat_mlp", "logits", "centers"), model(x), strict=True))
+            else:
+                outputs = dict(
+                    zip(("output_ce", "output_p", "output_k"), model(x, x.flip(0)), strict=True)
+                )
+                outputs["mean_logits"] = outputs["output_ce"].mean(0)
+        for key, value in outputs.items():
+            assert_close(value, g.tensor(f"{prefix}.{key}"), 2e-4)
+        if mode == "train":
+            sums = [v.double().sum() for k, v in model.state_dict().items() if "running_" in k]
+            assert_close(torch.stack(sums), g.tensor(f"{prefix}.bn_buffer_sums"), 1e-3)
         else:
-            outputs = dict(
-                zip(("output_ce", "output_p", "output_k"), model(x, x.flip(0)), strict=True)
-            )
-            outputs["mean_logits"] = outputs["output_ce"].mean(0)
-    for key, value in outputs.items():
-        assert_close(value, g.tensor(f"{prefix}.{key}"), 2e-4)
-    if mode == "train":
-        sums = [v.double().sum() for k, v in model.state_dict().items() if "running_" in k]
-        assert_close(torch.stack(sums), g.tensor(f"{prefix}.bn_buffer_sums"), 1e-3)
-    else:
-        logits = outputs["mean_logits" if name == "ncl" else "logits"]
-        assert torch.equal(model.classify(x), logits)
+            logits = outputs["mean_logits" if name == "ncl" else "logits"]
+            assert torch.equal(model.classify(x), logits)
 
 
-@pytest.mark.parametrize("head", ["normedlinear", "fcnorm"])
-def test_cosine_heads_behind_the_margin(golden, head):
-    g, name = golden("dbm_loss_cifar"), f"head.{head}"
-    if head == "fcnorm":
-        model = FCNorm(64, 10)
-    else:
-        model = build_model("ce", 10, use_norm=True).linear
-    model.weight.data = g.tensor(f"{name}.weight")
-    feat = g.tensor(f"{name}.feat").requires_grad_()
-    max_margin, tau, lambda_inst, scale = g[f"{name}.hparams"]
-    margin = DBMargin(g["cmo.counts"], max_margin, tau, scale, lambda_inst)
-    target = g.tensor(f"{name}.target")
-    cosine = model(feat)
-    value = F.cross_entropy(margin(cosine, target), target)
-    value.backward()
-    assert_close(cosine, g.tensor(f"{name}.cos"), 1e-5)
-    assert_close(value, g.tensor(f"{name}.value"), 1e-5)
-    assert_close(feat.grad, g.tensor(f"{name}.grad_feat"), 1e-5)
-    assert_close(model.weight.grad, g.tensor(f"{name}.grad_weight"), 1e-5)
+def test_cosine_heads_behind_the_margin(golden):
+    for head in ["normedlinear", "fcnorm"]:
+        g, name = golden("dbm_loss_cifar"), f"head.{head}"
+        if head == "fcnorm":
+            model = FCNorm(64, 10)
+        else:
+            model = build_model("ce", 10, use_norm=True).linear
+        model.weight.data = g.tensor(f"{name}.weight")
+        feat = g.tensor(f"{name}.feat").requires_grad_()
+        max_margin, tau, lambda_inst, scale = g[f"{name}.hparams"]
+        margin = DBMargin(g["cmo.counts"], max_margin, tau, scale, lambda_inst)
+        target = g.tensor(f"{name}.target")
+        cosine = model(feat)
+        value = F.cross_entropy(margin(cosine, target), target)
+        value.backward()
+        assert_close(cosine, g.tensor(f"{name}.cos"), 1e-5)
+        assert_close(value, g.tensor(f"{name}.value"), 1e-5)
+        assert_close(feat.grad, g.tensor(f"{name}.grad_feat"), 1e-5)
+        assert_close(model.weight.grad, g.tensor(f"{name}.grad_weight"), 1e-5)
 
 
-@pytest.mark.parametrize("loss_fn", ["ce", "bcl", "ncl"])
-def test_cosines_are_float32_under_autocast(loss_fn):
-    model = build_model(loss_fn, 10, use_norm=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.classify(torch.randn(2, 3, 32, 32)).dtype == torch.float32
+def test_cosines_are_float32_under_autocast():
+    for loss_fn in ["ce", "bcl", "ncl"]:
+        model = build_model(loss_fn, 10, use_norm=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model.classify(torch.randn(2, 3, 32, 32)).dtype == torch.float32
 
 
 def small_ncl(dim, size, temperature):

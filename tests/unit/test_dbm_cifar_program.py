@@ -88,9 +88,8 @@ def test_seed_may_be_the_word_none():
     assert parse("--seed 3")[0].seed == 3
 
 
-@pytest.mark.parametrize(
-    ("command", "names"),
-    [
+def test_contradictions_are_refused():
+    cases = [
         ("--use_dbm", "--use_norm"),
         ("--loss_fn ncl --use_dbm", "--use_norm"),
         ("--loss_fn bcl --cmo", "--cmo"),
@@ -102,20 +101,23 @@ def test_seed_may_be_the_word_none():
         ("--wd -1", "--wd"),
         ("--momentum 0 --nesterov", "--momentum"),
         ("--evaluate", "--resume"),
-    ],
-)
-def test_contradictions_are_refused(command, names):
-    with pytest.raises(UsageError, match=names):
-        parse(command)
+    ]
+    for command, names in cases:
+        with pytest.raises(UsageError, match=names):
+            parse(command)
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["--loss_fn ride", "--dataset cifar", "--aug_type xx_none", "--scheduler cosin", "--lr fast"],
-)
-def test_unknown_values_list_the_choices(command):
-    with pytest.raises(UsageError, match=command.split()[0]):
-        parse(command)
+def test_unknown_values_list_the_choices():
+    cases = [
+        "--loss_fn ride",
+        "--dataset cifar",
+        "--aug_type xx_none",
+        "--scheduler cosin",
+        "--lr fast",
+    ]
+    for command in cases:
+        with pytest.raises(UsageError, match=command.split()[0]):
+            parse(command)
 
 
 def test_help_says_which_flags_are_dead():
@@ -124,9 +126,8 @@ def test_help_says_which_flags_are_dead():
         assert "no effect" in actions[name].help
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
+def test_silent_traps_speak_up():
+    cases = [
         (f"--epochs 200 {README}", []),
         (f"--loss_fn bcl --lr_decay 0.1 {README}", ["--lr_decay"]),
         (f"--loss_fn ncl --epochs 400 {README}", ["--cos"]),
@@ -143,15 +144,14 @@ def test_help_says_which_flags_are_dead():
         ),
         ("--use_norm --use_dbm --loss_fn ldam", ["--use_dbm"]),
         ("--use_norm --loss_fn ncl --epochs 400", ["not scaled"]),
-    ],
-)
-def test_silent_traps_speak_up(command, words):
-    notes = opts.notes(*parse(command))
-    assert len(notes) == len(words)
-    for note, word in zip(notes, words, strict=True):
-        assert word in note
-        if "constant" in note or "160" in note:
-            assert "--stretch_schedule" in note
+    ]
+    for command, words in cases:
+        notes = opts.notes(*parse(command))
+        assert len(notes) == len(words)
+        for note, word in zip(notes, words, strict=True):
+            assert word in note
+            if "constant" in note or "160" in note:
+                assert "--stretch_schedule" in note
 
 
 # ------------------------------------------------------------------------------------ schedules
@@ -267,45 +267,45 @@ def run_steps(case, counts, steps):
 CASES = ["ce", "ce_plain", "ce_drw", "bs", "ldam_drw", "ce_cmo", "bcl", "ncl"]
 
 
-@pytest.mark.parametrize("name", ["ce_cmo", "bcl", "ncl"])
-def test_golden_first_step(golden, name):
+def test_golden_first_step(golden):
     """At the published rates the later steps are chaotic; the small ones below are compared."""
-    g = golden("dbm_loss_cifar")
-    case = g.facts["steps_cases"][name]
-    *_, values, _, lr = run_steps(case, g["cmo.counts"].tolist(), steps=1)
-    expected = g[f"steps.{name}.criterion_values"]
-    np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-4)
-    assert lr == pytest.approx(float(g[f"steps.{name}.lr"]), rel=1e-9)
+    for name in ["ce_cmo", "bcl", "ncl"]:
+        g = golden("dbm_loss_cifar")
+        case = g.facts["steps_cases"][name]
+        *_, values, _, lr = run_steps(case, g["cmo.counts"].tolist(), steps=1)
+        expected = g[f"steps.{name}.criterion_values"]
+        np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-4)
+        assert lr == pytest.approx(float(g[f"steps.{name}.lr"]), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_golden_steps(golden, name):
-    g, tag = golden("dbm_loss_cifar"), f"small_{name}"
-    case = g.facts["steps_cases"][tag]
-    model, before, values, average, lr = run_steps(case, g["cmo.counts"].tolist(), steps=3)
-    assert lr == pytest.approx(float(g[f"steps.{tag}.lr"]), rel=1e-9)
-    expected = g[f"steps.{tag}.criterion_values"]
-    np.testing.assert_allclose(values, expected, rtol=5e-4)
-    assert average == pytest.approx(float(g[f"steps.{tag}.avg_loss"]), rel=5e-4)
-    state = {key: value.double() for key, value in model.state_dict().items()}
-    abs_sums = g[f"steps.{tag}.state_abs_sum"]
-    for what, sums in (
-        ("state_sum", [x.sum() for x in state.values()]),
-        ("state_abs_sum", [x.abs().sum() for x in state.values()]),
-    ):
-        error = np.abs(np.array(sums) - g[f"steps.{tag}.{what}"])
-        assert (error <= 3e-3 * (1 + abs_sums)).all(), what
-    deltas = [key for key in g.arrays.files if key.startswith(f"steps.{tag}.delta.")]
-    assert deltas
-    for entry in deltas:
-        key = entry.removeprefix(f"steps.{tag}.delta.")
-        moved = (state[key] - before[key]).numpy()
-        expected = g[entry]
-        if key.startswith("classifier_MA"):
-            assert (moved == 0).all() and (expected == 0).all()
-        else:
-            tol = 1e-4 if key.startswith("backbone_MA") else 5e-3
-            assert np.abs(moved - expected).max() <= tol * np.abs(expected).max(), key
+def test_golden_steps(golden):
+    for name in CASES:
+        g, tag = golden("dbm_loss_cifar"), f"small_{name}"
+        case = g.facts["steps_cases"][tag]
+        model, before, values, average, lr = run_steps(case, g["cmo.counts"].tolist(), steps=3)
+        assert lr == pytest.approx(float(g[f"steps.{tag}.lr"]), rel=1e-9)
+        expected = g[f"steps.{tag}.criterion_values"]
+        np.testing.assert_allclose(values, expected, rtol=5e-4)
+        assert average == pytest.approx(float(g[f"steps.{tag}.avg_loss"]), rel=5e-4)
+        state = {key: value.double() for key, value in model.state_dict().items()}
+        abs_sums = g[f"steps.{tag}.state_abs_sum"]
+        for what, sums in (
+            ("state_sum", [x.sum() for x in state.values()]),
+            ("state_abs_sum", [x.abs().sum() for x in state.values()]),
+        ):
+            error = np.abs(np.array(sums) - g[f"steps.{tag}.{what}"])
+            assert (error <= 3e-3 * (1 + abs_sums)).all(), what
+        deltas = [key for key in g.arrays.files if key.startswith(f"steps.{tag}.delta.")]
+        assert deltas
+        for entry in deltas:
+            key = entry.removeprefix(f"steps.{tag}.delta.")
+            moved = (state[key] - before[key]).numpy()
+            expected = g[entry]
+            if key.startswith("classifier_MA"):
+                assert (moved == 0).all() and (expected == 0).all()
+            else:
+                tol = 1e-4 if key.startswith("backbone_MA") else 5e-3
+                assert np.abs(moved - expected).max() <= tol * np.abs(expected).max(), key
 
 
 def test_golden_weights_of_the_balanced_loader(golden):

@@ -1,6 +1,7 @@
 """GMLLoss against the original's numbers, against loops over the formula, and at its edges."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -65,91 +66,87 @@ def close(actual, expected, dtype, tolerance=TOLERANCE):
     )
 
 
-@pytest.mark.parametrize("i", CASES)
-def test_class_frequencies_are_the_originals(g, i):
-    loss, _, _ = golden_case(g, i, torch.float32)
-    np.testing.assert_array_equal(loss.cls_weight, g[f"gml{i}_cls_weight"])
+def test_class_frequencies_are_the_originals(g):
+    for i in CASES:
+        loss, _, _ = golden_case(g, i, torch.float32)
+        np.testing.assert_array_equal(loss.cls_weight, g[f"gml{i}_cls_weight"])
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES)
-@pytest.mark.parametrize("i", CASES)
-def test_terms_and_total_are_the_originals(g, i, name, dtype):
-    loss, leaves, labels = golden_case(g, i, dtype)
-    con, con_T = contrastive(loss, leaves, labels)
-    close(con, g[f"gml{i}_loss_con_{name}"], dtype, FLOAT32_CONSTANTS)
-    close(con_T, g[f"gml{i}_loss_con_T_{name}"], dtype, FLOAT32_CONSTANTS)
-    sup = loss.supervised(leaves["logits"], labels["target"])
-    close(sup, g[f"gml{i}_loss_sup_{name}"], dtype, FLOAT32_CONSTANTS)
-    div = loss.divergence(leaves["logits"], leaves["t_logits"])
-    close(div, g[f"gml{i}_loss_div_{name}"], dtype, FLOAT32_CONSTANTS)
-    close(loss(**leaves, **labels), g[f"gml{i}_loss_{name}"], dtype, FLOAT32_CONSTANTS)
+def test_terms_and_total_are_the_originals(g):
+    for (name, dtype), i in product(DTYPES, CASES):
+        loss, leaves, labels = golden_case(g, i, dtype)
+        con, con_T = contrastive(loss, leaves, labels)
+        close(con, g[f"gml{i}_loss_con_{name}"], dtype, FLOAT32_CONSTANTS)
+        close(con_T, g[f"gml{i}_loss_con_T_{name}"], dtype, FLOAT32_CONSTANTS)
+        sup = loss.supervised(leaves["logits"], labels["target"])
+        close(sup, g[f"gml{i}_loss_sup_{name}"], dtype, FLOAT32_CONSTANTS)
+        div = loss.divergence(leaves["logits"], leaves["t_logits"])
+        close(div, g[f"gml{i}_loss_div_{name}"], dtype, FLOAT32_CONSTANTS)
+        close(loss(**leaves, **labels), g[f"gml{i}_loss_{name}"], dtype, FLOAT32_CONSTANTS)
 
 
-@pytest.mark.parametrize("i", CASES)
-def test_total_without_a_teacher_is_the_originals(g, i):
-    loss, leaves, labels = golden_case(g, i, torch.float32)
-    leaves["t_logits"] = None
-    close(loss(**leaves, **labels), g[f"gml{i}_loss_no_teacher_f32"], torch.float32)
+def test_total_without_a_teacher_is_the_originals(g):
+    for i in CASES:
+        loss, leaves, labels = golden_case(g, i, torch.float32)
+        leaves["t_logits"] = None
+        close(loss(**leaves, **labels), g[f"gml{i}_loss_no_teacher_f32"], torch.float32)
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES)
-@pytest.mark.parametrize("i", CASES)
-def test_class_scores_are_the_originals(g, i, name, dtype):
-    loss, leaves, labels = golden_case(g, i, dtype)
-    T_c = loss.log_T_c__no_wd__.detach().to(dtype).exp()
-    similarity = (leaves["key"] @ leaves["query"].T).detach() / T_c
-    C = loss.cls_weight.numel()
-    own = labels["k_index"].unsqueeze(1) == labels["index"]
-    assert own.any()
-    close(class_scores(similarity, labels["k_labels"], C), g[f"gml{i}_logS_{name}"], dtype)
-    score_T = class_scores(similarity, labels["k_labels"], C, exclude=own)
-    close(score_T, g[f"gml{i}_logS_T_{name}"], dtype)
+def test_class_scores_are_the_originals(g):
+    for (name, dtype), i in product(DTYPES, CASES):
+        loss, leaves, labels = golden_case(g, i, dtype)
+        T_c = loss.log_T_c__no_wd__.detach().to(dtype).exp()
+        similarity = (leaves["key"] @ leaves["query"].T).detach() / T_c
+        C = loss.cls_weight.numel()
+        own = labels["k_index"].unsqueeze(1) == labels["index"]
+        assert own.any()
+        close(class_scores(similarity, labels["k_labels"], C), g[f"gml{i}_logS_{name}"], dtype)
+        score_T = class_scores(similarity, labels["k_labels"], C, exclude=own)
+        close(score_T, g[f"gml{i}_logS_T_{name}"], dtype)
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES)
-@pytest.mark.parametrize("i", CASES)
-def test_gradients_are_the_originals(g, i, name, dtype):
-    loss, leaves, labels = golden_case(g, i, dtype)
-    loss(**leaves, **labels).backward()
-    found = {
-        "query": leaves["query"].grad, "key": leaves["key"].grad,
-        "sup_logits": leaves["logits"].grad, "t_logits": leaves["t_logits"].grad,
-        "log_T_c": loss.log_T_c__no_wd__.grad,
-    }  # fmt: skip
-    for leaf, grad in found.items():
-        expected = g[f"gml{i}_g_{leaf}_{name}"]
-        found_grad = torch.zeros(expected.shape, dtype=dtype) if grad is None else grad
-        close(found_grad, expected, dtype, FLOAT32_CONSTANTS)
+def test_gradients_are_the_originals(g):
+    for (name, dtype), i in product(DTYPES, CASES):
+        loss, leaves, labels = golden_case(g, i, dtype)
+        loss(**leaves, **labels).backward()
+        found = {
+            "query": leaves["query"].grad, "key": leaves["key"].grad,
+            "sup_logits": leaves["logits"].grad, "t_logits": leaves["t_logits"].grad,
+            "log_T_c": loss.log_T_c__no_wd__.grad,
+        }  # fmt: skip
+        for leaf, grad in found.items():
+            expected = g[f"gml{i}_g_{leaf}_{name}"]
+            found_grad = torch.zeros(expected.shape, dtype=dtype) if grad is None else grad
+            close(found_grad, expected, dtype, FLOAT32_CONSTANTS)
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES)
-@pytest.mark.parametrize("temperature", [4, 1])
-def test_distillation_is_the_originals(g, name, dtype, temperature):
-    student = g.tensor("kd_student", dtype).requires_grad_()
-    loss = distillation(student, g.tensor("kd_teacher", dtype), temperature)
-    loss.backward()
-    close(loss, g[f"kd_T{temperature}_loss_{name}"], dtype)
-    close(student.grad, g[f"kd_T{temperature}_grad_{name}"], dtype)
+def test_distillation_is_the_originals(g):
+    for (name, dtype), temperature in product(DTYPES, [4, 1]):
+        student = g.tensor("kd_student", dtype).requires_grad_()
+        loss = distillation(student, g.tensor("kd_teacher", dtype), temperature)
+        loss.backward()
+        close(loss, g[f"kd_T{temperature}_loss_{name}"], dtype)
+        close(student.grad, g[f"kd_T{temperature}_grad_{name}"], dtype)
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES)
-def test_margin_in_the_supervised_term(g, name, dtype):
-    setting = g.facts["cases"]["ext"]
-    margin = DBMargin(
-        g["ext_counts"],
-        max_margin=setting["max_margin"],
-        tau=setting["tau"],
-        scale=setting["cos_scale"],
-        lambda_inst=setting["lambda_inst"],
-    )
-    loss = GMLLoss(g["ext_counts"], beta=0.0, margin=margin)
-    cosine = g.tensor("ext_cosine", dtype).requires_grad_()
-    target = g.tensor("ext_target")
-    close(margin(cosine, target), g[f"ext_logits_{name}"], dtype)
-    total = loss(cosine, target)
-    total.backward()
-    close(total, g[f"ext_loss_sup_{name}"], dtype)
-    close(cosine.grad, g[f"ext_grad_{name}"], dtype)
+def test_margin_in_the_supervised_term(g):
+    for name, dtype in DTYPES:
+        setting = g.facts["cases"]["ext"]
+        margin = DBMargin(
+            g["ext_counts"],
+            max_margin=setting["max_margin"],
+            tau=setting["tau"],
+            scale=setting["cos_scale"],
+            lambda_inst=setting["lambda_inst"],
+        )
+        loss = GMLLoss(g["ext_counts"], beta=0.0, margin=margin)
+        cosine = g.tensor("ext_cosine", dtype).requires_grad_()
+        target = g.tensor("ext_target")
+        close(margin(cosine, target), g[f"ext_logits_{name}"], dtype)
+        total = loss(cosine, target)
+        total.backward()
+        close(total, g[f"ext_loss_sup_{name}"], dtype)
+        close(cosine.grad, g[f"ext_grad_{name}"], dtype)
 
 
 def test_margin_leaves_the_distillation_alone(g):
@@ -192,42 +189,42 @@ def test_class_scores_by_loop():
     close(class_scores(u, labels, 7, exclude), expected, torch.float64)
 
 
-@pytest.mark.parametrize("name", ["empty", "selfonly"])
-def test_where_the_original_is_nan_the_class_is_left_out_or_scored_whole(g, name):
-    leaves = {
-        key: g.tensor(f"gmledge_{name}_{source}", torch.float32).requires_grad_()
-        for key, source in (("query", "query"), ("key", "key"), ("logits", "sup_logits"))
-    }
-    labels = {
-        key: g.tensor(f"gmledge_{name}_{source}")
-        for key, source in (
-            ("target", "target"), ("index", "q_idx"),
-            ("k_labels", "k_labels"), ("k_index", "k_idx"),
-        )
-    }  # fmt: skip
-    loss = GMLLoss(g[f"gmledge_{name}_counts"], temperature=0.1)
-    assert np.isnan(g[f"gmledge_{name}_loss"])
-    C = loss.cls_weight.numel()
-    similarity = (leaves["key"] @ leaves["query"].T).detach() / loss.log_T_c__no_wd__.exp()
-    own = labels["k_index"].unsqueeze(1) == labels["index"]
-    score = class_scores(similarity, labels["k_labels"], C)
-    score_T = class_scores(similarity, labels["k_labels"], C, exclude=own)
-    for ours, array in ((score, "logS"), (score_T, "logS_T")):
-        theirs = g.tensor(f"gmledge_{name}_{array}")
-        known = theirs.isfinite()
-        close(ours[known], theirs[known], torch.float32)
-        absent = torch.bincount(labels["k_labels"], minlength=C) == 0
-        assert (ours[:, absent] == -math.inf).all()
-        assert ours[:, ~absent].isfinite().all()
-    if name == "selfonly":
-        nan = torch.as_tensor(g["gmledge_selfonly_logS_T"]).isnan()
-        assert nan.any()
-        close(score_T[nan], score[nan].detach(), torch.float32)
-    total = loss(**leaves, **labels)
-    total.backward()
-    assert total.isfinite()
-    assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
-    assert loss.log_T_c__no_wd__.grad.isfinite().all()
+def test_where_the_original_is_nan_the_class_is_left_out_or_scored_whole(g):
+    for name in ["empty", "selfonly"]:
+        leaves = {
+            key: g.tensor(f"gmledge_{name}_{source}", torch.float32).requires_grad_()
+            for key, source in (("query", "query"), ("key", "key"), ("logits", "sup_logits"))
+        }
+        labels = {
+            key: g.tensor(f"gmledge_{name}_{source}")
+            for key, source in (
+                ("target", "target"), ("index", "q_idx"),
+                ("k_labels", "k_labels"), ("k_index", "k_idx"),
+            )
+        }  # fmt: skip
+        loss = GMLLoss(g[f"gmledge_{name}_counts"], temperature=0.1)
+        assert np.isnan(g[f"gmledge_{name}_loss"])
+        C = loss.cls_weight.numel()
+        similarity = (leaves["key"] @ leaves["query"].T).detach() / loss.log_T_c__no_wd__.exp()
+        own = labels["k_index"].unsqueeze(1) == labels["index"]
+        score = class_scores(similarity, labels["k_labels"], C)
+        score_T = class_scores(similarity, labels["k_labels"], C, exclude=own)
+        for ours, array in ((score, "logS"), (score_T, "logS_T")):
+            theirs = g.tensor(f"gmledge_{name}_{array}")
+            known = theirs.isfinite()
+            close(ours[known], theirs[known], torch.float32)
+            absent = torch.bincount(labels["k_labels"], minlength=C) == 0
+            assert (ours[:, absent] == -math.inf).all()
+            assert ours[:, ~absent].isfinite().all()
+        if name == "selfonly":
+            nan = torch.as_tensor(g["gmledge_selfonly_logS_T"]).isnan()
+            assert nan.any()
+            close(score_T[nan], score[nan].detach(), torch.float32)
+        total = loss(**leaves, **labels)
+        total.backward()
+        assert total.isfinite()
+        assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
+        assert loss.log_T_c__no_wd__.grad.isfinite().all()
 
 
 def test_query_of_a_class_without_keys_adds_nothing():
@@ -281,15 +278,15 @@ def test_a_class_without_training_images_is_never_predicted():
     assert (logits.grad[:, 1] == 0).all()
 
 
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_inputs_are_computed_in_float32(g, half):
-    loss, leaves, labels = golden_case(g, 0, torch.float32)
-    halves = {name: leaf.detach().to(half) for name, leaf in leaves.items()}
-    expected = loss(**{name: leaf.float() for name, leaf in halves.items()}, **labels)
-    assert expected.dtype == torch.float32
-    assert torch.equal(loss(**halves, **labels), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def test_half_precision_inputs_are_computed_in_float32(g):
+    for half in [torch.float16, torch.bfloat16]:
+        loss, leaves, labels = golden_case(g, 0, torch.float32)
+        halves = {name: leaf.detach().to(half) for name, leaf in leaves.items()}
+        expected = loss(**{name: leaf.float() for name, leaf in halves.items()}, **labels)
+        assert expected.dtype == torch.float32
         assert torch.equal(loss(**halves, **labels), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(loss(**halves, **labels), expected)
 
 
 def test_no_tensor_of_keys_by_queries_by_classes():

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -44,36 +45,36 @@ def toy_moco(K=12, C=3, base_k=2, **options):
     return moco
 
 
-@pytest.mark.parametrize("i", range(3))
-def test_queue_shares_are_the_originals(g, i):
-    case = g.facts["cases"]["qpart"][i]
-    counts = g.tensor(f"qpart{i}_counts", torch.float32)
-    weight = counts / counts.sum()
-    start, slots = partition_queue(weight, case["K"], case["base_k"])
-    np.testing.assert_array_equal(weight, g[f"qpart{i}_cls_weight"])
-    np.testing.assert_array_equal(start, g[f"qpart{i}_start"])
-    np.testing.assert_array_equal(slots, g[f"qpart{i}_slots"])
-    freq_correction = weight / slots * case["K"]
-    np.testing.assert_array_equal(freq_correction, g[f"qpart{i}_buffer_freq_correction"])
-    moco = MoCo(Toy, dim=2, K=case["K"], num_classes=case["C"])
-    moco.set_cls_weight(weight, case["base_k"])
-    np.testing.assert_array_equal(moco.queue_l, g[f"qpart{i}_queue_l"])
-    np.testing.assert_array_equal(moco.queue_i, g[f"qpart{i}_queue_i"])
+def test_queue_shares_are_the_originals(g):
+    for i in range(3):
+        case = g.facts["cases"]["qpart"][i]
+        counts = g.tensor(f"qpart{i}_counts", torch.float32)
+        weight = counts / counts.sum()
+        start, slots = partition_queue(weight, case["K"], case["base_k"])
+        np.testing.assert_array_equal(weight, g[f"qpart{i}_cls_weight"])
+        np.testing.assert_array_equal(start, g[f"qpart{i}_start"])
+        np.testing.assert_array_equal(slots, g[f"qpart{i}_slots"])
+        freq_correction = weight / slots * case["K"]
+        np.testing.assert_array_equal(freq_correction, g[f"qpart{i}_buffer_freq_correction"])
+        moco = MoCo(Toy, dim=2, K=case["K"], num_classes=case["C"])
+        moco.set_cls_weight(weight, case["base_k"])
+        np.testing.assert_array_equal(moco.queue_l, g[f"qpart{i}_queue_l"])
+        np.testing.assert_array_equal(moco.queue_i, g[f"qpart{i}_queue_i"])
 
 
-@pytest.mark.parametrize(("C", "K", "base_k"), [(8142, 65536, 4), (1000, 16384, 3), (7, 7, 1)])
-def test_queue_shares_fill_the_queue(C, K, base_k):
-    counts = torch.rand(C, generator=torch.Generator().manual_seed(0)) ** 4 + 1e-4
-    start, slots = partition_queue(counts / counts.sum(), K, base_k)
-    assert int(slots.sum()) == K
-    assert int(slots.min()) >= base_k
-    assert torch.equal(start, slots.cumsum(0) - slots)
+def test_queue_shares_fill_the_queue():
+    for C, K, base_k in [(8142, 65536, 4), (1000, 16384, 3), (7, 7, 1)]:
+        counts = torch.rand(C, generator=torch.Generator().manual_seed(0)) ** 4 + 1e-4
+        start, slots = partition_queue(counts / counts.sum(), K, base_k)
+        assert int(slots.sum()) == K
+        assert int(slots.min()) >= base_k
+        assert torch.equal(start, slots.cumsum(0) - slots)
 
 
-@pytest.mark.parametrize(("K", "base_k"), [(299, 3), (300, 0)])
-def test_queue_too_short_is_an_error(K, base_k):
-    with pytest.raises(ValueError, match=f"base_k {base_k}: a queue of {K} gives 100 classes"):
-        partition_queue(torch.full((100,), 0.01), K, base_k)
+def test_queue_too_short_is_an_error():
+    for K, base_k in [(299, 3), (300, 0)]:
+        with pytest.raises(ValueError, match=f"base_k {base_k}: a queue of {K} gives 100 classes"):
+            partition_queue(torch.full((100,), 0.01), K, base_k)
 
 
 def queue_model(K, C, feat, keys):
@@ -168,18 +169,18 @@ def test_fresh_wrapper_is_the_originals(g):
     np.testing.assert_array_equal(moco.queue_l[:16], g["init_moco_cifar_queue_l_head"])
 
 
-@pytest.mark.parametrize("teacher", [False, True])
-def test_names_and_sizes_are_the_originals(g, teacher):
-    moco = MoCo(encoder("resnet32"), dim=32, K=4096, num_classes=100)
-    name = "moco_cifar_resnet32_nodistill"
-    if teacher:
-        moco.set_distiller(resnet_cifar.resnet56(100, use_norm=True, head="fc"))
-        name = "moco_cifar_resnet32_teacher_resnet56"
-    facts = g.facts["models"][name]
-    assert [[k, list(v.shape)] for k, v in moco.state_dict().items()] == facts["state_dict"]
-    assert sum(p.numel() for p in moco.parameters()) == facts["num_params"]
-    trainable = sum(p.numel() for p in moco.parameters() if p.requires_grad)
-    assert trainable == facts["trainable"]
+def test_names_and_sizes_are_the_originals(g):
+    for teacher in [False, True]:
+        moco = MoCo(encoder("resnet32"), dim=32, K=4096, num_classes=100)
+        name = "moco_cifar_resnet32_nodistill"
+        if teacher:
+            moco.set_distiller(resnet_cifar.resnet56(100, use_norm=True, head="fc"))
+            name = "moco_cifar_resnet32_teacher_resnet56"
+        facts = g.facts["models"][name]
+        assert [[k, list(v.shape)] for k, v in moco.state_dict().items()] == facts["state_dict"]
+        assert sum(p.numel() for p in moco.parameters()) == facts["num_params"]
+        trainable = sum(p.numel() for p in moco.parameters() if p.requires_grad)
+        assert trainable == facts["trainable"]
 
 
 def unit_queue(rs, key, shape):
@@ -195,100 +196,99 @@ def fill(moco, seed):
         moco.get_buffer(name).copy_(integers[name])
 
 
-@pytest.mark.parametrize("dtype", ["f64", "f32"])
-@pytest.mark.parametrize("name", ["distill", "nodistill", "teacher"])
-def test_training_steps_are_the_originals(g, name, dtype):
-    run = next(r for r in g.facts["cases"]["runs"] if r["name"] == name)
-    seed, C, weights = g.facts["seed"], run["C"], run["loss"]
-    double = dtype == "f64"
-    torch.manual_seed(seed + 8)
-    moco = MoCo(encoder(run["arch"]), run["dim"], run["K"], num_classes=C, align_labels=False)
-    if run["distill"]:
-        moco.set_distiller(encoder(run["arch_t"])(C, use_norm=True))
-    fill(moco, seed + 5)
-    criterion = GMLLoss(
-        run["counts"], weights["alpha"], weights["beta"], weights["gamma"], weights["T"]
-    )
-    if run["bk"]:
-        moco.set_cls_weight(criterion.cls_weight, run["bk"])
-        np.testing.assert_array_equal(moco.queue_l, g[f"run_{name}_queue_l0"])
-    if double:
-        moco, criterion = moco.double(), criterion.double()
-    T_c = criterion.log_T_c__no_wd__
-    optimizer = torch.optim.SGD(
-        [{"params": list(moco.parameters())}, {"params": [T_c], "weight_decay": 0.0}],
-        lr=run["lr"], momentum=0.9, weight_decay=5e-4,
-    )  # fmt: skip
-    r = np.random.RandomState(seed + 6)
-    prior = np.asarray(run["counts"]) / sum(run["counts"])
-    loose = {"rtol": 1e-6, "atol": 1e-9} if double else {"rtol": 1e-2, "atol": 1e-4}
-    tight = {"rtol": 1e-6, "atol": 1e-9} if double else {"rtol": 1e-4, "atol": 1e-5}
-    losses, grad_norms, grad_T, first, first_view = [], [], [], None, None
-    torch.manual_seed(seed + 7)
-    moco.train()
-    for step in range(run["steps"]):
-        views = [
-            torch.as_tensor(r.randn(run["B"], 3, 32, 32)).float().to(moco.queue_k.dtype)
-            for _ in range(3)
-        ]
-        target = torch.as_tensor(r.choice(C, run["B"], p=prior))
-        index = torch.as_tensor(r.choice(sum(run["counts"]), run["B"], replace=False))
-        np.testing.assert_array_equal(target, g[f"run_{name}_targets"][step])
-        np.testing.assert_array_equal(index, g[f"run_{name}_index"][step])
-        out = moco(*views, target, index)
-        if step == 0:
-            first = {key: value.detach().clone() for key, value in out.items()}
-            first_view = views[0]
-        loss = criterion(target=target, index=index, **out)
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        grad_norms.append(
-            [np.nan if p.grad is None else p.grad.norm().item() for p in moco.parameters()]
+def test_training_steps_are_the_originals(g):
+    for dtype, name in product(["f64", "f32"], ["distill", "nodistill", "teacher"]):
+        run = next(r for r in g.facts["cases"]["runs"] if r["name"] == name)
+        seed, C, weights = g.facts["seed"], run["C"], run["loss"]
+        double = dtype == "f64"
+        torch.manual_seed(seed + 8)
+        moco = MoCo(encoder(run["arch"]), run["dim"], run["K"], num_classes=C, align_labels=False)
+        if run["distill"]:
+            moco.set_distiller(encoder(run["arch_t"])(C, use_norm=True))
+        fill(moco, seed + 5)
+        criterion = GMLLoss(
+            run["counts"], weights["alpha"], weights["beta"], weights["gamma"], weights["T"]
         )
-        grad_T.append(np.nan if T_c.grad is None else T_c.grad.item())
-        optimizer.step()
+        if run["bk"]:
+            moco.set_cls_weight(criterion.cls_weight, run["bk"])
+            np.testing.assert_array_equal(moco.queue_l, g[f"run_{name}_queue_l0"])
+        if double:
+            moco, criterion = moco.double(), criterion.double()
+        T_c = criterion.log_T_c__no_wd__
+        optimizer = torch.optim.SGD(
+            [{"params": list(moco.parameters())}, {"params": [T_c], "weight_decay": 0.0}],
+            lr=run["lr"], momentum=0.9, weight_decay=5e-4,
+        )  # fmt: skip
+        r = np.random.RandomState(seed + 6)
+        prior = np.asarray(run["counts"]) / sum(run["counts"])
+        loose = {"rtol": 1e-6, "atol": 1e-9} if double else {"rtol": 1e-2, "atol": 1e-4}
+        tight = {"rtol": 1e-6, "atol": 1e-9} if double else {"rtol": 1e-4, "atol": 1e-5}
+        losses, grad_norms, grad_T, first, first_view = [], [], [], None, None
+        torch.manual_seed(seed + 7)
+        moco.train()
+        for step in range(run["steps"]):
+            views = [
+                torch.as_tensor(r.randn(run["B"], 3, 32, 32)).float().to(moco.queue_k.dtype)
+                for _ in range(3)
+            ]
+            target = torch.as_tensor(r.choice(C, run["B"], p=prior))
+            index = torch.as_tensor(r.choice(sum(run["counts"]), run["B"], replace=False))
+            np.testing.assert_array_equal(target, g[f"run_{name}_targets"][step])
+            np.testing.assert_array_equal(index, g[f"run_{name}_index"][step])
+            out = moco(*views, target, index)
+            if step == 0:
+                first = {key: value.detach().clone() for key, value in out.items()}
+                first_view = views[0]
+            loss = criterion(target=target, index=index, **out)
+            optimizer.zero_grad()
+            loss.backward()
+            losses.append(loss.item())
+            grad_norms.append(
+                [np.nan if p.grad is None else p.grad.norm().item() for p in moco.parameters()]
+            )
+            grad_T.append(np.nan if T_c.grad is None else T_c.grad.item())
+            optimizer.step()
 
-    def same(actual, array, tolerance):
-        np.testing.assert_allclose(
-            actual, g[f"run_{name}_{array}"], **tolerance, err_msg=array, equal_nan=True
-        )
+        def same(actual, array, tolerance):
+            np.testing.assert_allclose(
+                actual, g[f"run_{name}_{array}"], **tolerance, err_msg=array, equal_nan=True
+            )
 
-    same(losses, f"losses_{dtype}", {"rtol": tight["rtol"]})
-    for key, rows in (("query", None), ("key", 16), ("logits", None), ("t_logits", None)):
-        same(first[key][:rows], f"first_{key}_{dtype}", loose)
-    same(first["k_labels"], "first_k_labels", {})
-    same(first["k_index"], "first_k_idx", {})
-    same(np.asarray(grad_norms), f"grad_norms_{dtype}", loose)
-    same(grad_T, f"grad_log_T_c_{dtype}", loose)
-    same(T_c.detach(), f"log_T_c_final_{dtype}", loose)
-    same([p.detach().norm() for p in moco.parameters()], f"param_norms_{dtype}", loose)
-    running = [v.norm() for k, v in moco.state_dict().items() if "running" in k]
-    same(running, f"buffer_norms_{dtype}", loose)
-    if double:
-        same(moco.queue_k, "queue_k_final_f64", tight)
-        same(moco.queue_l, "queue_l_final", {})
-        same(moco.queue_i, "queue_i_final", {})
-        same(moco.queue_ptr, "queue_ptr_final", {})
-    moco.eval()
-    with torch.no_grad():
-        same(moco(first_view), f"eval_logits_{dtype}", loose)
-
-
-@pytest.mark.parametrize("base_k", [0, 2])
-def test_without_a_teacher_labels_stay_with_their_features(base_k):
-    images, labels = torch.randn(8, 3, 1, 1), torch.tensor([0, 1, 2, 0, 1, 0, 2, 0])
-    kept = {}
-    for align in (True, False):
-        moco = toy_moco(K=24, base_k=base_k, align_labels=align)
-        moco(images, images, images, labels, torch.arange(8))
+        same(losses, f"losses_{dtype}", {"rtol": tight["rtol"]})
+        for key, rows in (("query", None), ("key", 16), ("logits", None), ("t_logits", None)):
+            same(first[key][:rows], f"first_{key}_{dtype}", loose)
+        same(first["k_labels"], "first_k_labels", {})
+        same(first["k_index"], "first_k_idx", {})
+        same(np.asarray(grad_norms), f"grad_norms_{dtype}", loose)
+        same(grad_T, f"grad_log_T_c_{dtype}", loose)
+        same(T_c.detach(), f"log_T_c_final_{dtype}", loose)
+        same([p.detach().norm() for p in moco.parameters()], f"param_norms_{dtype}", loose)
+        running = [v.norm() for k, v in moco.state_dict().items() if "running" in k]
+        same(running, f"buffer_norms_{dtype}", loose)
+        if double:
+            same(moco.queue_k, "queue_k_final_f64", tight)
+            same(moco.queue_l, "queue_l_final", {})
+            same(moco.queue_i, "queue_i_final", {})
+            same(moco.queue_ptr, "queue_ptr_final", {})
+        moco.eval()
         with torch.no_grad():
-            _, expected = moco.encoder_k(images, return_features=True)
-        written = (moco.queue_k[:, None] == expected).all(dim=2)  # K x B
-        assert (written.sum(dim=0) == 1).all()
-        kept[align] = moco.queue_l[written.int().argmax(dim=0)]
-    assert torch.equal(kept[True], labels)
-    assert not torch.equal(kept[False], labels)
+            same(moco(first_view), f"eval_logits_{dtype}", loose)
+
+
+def test_without_a_teacher_labels_stay_with_their_features():
+    for base_k in [0, 2]:
+        images, labels = torch.randn(8, 3, 1, 1), torch.tensor([0, 1, 2, 0, 1, 0, 2, 0])
+        kept = {}
+        for align in (True, False):
+            moco = toy_moco(K=24, base_k=base_k, align_labels=align)
+            moco(images, images, images, labels, torch.arange(8))
+            with torch.no_grad():
+                _, expected = moco.encoder_k(images, return_features=True)
+            written = (moco.queue_k[:, None] == expected).all(dim=2)  # K x B
+            assert (written.sum(dim=0) == 1).all()
+            kept[align] = moco.queue_l[written.int().argmax(dim=0)]
+        assert torch.equal(kept[True], labels)
+        assert not torch.equal(kept[False], labels)
 
 
 def test_momentum_update_by_hand():

@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from itertools import product
 
 import numpy as np
 import pytest
@@ -29,15 +30,15 @@ def rate(epoch, loss_type, lr, start, schedule):
     return learning_rate(epoch, lr, in_ib_phase(epoch, loss_type, start), schedule)
 
 
-@pytest.mark.parametrize(("name", "schedule"), [("cifar", CIFAR), ("tiny", TINY_IMAGENET)])
-def test_learning_rates_of_every_epoch(golden, name, schedule):
-    g = golden("ib_loss")
-    types = g.facts[f"lr_{name}_loss_type"]
-    for (lr, start), loss_type, expected in zip(
-        g[f"lr_{name}_cfg"], types, g[f"lr_{name}"], strict=True
-    ):
-        actual = [rate(e, loss_type, lr, int(start), schedule) for e in range(len(expected))]
-        np.testing.assert_allclose(actual, expected, rtol=1e-12)
+def test_learning_rates_of_every_epoch(golden):
+    for name, schedule in [("cifar", CIFAR), ("tiny", TINY_IMAGENET)]:
+        g = golden("ib_loss")
+        types = g.facts[f"lr_{name}_loss_type"]
+        for (lr, start), loss_type, expected in zip(
+            g[f"lr_{name}_cfg"], types, g[f"lr_{name}"], strict=True
+        ):
+            actual = [rate(e, loss_type, lr, int(start), schedule) for e in range(len(expected))]
+            np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 def test_ldam_drw_schedule_is_the_plain_one(golden):
@@ -58,51 +59,53 @@ def test_a_stretched_schedule_is_a_miniature():
     )
 
 
-@pytest.mark.parametrize("case", range(4))
-@pytest.mark.parametrize("rule", ["CBReweight", "IBReweight", "DRW"])
-def test_class_weights(golden, case, rule):
-    g = golden("ib_loss")
-    counts = g[f"w{case}_cls_num_list"].tolist()
-    if rule == "DRW":
-        for epoch in (159, 160):
-            weights = engine.class_weights(rule, counts, epoch, drw_epoch=160)
-            np.testing.assert_allclose(weights, g[f"w{case}_DRW_epoch{epoch}"], rtol=1e-6)
-    else:
-        weights = engine.class_weights(rule, counts, 0, drw_epoch=160)
-        np.testing.assert_allclose(weights, g[f"w{case}_{rule}"], rtol=1e-6)
-    assert engine.class_weights("None", counts, 0, 160) is None
+def test_class_weights(golden):
+    for case, rule in product(range(4), ["CBReweight", "IBReweight", "DRW"]):
+        g = golden("ib_loss")
+        counts = g[f"w{case}_cls_num_list"].tolist()
+        if rule == "DRW":
+            for epoch in (159, 160):
+                weights = engine.class_weights(rule, counts, epoch, drw_epoch=160)
+                np.testing.assert_allclose(weights, g[f"w{case}_DRW_epoch{epoch}"], rtol=1e-6)
+        else:
+            weights = engine.class_weights(rule, counts, 0, drw_epoch=160)
+            np.testing.assert_allclose(weights, g[f"w{case}_{rule}"], rtol=1e-6)
+        assert engine.class_weights("None", counts, 0, 160) is None
 
 
-@pytest.mark.parametrize("index", range(6))
-def test_documented_commands(golden, index):
+def test_documented_commands(golden):
     """Namespace, run name, criteria, class weights and rates of the six commands of the README."""
-    g = golden("ib_loss")
-    command = g.facts["commands"][index]
-    program = "tiny" if "tinyimage" in command["script"] else "cifar"
-    schedule = TINY_IMAGENET if program == "tiny" else CIFAR
-    args = parse(*command["argv"], program=program)
-    expected = command["namespace"]
-    pretrained = {"pretrained"}  # on by default for Tiny ImageNet: there the original always loads
-    for key in expected.keys() - pretrained:
-        if key not in ("cls_num_list", "store_name"):
-            assert getattr(args, key) == expected[key], key
-    assert args.store_name == command["store_name"]
+    for index in range(6):
+        g = golden("ib_loss")
+        command = g.facts["commands"][index]
+        program = "tiny" if "tinyimage" in command["script"] else "cifar"
+        schedule = TINY_IMAGENET if program == "tiny" else CIFAR
+        args = parse(*command["argv"], program=program)
+        expected = command["namespace"]
+        pretrained = {
+            "pretrained"
+        }  # on by default for Tiny ImageNet: there the original always loads
+        for key in expected.keys() - pretrained:
+            if key not in ("cls_num_list", "store_name"):
+                assert getattr(args, key) == expected[key], key
+        assert args.store_name == command["store_name"]
 
-    rates = [
-        rate(e, args.loss_type, args.lr, args.start_ib_epoch, schedule) for e in range(args.epochs)
-    ]
-    np.testing.assert_allclose(rates, g[f"cmd{index}_lr"], rtol=1e-12)
-    per_class = 500
-    counts = class_counts(
-        per_class * args.num_classes, args.num_classes, args.imb_type, args.imb_factor
-    )
-    for when, epoch in (("first", 0), ("last", args.epochs - 1)):
-        weights = engine.class_weights(args.train_rule, counts, epoch, schedule.drw_epoch)
-        weights = torch.zeros(0) if weights is None else weights
-        np.testing.assert_allclose(weights, g[f"cmd{index}_weight_{when}"], rtol=1e-6)
-    last = engine.build_criterion(args, counts, args.epochs - 1, schedule.drw_epoch)
-    kinds = {"CE": torch.nn.CrossEntropyLoss, "IB": IBLoss, "IBFocal": IB_FocalLoss}
-    assert type(last) is kinds[args.loss_type]
+        rates = [
+            rate(e, args.loss_type, args.lr, args.start_ib_epoch, schedule)
+            for e in range(args.epochs)
+        ]
+        np.testing.assert_allclose(rates, g[f"cmd{index}_lr"], rtol=1e-12)
+        per_class = 500
+        counts = class_counts(
+            per_class * args.num_classes, args.num_classes, args.imb_type, args.imb_factor
+        )
+        for when, epoch in (("first", 0), ("last", args.epochs - 1)):
+            weights = engine.class_weights(args.train_rule, counts, epoch, schedule.drw_epoch)
+            weights = torch.zeros(0) if weights is None else weights
+            np.testing.assert_allclose(weights, g[f"cmd{index}_weight_{when}"], rtol=1e-6)
+        last = engine.build_criterion(args, counts, args.epochs - 1, schedule.drw_epoch)
+        kinds = {"CE": torch.nn.CrossEntropyLoss, "IB": IBLoss, "IBFocal": IB_FocalLoss}
+        assert type(last) is kinds[args.loss_type]
 
 
 def test_flags_keep_their_names_and_defaults(golden):
@@ -117,20 +120,21 @@ def test_flags_keep_their_names_and_defaults(golden):
                 assert action.default == flag["default"], spelling
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["--loss_type", "Hinge"], "--loss_type"),
-    (["--train_rule", "Sometimes"], "--train_rule"),
-    (["--dataset", "mnist"], "--dataset"),
-    (["-a", "vgg"], "--arch"),
-    (["--num_classes", "100"], "--num_classes 100: cifar10 has 10 classes"),
-    (["--imb_factor", "0"], "--imb_factor 0.0"),
-    (["--imb_factor", "1.5"], "--imb_factor 1.5"),
-    (["--epochs", "0"], "--epochs 0"),
-    (["--evaluate"], "--resume"),
-])  # fmt: skip
-def test_bad_flags_are_named(argv, words):
-    with pytest.raises(UsageError, match=words):
-        parse(*argv)
+def test_bad_flags_are_named():
+    cases = [
+        (["--loss_type", "Hinge"], "--loss_type"),
+        (["--train_rule", "Sometimes"], "--train_rule"),
+        (["--dataset", "mnist"], "--dataset"),
+        (["-a", "vgg"], "--arch"),
+        (["--num_classes", "100"], "--num_classes 100: cifar10 has 10 classes"),
+        (["--imb_factor", "0"], "--imb_factor 0.0"),
+        (["--imb_factor", "1.5"], "--imb_factor 1.5"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--evaluate"], "--resume"),
+    ]
+    for argv, words in cases:
+        with pytest.raises(UsageError, match=words):
+            parse(*argv)
 
 
 def test_notes_speak_up_once():
@@ -212,10 +216,13 @@ def test_training_steps_are_the_originals(golden, case, tmp_path, monkeypatch):
     assert without_times(log) == without_times(expected)
     assert f"lr: {step['lr_epoch0']:.5f}" in log
     final = model.state_dict()
-    for name, key in (
-        ("linear", "linear.weight"), ("conv1", "conv1.weight"),
-        ("bn1_weight", "bn1.weight"), ("running_mean", "bn1.running_mean"),
-    ):  # fmt: skip
+    cases = (
+        ("linear", "linear.weight"),
+        ("conv1", "conv1.weight"),
+        ("bn1_weight", "bn1.weight"),
+        ("running_mean", "bn1.running_mean"),
+    )
+    for name, key in cases:
         np.testing.assert_allclose(final[key], g[f"step{case}_{name}"], rtol=1e-6, atol=1e-9)
 
 

@@ -1,6 +1,7 @@
 """What the public losses of all four papers share: what they take, and what they refuse."""
 
 from contextlib import nullcontext
+from itertools import product
 
 import numpy as np
 import pytest
@@ -86,45 +87,43 @@ def test_every_public_loss_is_here():
                 assert f"{paper}.{found.__name__}" in LOSSES
 
 
-@every_loss
-@pytest.mark.parametrize("of", [tuple, np.asarray, torch.tensor], ids=["tuple", "array", "tensor"])
-def test_counts_and_weights_are_lists_arrays_or_tensors(loss, of, batch):
-    torch.testing.assert_close(loss(of, *batch), loss(list, *batch))
+def test_counts_and_weights_are_lists_arrays_or_tensors(batch):
+    for loss, of in product(LOSSES.values(), [tuple, np.asarray, torch.tensor]):
+        torch.testing.assert_close(loss(of, *batch), loss(list, *batch))
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
-def test_labels_are_integers_of_any_kind(loss, dtype, batch):
-    logits, target = batch
-    assert torch.equal(loss(list, logits, target.to(dtype)), loss(list, logits, target))
+def test_labels_are_integers_of_any_kind(batch):
+    for loss, dtype in product(LOSSES.values(), [torch.int32, torch.int16, torch.uint8]):
+        logits, target = batch
+        assert torch.equal(loss(list, logits, target.to(dtype)), loss(list, logits, target))
 
 
-@every_loss
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.tensor([0, 1, 2, 3, 4]), r"label 4 with logits of 4 classes"),
-        (torch.tensor([0, 1, 2, 3, -1]), r"label -1 with logits of 4 classes"),
-        (torch.tensor([0, 1, 2, 3]), r"got logits \(5, 4\) and labels \(4,\) of torch.int64"),
-        (torch.zeros(5, 1).long(), r"got logits \(5, 4\) and labels \(5, 1\) of torch.int64"),
-        (torch.zeros(5), r"got logits \(5, 4\) and labels \(5,\) of torch.float32"),
-        (torch.ones(5, 4) / 4, r"got logits \(5, 4\) and labels \(5, 4\) of torch.float32"),
-    ],
-    ids=["beyond", "negative", "too few", "a column", "floats", "soft"],
-)
-def test_labels_that_do_not_fit_are_named(loss, labels, message, batch):
-    with pytest.raises(ValueError, match=message):
-        loss(list, batch[0], labels)
+def test_labels_that_do_not_fit_are_named(batch):
+    for loss, (labels, message) in product(
+        LOSSES.values(),
+        [
+            (torch.tensor([0, 1, 2, 3, 4]), r"label 4 with logits of 4 classes"),
+            (torch.tensor([0, 1, 2, 3, -1]), r"label -1 with logits of 4 classes"),
+            (torch.tensor([0, 1, 2, 3]), r"got logits \(5, 4\) and labels \(4,\) of torch.int64"),
+            (torch.zeros(5, 1).long(), r"got logits \(5, 4\) and labels \(5, 1\) of torch.int64"),
+            (torch.zeros(5), r"got logits \(5, 4\) and labels \(5,\) of torch.float32"),
+            (torch.ones(5, 4) / 4, r"got logits \(5, 4\) and labels \(5, 4\) of torch.float32"),
+        ],
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(list, batch[0], labels)
 
 
-@pytest.mark.parametrize("name", [
-    name for name in LOSSES if not name.endswith(("BalSCL", "BCLLoss", "NCLLoss", "GMLLoss"))
-])  # fmt: skip
-def test_logits_of_every_pixel_are_refused(name):
-    logits, target = torch.zeros(5, 4, 2, 2), torch.zeros(5, 2, 2).long()
-    message = r"expected logits \((\w), \w\) and integer labels \(\1,\), got logits \(5, 4, 2, 2\)"
-    with pytest.raises(ValueError, match=message):
-        LOSSES[name](list, logits, target)
+def test_logits_of_every_pixel_are_refused():
+    for name in [
+        name for name in LOSSES if not name.endswith(("BalSCL", "BCLLoss", "NCLLoss", "GMLLoss"))
+    ]:
+        logits, target = torch.zeros(5, 4, 2, 2), torch.zeros(5, 2, 2).long()
+        message = (
+            r"expected logits \((\w), \w\) and integer labels \(\1,\), got logits \(5, 4, 2, 2\)"
+        )
+        with pytest.raises(ValueError, match=message):
+            LOSSES[name](list, logits, target)
 
 
 @every_loss
@@ -161,8 +160,8 @@ def test_spatial_features_are_averaged_over_their_positions(batch):
     torch.testing.assert_close(one, expected)
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (4, 7), (7, 5)])
-def test_features_that_do_not_fit_are_named(shape, batch):
-    with pytest.raises(ValueError, match=r"for N = 5 samples, got features \(") as error:
-        ib.IBLoss()(*batch, torch.zeros(shape))
-    assert str(error.value).endswith(f"got features {shape}")
+def test_features_that_do_not_fit_are_named(batch):
+    for shape in [(), (4,), (4, 7), (7, 5)]:
+        with pytest.raises(ValueError, match=r"for N = 5 samples, got features \(") as error:
+            ib.IBLoss()(*batch, torch.zeros(shape))
+        assert str(error.value).endswith(f"got features {shape}")

@@ -87,23 +87,22 @@ def refusal(parse, words):
     return ""
 
 
-@pytest.mark.parametrize("program", PARSE)
-def test_every_number_is_checked_before_training(program):
-    flags = {flag: action for name, flag, action in NUMBERS if name == program}
-    assert {"--seed", "--momentum", "--workers"} <= flags.keys()
-    for flag, action in flags.items():
-        values = ["nan", "inf", "-inf", "-1"]
-        if action.type is int:
-            values += [str(2**63), str(10**30)]
-        for value in values:
-            said = refusal(PARSE[program], [f"{flag}={value}"])
-            assert any(name in said for name in action.option_strings), (flag, value, said)
-            assert "\n" not in said
+def test_every_number_is_checked_before_training():
+    for program in PARSE:
+        flags = {flag: action for name, flag, action in NUMBERS if name == program}
+        assert {"--seed", "--momentum", "--workers"} <= flags.keys()
+        for flag, action in flags.items():
+            values = ["nan", "inf", "-inf", "-1"]
+            if action.type is int:
+                values += [str(2**63), str(10**30)]
+            for value in values:
+                said = refusal(PARSE[program], [f"{flag}={value}"])
+                assert any(name in said for name in action.option_strings), (flag, value, said)
+                assert "\n" not in said
 
 
-@pytest.mark.parametrize(
-    ("main", "flag", "argv"),
-    [
+def test_numbers_of_the_tools_are_checked():
+    cases = [
         (datasets.check.main, "--workers", ["."]),
         (preprocess.main, "--workers", ["--images", ".", "--ground_truth", "x"]),
         (preprocess.main, "--quality", ["--images", ".", "--ground_truth", "x"]),
@@ -111,11 +110,10 @@ def test_every_number_is_checked_before_training(program):
         (split.main, "--train_ratio", []),
         (mean_std.main, "--image_size", ["."]),
         (hmloss.plot_loss.main, "--delta", []),
-    ],
-)
-def test_numbers_of_the_tools_are_checked(main, flag, argv):
-    for value in ("-1", "nan", "inf"):
-        assert flag in refusal(main, [*argv, f"{flag}={value}"]), value
+    ]
+    for main, flag, argv in cases:
+        for value in ("-1", "nan", "inf"):
+            assert flag in refusal(main, [*argv, f"{flag}={value}"]), value
 
 
 def test_every_number_of_a_configuration_is_checked():
@@ -146,10 +144,10 @@ def test_messages_of_numbers():
     check_numbers({"--lr": 1e20, "--gpu": -1, "--cos": True, "--name": "x", "--seed": None})
 
 
-@pytest.mark.parametrize("program", ["ib_loss", "dbm_loss/large_scale", "dbm_loss/GML/cifar_main"])
-def test_a_first_epoch_behind_the_last_is_refused(program):
-    with pytest.raises(UsageError, match="--start-epoch 5: the last of --epochs 5 is epoch 4"):
-        PARSE[program](["--epochs", "5", "--start-epoch", "5"])
+def test_a_first_epoch_behind_the_last_is_refused():
+    for program in ["ib_loss", "dbm_loss/large_scale", "dbm_loss/GML/cifar_main"]:
+        with pytest.raises(UsageError, match="--start-epoch 5: the last of --epochs 5 is epoch 4"):
+            PARSE[program](["--epochs", "5", "--start-epoch", "5"])
 
 
 def original_flags(program, golden):

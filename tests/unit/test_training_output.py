@@ -40,24 +40,24 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch):
     assert written.getvalue() == rb"81.25 \xb1 0.50 \u2514> \u72ac \udcff" + b"\n"
 
 
-@pytest.mark.parametrize("unbuffered", [False, True])
-def test_a_reader_that_goes_away_is_one_line(unbuffered):
+def test_a_reader_that_goes_away_is_one_line():
     """``program | head -1``: print after print until the pipe breaks."""
+    for unbuffered in [False, True]:
 
-    def act(read, write):
-        gone, out = os.pipe()
-        os.close(gone)
-        raw = open(out, "wb", 0)  # noqa: SIM115
-        sys.stdout = io.TextIOWrapper(raw, write_through=True) if unbuffered else stream(out)
-        sys.stderr = stream(write)
-        sys.argv = ["program.py"]
-        launch.run(lambda _: print("epoch 0", flush=True))
+        def act(read, write):
+            gone, out = os.pipe()
+            os.close(gone)
+            raw = open(out, "wb", 0)  # noqa: SIM115
+            sys.stdout = io.TextIOWrapper(raw, write_through=True) if unbuffered else stream(out)
+            sys.stderr = stream(write)
+            sys.argv = ["program.py"]
+            launch.run(lambda _: print("epoch 0", flush=True))
 
-    assert forked(act) == (
-        1,
-        "program.py: error: the output cannot be written any more (Broken pipe); a training "
-        "goes on from its last checkpoint with --resume auto\n",
-    )
+        assert forked(act) == (
+            1,
+            "program.py: error: the output cannot be written any more (Broken pipe); a training "
+            "goes on from its last checkpoint with --resume auto\n",
+        )
 
 
 def test_a_full_disk_below_the_output_is_one_line():

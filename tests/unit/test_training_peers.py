@@ -136,15 +136,26 @@ def test_places_where_no_run_can_meet(place, monkeypatch):
     assert refusal() == "WORLD_SIZE 2, but no MASTER_ADDR: start with torchrun"
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    (RuntimeError("[/x/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1"),
-     "another process of the run has ended and said why, or was killed (out of memory?)"),
-    (RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv"
-                  " operation to complete"),
-     "another process of the run has not answered for 10 minutes"),
-    (dist.DistBackendError("NCCL error: remote process exited or there was a network error"),
-     "another process of the run has ended and said why, or was killed (out of memory?)"),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
-])  # fmt: skip
-def test_what_torchs_errors_mean(error, words):
-    assert peers.explain(error) == words
+def test_what_torchs_errors_mean():
+    cases = [
+        (
+            RuntimeError(
+                "[/x/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1"
+            ),
+            "another process of the run has ended and said why, or was killed (out of memory?)",
+        ),
+        (
+            RuntimeError(
+                "[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv"
+                " operation to complete"
+            ),
+            "another process of the run has not answered for 10 minutes",
+        ),
+        (
+            dist.DistBackendError("NCCL error: remote process exited or there was a network error"),
+            "another process of the run has ended and said why, or was killed (out of memory?)",
+        ),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ]
+    for error, words in cases:
+        assert peers.explain(error) == words

@@ -139,33 +139,30 @@ def ticks(axis):
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "counts", "classes"),
-    [
+def test_per_class_shows_every_accuracy_and_size():
+    cases = [
         ([1.0, 0.0], [130, 12], ["healthy", "ill"]),
         ([1.0, 0.5, float("nan")], [20, 0, 3], ["a", "b", "c"]),
         (np.linspace(0, 1, 12), range(10, 250, 20), LONG_NAMES),
         (np.linspace(1, 0, 100), range(100, 0, -1), [str(c) for c in range(100)]),
         (np.linspace(0, 1, 8142), range(8142), [str(c) for c in range(8142)]),
-    ],
-    ids=["two", "gaps", "long", "hundred", "inaturalist"],
-)  # fmt: skip
-def test_per_class_shows_every_accuracy_and_size(accuracies, counts, classes):
-    title = f"IB, resnet32, on {'a data set ' * 20}"
-    figure = figure_of(drawings.per_class, accuracies, list(counts), classes, "test", title)
-    upper, lower = figure.axes
-    assert upper.get_ylim()[1] > 105 and upper.get_ylim()[0] == 0  # a bar of 100 % is whole
-    assert figure.get_suptitle().replace("\n", " ").startswith("IB, resnet32, on a data set")
-    if len(classes) > 40:
-        assert lower.get_xlabel().startswith("rank of the class, most training images first")
-        return
-    largest = int(np.argmax(counts))
-    assert ticks(lower.xaxis)[0].replace(r"\$", "$")[:14] == classes[largest][:14]
-    assert len(set(ticks(lower.xaxis))) == len(classes)
-    shown = [text.get_text() for text in upper.texts]
-    by_size = np.asarray(accuracies)[np.argsort(-np.asarray(counts), kind="stable")]
-    assert shown == ["no image" if np.isnan(x) else f"{100 * x:.0f}" for x in by_size]
-    assert [text.get_text() for text in lower.texts] == [str(n) for n in sorted(counts)[::-1]]
+    ]
+    for accuracies, counts, classes in cases:
+        title = f"IB, resnet32, on {'a data set ' * 20}"
+        figure = figure_of(drawings.per_class, accuracies, list(counts), classes, "test", title)
+        upper, lower = figure.axes
+        assert upper.get_ylim()[1] > 105 and upper.get_ylim()[0] == 0  # a bar of 100 % is whole
+        assert figure.get_suptitle().replace("\n", " ").startswith("IB, resnet32, on a data set")
+        if len(classes) > 40:
+            assert lower.get_xlabel().startswith("rank of the class, most training images first")
+            continue
+        largest = int(np.argmax(counts))
+        assert ticks(lower.xaxis)[0].replace(r"\$", "$")[:14] == classes[largest][:14]
+        assert len(set(ticks(lower.xaxis))) == len(classes)
+        shown = [text.get_text() for text in upper.texts]
+        by_size = np.asarray(accuracies)[np.argsort(-np.asarray(counts), kind="stable")]
+        assert shown == ["no image" if np.isnan(x) else f"{100 * x:.0f}" for x in by_size]
+        assert [text.get_text() for text in lower.texts] == [str(n) for n in sorted(counts)[::-1]]
 
 
 def test_bars_have_the_colour_of_their_group():
@@ -188,9 +185,9 @@ def test_confusion_is_sorted_by_size_and_in_percent():
     )
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_curves_leave_out_what_no_epoch_has(epochs):
-    history = [epoch(e, evaluation().figures | {"few": float("nan")}) for e in range(epochs)]
-    figure = figure_of(drawings.curves, history, "validation", "title")
-    labels = [line.get_label() for line in figure.axes[1].lines]
-    assert labels == ["validation", "validation, many", "validation, medium"]
+def test_curves_leave_out_what_no_epoch_has():
+    for epochs in [1, 3]:
+        history = [epoch(e, evaluation().figures | {"few": float("nan")}) for e in range(epochs)]
+        figure = figure_of(drawings.curves, history, "validation", "title")
+        labels = [line.get_label() for line in figure.axes[1].lines]
+        assert labels == ["validation", "validation, many", "validation, medium"]

@@ -46,15 +46,16 @@ def test_weights_load_with_either_prefix_and_without_counters():
     assert torch.equal(other[0].weight, torch.ones(3, 2))
 
 
-@pytest.mark.parametrize(("model", "words"), [
-    (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "it lacks 1.bias and 1 more"),
-    (nn.Sequential(), "it has besides 0.bias and 1 more"),
-    (nn.Sequential(nn.Linear(2, 4)), r"it differs: 0.bias is \(3,\), the model's \(4,\)"),
-])  # fmt: skip
-def test_another_architecture_is_refused_with_the_difference(model, words):
-    state = nn.Sequential(nn.Linear(2, 3)).state_dict()
-    with pytest.raises(UsageError, match=words):
-        restore.load_weights(model, state, "file")
+def test_another_architecture_is_refused_with_the_difference():
+    cases = [
+        (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "it lacks 1.bias and 1 more"),
+        (nn.Sequential(), "it has besides 0.bias and 1 more"),
+        (nn.Sequential(nn.Linear(2, 4)), r"it differs: 0.bias is \(3,\), the model's \(4,\)"),
+    ]
+    for model, words in cases:
+        state = nn.Sequential(nn.Linear(2, 3)).state_dict()
+        with pytest.raises(UsageError, match=words):
+            restore.load_weights(model, state, "file")
 
 
 def network(width=3):
@@ -81,24 +82,34 @@ def test_an_optimizer_takes_the_momentum_and_keeps_its_settings():
     assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.ones(3, 2))
 
 
-@pytest.mark.parametrize(("state", "words"), [
-    (trained(torch.optim.Adam).state_dict(), "another kind, 'momentum' is in only one of them"),
-    (trained(sgd, network(4)).state_dict(),
-     r"momentum_buffer of parameter 0 is \(4, 2\), not \(3, 2\)"),
-    (trained(sgd, nn.Linear(2, 3, bias=False)).state_dict(),
-     r"it has groups of \[1\] parameters, here are \[2\]"),
-    ({"state": {}}, "KeyError: 'param_groups'"),
-    ([1, 2], "TypeError"),
-    ("text", "TypeError"),
-    ({"state": {9: {}}, "param_groups": trained(sgd).state_dict()["param_groups"]}, "IndexError"),
-])  # fmt: skip
-def test_another_optimizer_is_refused(state, words):
-    with pytest.raises(UsageError, match=f"file: its 'optimizer' is not SGD's of this .*{words}"):
-        restore.load_optimizer(sgd(network().parameters()), state, "file")
+def test_another_optimizer_is_refused():
+    cases = [
+        (trained(torch.optim.Adam).state_dict(), "another kind, 'momentum' is in only one of them"),
+        (
+            trained(sgd, network(4)).state_dict(),
+            r"momentum_buffer of parameter 0 is \(4, 2\), not \(3, 2\)",
+        ),
+        (
+            trained(sgd, nn.Linear(2, 3, bias=False)).state_dict(),
+            r"it has groups of \[1\] parameters, here are \[2\]",
+        ),
+        ({"state": {}}, "KeyError: 'param_groups'"),
+        ([1, 2], "TypeError"),
+        ("text", "TypeError"),
+        (
+            {"state": {9: {}}, "param_groups": trained(sgd).state_dict()["param_groups"]},
+            "IndexError",
+        ),
+    ]
+    for state, words in cases:
+        with pytest.raises(
+            UsageError, match=f"file: its 'optimizer' is not SGD's of this .*{words}"
+        ):
+            restore.load_optimizer(sgd(network().parameters()), state, "file")
 
 
-@pytest.mark.parametrize("state", [{"scale": 1.0}, [1.0], {"scale": "high"}, {"scale": -1.0}])
-def test_another_scaler_is_refused(state):
-    scaler = torch.amp.GradScaler("cpu", enabled=True)
-    with pytest.raises(UsageError, match="file: its 'scaler' is not that of --amp fp16"):
-        restore.load_scaler(scaler, state, "file")
+def test_another_scaler_is_refused():
+    for state in [{"scale": 1.0}, [1.0], {"scale": "high"}, {"scale": -1.0}]:
+        scaler = torch.amp.GradScaler("cpu", enabled=True)
+        with pytest.raises(UsageError, match="file: its 'scaler' is not that of --amp fp16"):
+            restore.load_scaler(scaler, state, "file")

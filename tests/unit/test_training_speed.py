@@ -11,9 +11,8 @@ from common.training.launch import Process
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(
-    ("asked", "device", "amp", "expected"),
-    [
+def test_channels_last_where_it_is_faster_unless_the_user_says():
+    cases = [
         (None, CPU, "none", True),
         (None, CPU, "bf16", True),
         (None, GPU, "none", False),
@@ -21,10 +20,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         (None, GPU, "fp16", True),
         (False, CPU, "none", False),
         (True, GPU, "none", True),
-    ],
-)
-def test_channels_last_where_it_is_faster_unless_the_user_says(asked, device, amp, expected):
-    assert speed.use_channels_last(asked, device, amp) is expected
+    ]
+    for asked, device, amp, expected in cases:
+        assert speed.use_channels_last(asked, device, amp) is expected
 
 
 @pytest.mark.parametrize(
