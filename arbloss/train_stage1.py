@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     network = Network(config.backbone, config.num_classes, places=places)
     if places and not config.not_pretrained and not run.resumed:
         arch = config.backbone.removesuffix("_fe")
-        models.resnet.load_pretrained(network.model, arch, config.weights or None)
+        models.pretrained.load(network.model, arch, config.weights or None)
     network = trainer.place(run, network)
     parts = launch.unwrap(network)
     optimizer, scaler = trainer.build_optimizer(

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection, Mapping, Sequence
 
 from common import models
-from common.training.flags import LARGEST, Parser
+from common.training.flags import LARGEST, WEIGHTS_HELP, Parser
 from common.training.schedules import unreached
 from hmloss.schedule import Schedule
 
@@ -124,7 +124,7 @@ def add_training_flags(
     add(
         "--pretrained",
         action="store_true",
-        help="start from ImageNet weights (not for the CIFAR ResNets)",
+        help="start from ImageNet weights, torchvision's first ones (not for the CIFAR ResNets)",
     )
     add(
         "--seed",
@@ -153,12 +153,7 @@ def add_our_flags(parser: argparse.ArgumentParser, gamma: float) -> None:
         default=gamma,
         help="exponent of the focal loss (default: %(default)s, as in the original)",
     )
-    group.add_argument(
-        "--weights",
-        default=None,
-        metavar="FILE",
-        help="ImageNet weights from this file instead of a download",
-    )
+    group.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
 
 
 def check(parser: Parser, args: argparse.Namespace, schedule: Schedule) -> Schedule:
@@ -167,9 +162,8 @@ def check(parser: Parser, args: argparse.Namespace, schedule: Schedule) -> Sched
     Returns: the schedule, stretched if asked for.
     """
     check_losses(parser, args)
-    if args.pretrained and args.weights is None and args.arch not in models.resnet.PRETRAINED:
-        known = ", ".join(models.resnet.PRETRAINED)
-        parser.error(f"--pretrained: no ImageNet weights exist for {args.arch}, only for {known}")
+    if args.pretrained and args.weights is None:
+        models.pretrained.check(args.arch)
     if args.stretch_schedule:
         schedule = schedule.stretched(args.epochs)
     if args.start_hm_epoch is None:

@@ -51,8 +51,8 @@ def train_run(
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(num_classes=num_classes, use_norm=args.loss_type == "LDAM")
-    if args.pretrained and state is None:
-        models.resnet.load_pretrained(model, args.arch, args.weights)
+    if (args.pretrained or args.weights) and state is None:
+        process.say(models.pretrained.load(model, args.arch, args.weights))
     model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
 

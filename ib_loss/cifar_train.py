@@ -34,8 +34,8 @@ def build_model(args: Namespace, weights: bool) -> nn.Module:
     """The network; its head is a cosine classifier for LDAM."""
     build = archs.constructor(args.arch)
     model = build(num_classes=args.num_classes, use_norm=args.loss_type == "LDAM")
-    if args.pretrained and weights:
-        models.resnet.load_pretrained(model, args.arch, args.weights)
+    if (args.pretrained or args.weights) and weights:
+        models.pretrained.load(model, args.arch, args.weights)
     return model
 
 

@@ -38,7 +38,7 @@ def build_model(args: Namespace, weights: bool) -> nn.Module:
     """The 1000-class network, then a new linear head, also for LDAM: the original's order."""
     model = archs.constructor(args.arch)(num_classes=1000)
     if args.pretrained and weights:
-        models.resnet.load_pretrained(model, args.arch, args.weights)
+        models.pretrained.load(model, args.arch, args.weights)
     head = "fc" if hasattr(model, "fc") else "linear"
     setattr(model, head, nn.Linear(model.feature_dim, args.num_classes))
     return model

@@ -57,10 +57,10 @@ def _gml(arch: str, use_norm: bool = True, **network: object) -> nn.Module:
 _gml_cifar = partial(_gml, head="fc")
 
 
-def _isic(arch: str, **_: object) -> nn.Module:
+def _isic(arch: str, num_classes: int = 2, **_: object) -> nn.Module:
     from hmloss.isic2019_implementation.model import build_model
 
-    return build_model(arch, random_init=True)
+    return build_model(arch, num_classes)
 
 
 def _arb(arch: str, num_classes: int, places: bool = False, stage: int = 1) -> nn.Module:

@@ -6,15 +6,12 @@ access to the features.
 """
 
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from common.models.heads import NormedLinear
-from common.training import restore
-from common.training.errors import UsageError
 
 
 class ResNet(tv.ResNet):
@@ -92,43 +89,3 @@ resnext101_32x8d = partial(resnet101, groups=32, width_per_group=8)
 resnext152_32x4d = partial(resnet152, groups=32, width_per_group=4)
 wide_resnet50_2 = partial(resnet50, width_per_group=128)
 wide_resnet101_2 = partial(resnet101, width_per_group=128)
-
-PRETRAINED = {
-    "resnet18": tv.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet34": tv.ResNet34_Weights.IMAGENET1K_V1,
-    "resnet50": tv.ResNet50_Weights.IMAGENET1K_V1,
-    "resnet101": tv.ResNet101_Weights.IMAGENET1K_V1,
-    "resnet152": tv.ResNet152_Weights.IMAGENET1K_V1,
-    "resnext50_32x4d": tv.ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
-    "resnext101_32x8d": tv.ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
-    "wide_resnet50_2": tv.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
-    "wide_resnet101_2": tv.Wide_ResNet101_2_Weights.IMAGENET1K_V1,
-}
-
-
-def load_pretrained(model: ResNet, arch: str, path: str | Path | None = None) -> None:
-    """Load ImageNet-1k weights (torchvision's V1) into ``model``.
-
-    The weights come from ``path`` if given, else from torch's download cache or torchvision's
-    server. A classifier of another shape keeps its own weights, and a model that lacks the last
-    blocks of the file leaves them out; everything else has to be there, except the batch counters
-    that files from before 2019 do not have.
-
-    Raises:
-        UsageError: no weights exist for ``arch``, they cannot be had or read, or they do not fit.
-    """
-    if path is None and arch not in PRETRAINED:
-        known = ", ".join(PRETRAINED)
-        raise UsageError(f"no ImageNet weights exist for {arch}: choose one of {known}")
-    source = path or restore.download(PRETRAINED[arch].url)
-    state = restore.load_state_dict(source)
-    own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.startswith("fc.")]
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-    unlike = [k for k in own if k in state and state[k].shape != own[k].shape]
-    unlike = [k for k in unlike if not k.startswith("fc.")]
-    if missing or unlike:
-        what = f"{missing[0]} is missing" if missing else f"{unlike[0]} has another shape"
-        raise UsageError(f"{source} does not fit the model ({what}): give the weights of {arch}")
-    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    model.load_state_dict(fits, strict=False)

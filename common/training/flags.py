@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from common.training.errors import UsageError
@@ -108,6 +108,22 @@ def fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a number from 0 to below 1")
     return value
+
+
+WEIGHTS_HELP = (
+    "start from the weights in this file, those of torchvision or of a checkpoint; a classifier of "
+    "other classes is left out"
+)
+
+
+def add_pretrained_flags(add: Callable[..., object]) -> None:
+    """Add ``--pretrained`` and ``--weights``, for ``common.models.pretrained``."""
+    add(
+        "--pretrained",
+        action="store_true",
+        help="start from ImageNet weights, torchvision's first ones (default: random weights)",
+    )
+    add("--weights", metavar="FILE", help=WEIGHTS_HELP)
 
 
 def add_run_flags(

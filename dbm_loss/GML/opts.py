@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS
 from common.training.errors import UsageError
-from common.training.flags import LARGEST, Parser, add_run_flags, check_start_epoch
+from common.training.flags import (
+    LARGEST,
+    Parser,
+    add_pretrained_flags,
+    add_run_flags,
+    check_start_epoch,
+)
 from common.training.schedules import unreached
 from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.GML.schedule import Schedule, StepSchedule
@@ -198,6 +204,7 @@ def _add_ours(parser: argparse.ArgumentParser, cifar: bool) -> None:
         "third column of the training list, or numbers)")
     add("--save_every", "--save-every", type=int, default=0, metavar="N",
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)")
+    add_pretrained_flags(add)
     # fmt: on
 
 
@@ -222,7 +229,7 @@ def parse_args(
     if program == "main":
         args.gpu, args.start_epoch = None, 0
     else:
-        args.save_every = 0
+        args.save_every, args.pretrained, args.weights = 0, False, None
     refused = {"cifar_ce": REFUSED_BY_TEACHER, "cifar_main": REFUSED, "main": {}}[program]
     for name, reason in refused.items():
         if getattr(args, name) != parser.get_default(name):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from common import models
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
@@ -93,6 +94,10 @@ def train(
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args, teacher)
+    if (args.pretrained or args.weights) and state is None:
+        process.say(models.pretrained.load(model.encoder_q, args.arch, args.weights))
+        if teacher is None:  # the key encoder is a copy
+            model.encoder_k.load_state_dict(model.encoder_q.state_dict())
     criterion = build_criterion(args, data.cls_num_list)
     if process.distributed and process.device.type == "cuda" and args.program == "main":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -4,7 +4,13 @@ import argparse
 from collections.abc import Sequence
 
 from common.training.errors import UsageError
-from common.training.flags import LARGEST, Parser, add_run_flags, check_start_epoch
+from common.training.flags import (
+    LARGEST,
+    Parser,
+    add_pretrained_flags,
+    add_run_flags,
+    check_start_epoch,
+)
 from common.training.schedules import unreached
 from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.large_scale.models import ARCHITECTURES
@@ -162,6 +168,7 @@ def get_parser() -> Parser:
         help="also write the checkpoint every N steps of an epoch (default: after each epoch)",
     )
     add_margin_norm(ours)
+    add_pretrained_flags(ours)
     ours("--evaluate", action="store_true", help="evaluate the checkpoint of --resume and stop")
     return parser
 

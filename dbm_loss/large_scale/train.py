@@ -25,6 +25,7 @@ interrupt.during_imports(__name__)
 import torch
 
 from common.evaluation import Tally
+from common.models import pretrained
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
@@ -49,7 +50,7 @@ from dbm_loss.large_scale.engine import (
     result_lines,
     train_one_epoch,
 )
-from dbm_loss.large_scale.models import build_model
+from dbm_loss.large_scale.models import ARCHITECTURES, build_model
 from dbm_loss.large_scale.schedule import Schedule
 
 KEEP_EVERY = 20  # epochs whose checkpoint is kept under its number
@@ -100,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args.loss_fn, args.arch, args.num_classes, args.use_norm)
+    if (args.pretrained or args.weights) and state is None:
+        encoder = model.encoder if args.loss_fn == "bcl" else model
+        process.say(pretrained.load(encoder, ARCHITECTURES[args.arch], args.weights))
     model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
     criterion = build_criterion(args, data.cls_num_list, schedule.drw_epoch).to(process.device)

@@ -10,6 +10,7 @@ from sklearn.metrics import classification_report, roc_auc_score, roc_curve
 
 from common.training.drawings import heading
 
+FIGURES = ("bacc", "auc", "sensitivity", "specificity", "accuracy")
 NAMES = ["nv", "mel"]  # labels 0 and 1 in reports
 EDGES = (0, 0.05, *(round(0.1 * k, 1) for k in range(1, 11)))
 
@@ -40,9 +41,9 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def in_percent(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures of ``binary_metrics`` as they stand beside those of the other programs."""
-    return {name: 100 * value for name, value in figures.items()}
+def percentages(row: Mapping[str, object]) -> dict:
+    """A row with its ``FIGURES`` in percent, as they stand beside those of the other programs."""
+    return dict(row) | {name: 100 * row[name] for name in FIGURES}
 
 
 def report_text(labels: np.ndarray, scores: np.ndarray) -> str:
@@ -85,17 +86,19 @@ def draw_roc(figure, labels: np.ndarray, scores: np.ndarray, title: str) -> None
     """ROC curve of the melanoma probability; the point is where the program decides."""
     figure.set_size_inches(6.5, 6.5)
     false_alarms, found, _ = roc_curve(labels, np.asarray(scores)[:, 1])
-    result = binary_metrics(labels, scores)
+    result = percentages(binary_metrics(labels, scores))
     axes = figure.subplots()
-    axes.plot(false_alarms, found, label=f"AUC {result['auc']:.3f}")
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    axes.plot(100 * false_alarms, 100 * found, label=f"AUC {result['auc']:.1f} %")
+    axes.plot([0, 100], [0, 100], color="grey", linestyle=":")
     axes.plot(
-        1 - result["specificity"],
+        100 - result["specificity"],
         result["sensitivity"],
         "o",
-        label=f"balanced accuracy {result['bacc']:.3f}",
+        label=f"balanced accuracy {result['bacc']:.1f} %",
     )
-    axes.set(xlabel="1 − specificity", ylabel="sensitivity (melanomas found)", aspect="equal")
+    axes.set(
+        xlabel="100 − specificity (%)", ylabel="sensitivity (%), melanomas found", aspect="equal"
+    )
     axes.legend(loc="lower right")
     heading(figure, title)
 
@@ -104,15 +107,17 @@ def draw_learning_curve(figure, history: Sequence[dict], title: str) -> None:
     """Accuracy and loss of training and validation over the epochs."""
     frame = pd.DataFrame(history)
     heading(figure, title)
-    for axes, name, train, validation in zip(
+    for axes, name, unit, train, validation in zip(
         figure.subplots(1, 2),
         ("Model accuracy ", "Model loss "),
+        ("accuracy (%)", "loss"),
         ("train_top1", "train_loss"),
         ("top1", "loss"),
         strict=True,
     ):
-        axes.plot(frame["epoch"], frame[train], label="training")
-        evaluated = frame.dropna(subset=validation)
-        axes.plot(evaluated["epoch"], evaluated[validation], label="validation")
-        axes.set(title=name, xlabel="epoch")
+        for column, label in ((train, "training"), (validation, "validation")):
+            rows = frame.dropna(subset=column)  # not every epoch is evaluated, with --eval_every
+            axes.plot(rows["epoch"], rows[column], "o-" if len(rows) == 1 else "-", label=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(title=name, xlabel="epoch", ylabel=unit)
         axes.legend()

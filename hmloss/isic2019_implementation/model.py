@@ -2,58 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 from torchvision import models as tv
 
+from common.models import pretrained
 from common.models.resnet_cifar import resnet20
-from common.training import restore
 from common.training.errors import UsageError
 
-NUM_CLASSES = 2
-WEIGHTS = {
-    "efficientnet_b0": tv.EfficientNet_B0_Weights.IMAGENET1K_V1,
-    "efficientnet_b3": tv.EfficientNet_B3_Weights.IMAGENET1K_V1,
-    "resnet18": tv.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": tv.ResNet50_Weights.IMAGENET1K_V1,
-}
-ARCHS = [*WEIGHTS, "resnet20"]  # the CIFAR one, to try things out: small, without weights
+PUBLISHED = ("efficientnet_b0", "efficientnet_b3", "resnet18", "resnet50")
+SCRATCH = "--random_init"
+ARCHS = [*PUBLISHED, "resnet20"]  # the CIFAR one, to try things out: small, without weights
 
 
-def build_model(
-    arch: str, weights: str | Path | None = None, random_init: bool = False
-) -> nn.Module:
-    """A torchvision network with a new two-class classifier, or the small ResNet-20.
-
-    Args:
-        arch: one of ``ARCHS``.
-        weights: file with ImageNet weights, of the whole network or without classifier; None:
-            torchvision's, from its download cache or its server.
-        random_init: no weights at all.
-    Raises:
-        UsageError: the weights cannot be had, or belong to another network.
-    """
-    if arch not in WEIGHTS:
-        if not random_init:
-            raise UsageError(f"--arch {arch}: has no ImageNet weights, so give --random_init")
-        return resnet20(num_classes=NUM_CLASSES)
+def build_model(arch: str, num_classes: int = 2) -> nn.Module:
+    """One of ``ARCHS``: a torchvision network with a new classifier, or the small ResNet-20."""
+    if arch not in PUBLISHED:
+        return resnet20(num_classes=num_classes)
     model = tv.get_model(arch)
-    if not random_init:
-        path = weights or _download(arch)
-        restore.load_weights(model, restore.load_state_dict(path), path)
     if hasattr(model, "classifier"):
-        model.classifier[1] = nn.Linear(model.classifier[1].in_features, NUM_CLASSES)
+        model.classifier[1] = nn.Linear(model.classifier[1].in_features, num_classes)
     else:
-        model.fc = nn.Linear(model.fc.in_features, NUM_CLASSES)
+        model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model
 
 
-def _download(arch: str) -> Path:
+def load_pretrained(model: nn.Module, arch: str, path: str | None) -> str:
+    """``common.models.pretrained.load``, which this program does unless it is told not to."""
     try:
-        return restore.download(WEIGHTS[arch].url)
+        return pretrained.load(model, arch, path)
     except UsageError as error:
-        raise UsageError(f"{error}, or train from scratch with --random_init") from None
+        if path is not None:
+            raise
+        raise UsageError(f"{error}, or train from scratch with {SCRATCH}") from None
 
 
 def freeze(model: nn.Module, ratio_finetune: float) -> tuple[int, int]:

@@ -50,18 +50,17 @@ from hmloss.isic2019_implementation.engine import (
     validation_lines,
 )
 from hmloss.isic2019_implementation.metrics import (
+    FIGURES,
     NAMES,
     draw_learning_curve,
     draw_roc,
     eval_distribution,
-    in_percent,
+    percentages,
     report_text,
 )
-from hmloss.isic2019_implementation.model import build_model, freeze
+from hmloss.isic2019_implementation.model import build_model, freeze, load_pretrained
 from hmloss.isic2019_implementation.schedule import cyclic_lr
 from hmloss.schedule import in_hml_stage
-
-FIGURES = ("bacc", "auc", "sensitivity", "specificity", "accuracy")
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
         if process.is_main:
             write_results(result_dir, rows)
-    process.say(repeats.summary_line([row_in_percent(row) for row in rows], FIGURES))
+    process.say(repeats.summary_line([percentages(row) for row in rows], FIGURES))
     return rows
 
 
@@ -152,16 +151,11 @@ def evaluation_facts_of(args: argparse.Namespace, table: pd.DataFrame) -> dict[s
     return evaluation_facts(test_set, test_images, val_set, val_images)
 
 
-def row_in_percent(row: dict) -> dict:
-    """A row of the history, or of the runs, whose figures are fractions."""
-    return row | in_percent({name: row[name] for name in FIGURES})
-
-
 def rows_in_percent(record: Record) -> None:
     """Bring the history of a checkpoint to percent; those of earlier versions have fractions."""
-    if 0 < record.best_score <= 1:
-        for row in record.history:
-            row |= row_in_percent(row)
+    accuracies = [(row["accuracy"], row["top1"]) for row in record.history if "accuracy" in row]
+    if any(accuracy < top1 / 2 for accuracy, top1 in accuracies):
+        record.history = [percentages(row) for row in record.history]
         record.best_row = max(record.history, key=lambda row: (row["bacc"], row["epoch"]))
         record.best_score *= 100
 
@@ -239,7 +233,9 @@ def train_run(
 
     # Model: the lower part of a pretrained network stays as it is.
     seeds.seed_everything(seed)
-    model = build_model(args.arch, args.weights, args.random_init or state is not None)
+    model = build_model(args.arch)
+    if not args.random_init and state is None:
+        process.say(load_pretrained(model, args.arch, args.weights))
     frozen, tensors = freeze(model, args.ratio_finetune)
     process.say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors")
     model = model.to(memory_format=speed.memory_format(args.channels_last))
@@ -283,7 +279,7 @@ def train_run(
         patience -= 1
         if patience == 0 or record.evaluates(epoch - 1, args.num_epochs, args.eval_every):
             validation = predict(model, val_loader, num_val, criterion, args, process)
-            row |= validation.tally.result(args.cls_num_list) | in_percent(validation.figures())
+            row |= validation.tally.result(args.cls_num_list) | percentages(validation.figures())
             spread = eval_distribution(validation.labels, validation.scores, epoch)
             row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
             process.say(validation_lines(row))
@@ -346,7 +342,7 @@ def test_run(
 
     def figures(tally: Tally) -> dict:
         """Of the last test; the best epoch's is the last, and what the report has as "test"."""
-        found.update(in_percent(tests[-1].figures()))
+        found.update(percentages(tests[-1].figures()))
         return tally.result(args.cls_num_list) | found
 
     files = table.loc[table["part"] == "test", "path"].tolist()
@@ -368,7 +364,8 @@ def print_test(test: Predictions) -> None:
     """The figures of the test part, as the original prints them."""
     result = test.figures()
     print(f"{RULE}\n[test bacc {result['bacc']:.5f}] ,  [test auc {result['auc']:.5f}]\n{RULE}")
-    print(f"sensitivity {result['sensitivity']:.5f}, specificity {result['specificity']:.5f}")
+    print(f"sensitivity {100 * result['sensitivity']:.2f} %, "
+          f"specificity {100 * result['specificity']:.2f} %")  # fmt: skip
     print(report_text(test.labels, test.scores), flush=True)
 
 
@@ -380,7 +377,7 @@ def evaluate_file(
     path = checkpoint.find(args.resume, latest)
     if path is None:
         raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest} yet")
-    model = build_model(args.arch, random_init=True)
+    model = build_model(args.arch)
     restore.load_weights(model, restore.load_state_dict(path, "--resume"), path)
     criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
     seed = seeds.choose_seed(args.seed)
@@ -401,7 +398,7 @@ def write_results(folder: Path, rows: Sequence[dict]) -> None:
     lines = [",run,best_epoch,bacc,auc"]
     lines += [f"0,run{r['run']},{r['best_epoch'] + 1},{r['bacc']},{r['auc']}" for r in rows]
     write_text(folder / "test_history.csv", "\n".join(lines) + "\n")
-    repeats.write_summary(folder / "summary.csv", [row_in_percent(row) for row in rows])
+    repeats.write_summary(folder / "summary.csv", [percentages(row) for row in rows])
 
 
 def write_distributions(record: Record) -> None:

@@ -83,7 +83,7 @@ def test_report_and_pictures(finished):
         assert "validation set" in report["note"]
         assert report["best"]["bacc"] == 100 * row["bacc"] and report["evaluated"] == "test"
         assert report["best"]["epoch"] == row["best_epoch"]
-        assert report["test"] == {name: row[name] for name in train_isic.FIGURES}
+        assert report["test"] == {name: 100 * row[name] for name in train_isic.FIGURES}
         predictions = pd.read_csv(run_dir / "predictions.csv")
         hits = predictions["true"] == predictions["predicted"]
         assert hits.mean() == pytest.approx(row["accuracy"]) and len(hits) == report["test_images"]

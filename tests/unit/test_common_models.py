@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from common.models import resnet, resnet_cifar
+from common.models import pretrained, resnet, resnet_cifar
 from common.models.heads import NormedLinear
 from common.models.resnet_cifar import BasicBlock, ResNetCIFAR, kaiming_redraw, resnet20, resnet32
 from common.training.errors import UsageError
@@ -420,7 +420,10 @@ def test_pretrained_keeps_a_head_of_its_own(tmp_path, make):
     old = {f"module.{k}": v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     torch.save({"state_dict": old}, tmp_path / "old.pth")
     own_head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("fc.")}
-    resnet.load_pretrained(model, "resnet18", tmp_path / "old.pth")
+    said = pretrained.load(model, "resnet18", tmp_path / "old.pth")
+    assert said.endswith(
+        "; its classifier, fc.weight (1000, 512), is of other classes and left out"
+    )
     for key, value in model.state_dict().items():
         assert torch.equal(value, own_head.get(key, weights[key])), key
 
@@ -429,7 +432,8 @@ def test_pretrained_loads_a_head_that_fits(tmp_path):
     weights = with_head_of(resnet.resnet10(None), 9)
     torch.save(weights, tmp_path / "w.pth")
     model = resnet.resnet10(9)
-    resnet.load_pretrained(model, "resnet10", tmp_path / "w.pth")
+    said = pretrained.load(model, "resnet10", tmp_path / "w.pth")
+    assert said == f"=> weights of '{tmp_path / 'w.pth'}'"
     assert torch.equal(model.fc.weight, weights["fc.weight"])
     assert torch.equal(model.fc.bias, weights["fc.bias"])
 
@@ -438,7 +442,9 @@ def test_pretrained_leaves_out_blocks_that_the_model_lacks(tmp_path):
     whole = resnet.ResNet(Bottleneck, [1, 1, 1, 2], None)
     torch.save(with_head_of(whole, 1000), tmp_path / "w.pth")
     model = resnet.ResNet(Bottleneck, [1, 1, 1, 1], None)
-    resnet.load_pretrained(model, "resnet152", tmp_path / "w.pth")
+    said = pretrained.load(model, "resnet152", tmp_path / "w.pth")
+    assert said.endswith("; 18 entries that the network lacks are left out, such as "
+                         "layer4.1.conv1.weight")  # fmt: skip
     for key, value in model.state_dict().items():
         assert torch.equal(value, whole.state_dict()[key])
 
@@ -448,30 +454,30 @@ def test_pretrained_that_does_not_fit(tmp_path):
     before = resnet.resnet18(None)
     kept = {k: v.clone() for k, v in before.state_dict().items()}
     with pytest.raises(UsageError, match=r"w\.pth.*layer1\.1\.conv1\.weight is missing.*resnet18"):
-        resnet.load_pretrained(before, "resnet18", tmp_path / "w.pth")
+        pretrained.load(before, "resnet18", tmp_path / "w.pth")
     assert all(torch.equal(v, kept[k]) for k, v in before.state_dict().items())
     torch.save(with_head_of(resnet.resnet50(None), 1000), tmp_path / "w.pth")
     with pytest.raises(UsageError, match=r"layer1\.0\.conv1\.weight has another shape"):
-        resnet.load_pretrained(resnet.resnext50_32x4d(None), "resnext50_32x4d", tmp_path / "w.pth")
+        pretrained.load(resnet.resnext50_32x4d(None), "resnext50_32x4d", tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
 def test_pretrained_file_that_is_none(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UsageError, match=r"w\.pth: (not a complete checkpoint|damaged)") as error:
-        resnet.load_pretrained(resnet.resnet10(None), "resnet10", tmp_path / "w.pth")
+        pretrained.load(resnet.resnet10(None), "resnet10", tmp_path / "w.pth")
     assert "\n" not in str(error.value)
 
 
 def test_pretrained_other_refusals(tmp_path, monkeypatch):
     model = resnet.resnet10(None)
     with pytest.raises(UsageError, match=r"weights .*absent\.pth: no such file; give a file"):
-        resnet.load_pretrained(model, "resnet10", tmp_path / "absent.pth")
+        pretrained.load(model, "resnet10", tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UsageError, match=r"list\.pth: holds a list, not a checkpoint"):
-        resnet.load_pretrained(model, "resnet10", tmp_path / "list.pth")
-    with pytest.raises(UsageError, match=r"no ImageNet weights exist for resnet10.*resnet18"):
-        resnet.load_pretrained(model, "resnet10")
+        pretrained.load(model, "resnet10", tmp_path / "list.pth")
+    with pytest.raises(UsageError, match=r"^--arch resnet10: no ImageNet weights .*resnet18"):
+        pretrained.load(model, "resnet10")
 
     def offline(*args, **kwargs):
         raise URLError("no network")
@@ -479,7 +485,7 @@ def test_pretrained_other_refusals(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UsageError, match=r"cannot download https://\S*resnet18-\S*\.pth"):
-        resnet.load_pretrained(resnet.resnet18(None), "resnet18")
+        pretrained.load(resnet.resnet18(None), "resnet18")
 
 
 def test_pretrained_downloads_torchvisions_first_weights(golden, monkeypatch, tmp_path):
@@ -493,9 +499,9 @@ def test_pretrained_downloads_torchvisions_first_weights(golden, monkeypatch, tm
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     model = resnet.resnet18()
-    resnet.load_pretrained(model, "resnet18")
+    pretrained.load(model, "resnet18")
     assert torch.equal(model.fc.weight, weights["fc.weight"])
     (url, sha256) = asked[0]
     assert url.startswith("https://download.pytorch.org/models/resnet18-")
     assert len(sha256) >= 8 and f"-{sha256}.pth" in url
-    assert set(resnet.PRETRAINED) <= set(ARCHITECTURES)
+    assert set(pretrained.PUBLISHED) - {"efficientnet_b0", "efficientnet_b3"} <= set(ARCHITECTURES)

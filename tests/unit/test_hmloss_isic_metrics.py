@@ -8,7 +8,7 @@ from PIL import Image
 from common.training.errors import UsageError
 from common.training.pictures import save_picture
 from hmloss.isic2019_implementation import metrics
-from hmloss.isic2019_implementation.model import build_model, freeze
+from hmloss.isic2019_implementation.model import build_model, freeze, load_pretrained
 from hmloss.isic2019_implementation.schedule import cyclic_lr
 
 
@@ -71,7 +71,7 @@ def test_frozen_layers_are_the_originals(g):
     facts = g.facts["efficientnet_b3"]
     with torch.device("meta"):
         for ratio, count in facts["frozen_count"].items():
-            model = build_model("efficientnet_b3", random_init=True)
+            model = build_model("efficientnet_b3")
             assert freeze(model, float(ratio)) == (count, facts["n_param_tensors"])
             if float(ratio) == 32:
                 at_32 = model
@@ -87,20 +87,21 @@ def test_frozen_layers_are_the_originals(g):
 
 
 def test_weights_from_a_file(tmp_path):
+    """With the same random numbers as without: the new classifier is that of the seed."""
     torch.manual_seed(0)
-    donor = build_model("resnet18", random_init=True)
-    state = donor.state_dict()
-    state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 512), torch.zeros(1000)
-    torch.save(state, tmp_path / "resnet18.pth")
-    model = build_model("resnet18", weights=tmp_path / "resnet18.pth")
-    assert torch.equal(model.conv1.weight, donor.conv1.weight)
-    assert model.fc.weight.shape == (2, 512) and model.fc.weight.abs().sum() > 0
-    with pytest.raises(UsageError, match="another architecture"):
-        build_model("resnet50", weights=tmp_path / "resnet18.pth")
-    with pytest.raises(UsageError, match="no ImageNet weights"):
-        build_model("resnet20")
-    with pytest.raises(UsageError, match="no such file"):
-        build_model("resnet18", weights=tmp_path / "none.pth")
+    donor = build_model("resnet18", 3).state_dict()
+    torch.save(donor | {"fc.weight": torch.zeros(9, 512)}, tmp_path / "resnet18.pth")
+    torch.manual_seed(1)
+    model = build_model("resnet18", 3)
+    head = model.fc.weight.clone()
+    line = load_pretrained(model, "resnet18", tmp_path / "resnet18.pth")
+    assert line.endswith("its classifier, fc.weight (9, 512), is of other classes and left out")
+    assert torch.equal(model.conv1.weight, donor["conv1.weight"])
+    assert torch.equal(model.fc.weight, head) and head.shape == (3, 512)
+    with pytest.raises(UsageError, match="does not fit the model"):
+        load_pretrained(build_model("resnet50"), "resnet50", tmp_path / "resnet18.pth")
+    with pytest.raises(UsageError, match=r"none\.pth: no such file; give a file that exists$"):
+        load_pretrained(model, "resnet18", tmp_path / "none.pth")
 
 
 def test_offline_message_names_the_cure(monkeypatch, tmp_path):
@@ -110,7 +111,7 @@ def test_offline_message_names_the_cure(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(UsageError, match=r"https://.*--weights FILE, or .*--random_init"):
-        build_model("efficientnet_b0")
+        load_pretrained(build_model("efficientnet_b0"), "efficientnet_b0", None)
 
 
 def test_pictures_are_drawn(g, tmp_path):

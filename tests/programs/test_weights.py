@@ -1,0 +1,45 @@
+"""Where images are large, and where an original has the flag, a run may start from weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.models import resnet, resnet_cifar
+from common.training import pictures
+from tests.programs import small_runs
+
+# The program's run with a rate of 0, and what its checkpoint calls the network.
+STILL = {
+    "dbm_large": (["--lr", "0"], [""]),
+    "dbm_large_bcl": (["--lr", "0"], ["encoder."]),
+    "gml": (["--lr", "0"], ["encoder_q.", "encoder_k."]),
+    "hml_cifar": (["--lr", "0"], [""]),
+    "hml_inat": (["--lr", "0"], [""]),
+    "hml_isic": (["--max_lr", "0"], [""]),
+}
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_a_run_starts_from_the_weights_of_a_file(tmp_path, monkeypatch, capsys, name):
+    small_runs.make_data(tmp_path)
+    small_runs.small_networks(monkeypatch)
+    monkeypatch.setattr(pictures, "picture", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    program, argv = small_runs.command(name)
+    flags, prefixes = STILL[name]
+    small = name in ("hml_cifar", "hml_isic")
+    state = (resnet_cifar.resnet20 if small else resnet.resnet10)(9).state_dict()
+    first = "conv1.weight" if small else "conv.weight"
+    state[first] = torch.full_like(state[first], 0.25)
+    torch.save({"state_dict": state}, "own.pth")
+    epochs = "--num_epochs" if name == "hml_isic" else "--epochs"
+    argv = [word for word in argv if word != "--random_init"]
+    program.main([*argv, *flags, epochs, "1", "--weights", "own.pth"])
+    head = "linear.weight" if small else "fc.weight"
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("=> weights")]
+    assert len(said) == 1 and said[0].startswith(f"=> weights of 'own.pth'; its classifier, {head}")
+    path = next(p for p in Path().rglob("*ckpt.pth.tar") if "best" not in p.name)
+    found = torch.load(path, weights_only=True)["state_dict"]
+    for prefix in prefixes:
+        assert (found[prefix + first] == 0.25).all()
