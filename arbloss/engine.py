@@ -22,7 +22,7 @@ from arbloss.losses import (
 from arbloss.mixup import mixup_criterion, mixup_data
 from common.evaluation import Running, Tally, accuracy, finite_mean
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
-from common.training.logs import AverageMeter, Progress, TextLog
+from common.training.logs import AverageMeter, Events, Progress, TextLog
 from common.training.precision import FiniteGuard, autocast
 from common.training.speed import Forward
 
@@ -245,3 +245,11 @@ def log_line(
     if process.is_main:
         show(text)
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def log_scalars(writer: Events | None, row: dict) -> None:
+    """Write an epoch's tensorboard scalars: those of the evaluation, if there was one."""
+    if writer is not None:
+        for tag in ("lr", "train_loss", "train_top1", "loss", "top1", "ece"):
+            if tag in row:
+                writer.add_scalar(tag, row[tag], row["epoch"])

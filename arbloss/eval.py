@@ -20,8 +20,9 @@ interrupt.during_imports(__name__)
 from arbloss import opts, trainer
 from arbloss.data import load_data, make_loaders
 from arbloss.engine import evaluate, log_line, result_lines, results
-from arbloss.models import Network
+from arbloss.models import Network, check_classes
 from arbloss.reliability import calibration, draw_reliability_diagram
+from arbloss.start import new_folder, start_process
 from common.training import checkpoint, launch, report, speed
 from common.training.errors import UsageError
 from common.training.logs import TextLog, prepare_folders, write_json
@@ -33,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     opts.check(config)
     if not config.resume:
         raise UsageError("name the checkpoint to evaluate: resume CHECKPOINT")
-    process, notes = trainer.start_process(config, args.local_rank)
-    state = checkpoint.load(config.resume)
+    process, notes = start_process(config, args.local_rank)
+    state = checkpoint.load(config.resume, "resume")
     data = load_data(config)
+    check_classes(state, data.classes, config.resume)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)
     *_, test_loader = make_loaders(
@@ -51,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     network = Network(
         config.backbone, config.num_classes, places=config.dataset == "places", stage=stage
     )
-    trainer.load_parts(network, state, config.resume)
+    network.load_parts(state, config.resume)
     network = network.to(process.device, memory_format=memory_format)
 
     stem = opts.stem(args.cfg)
-    folder = launch.broadcast_object(trainer.new_folder(stem, "")) / config.log_dir
+    folder = launch.broadcast_object(new_folder(stem, "")) / config.log_dir
     if process.is_main:
         prepare_folders(folder)
     log = TextLog(folder / f"{stem}.txt" if process.is_main else None)

@@ -3,6 +3,8 @@
 The parts keep separate state dicts under the names of MiSLAS, so published checkpoints load.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 from common import models
 from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS, constructor
 from common.models.resnet_cifar import ResNetCIFAR, kaiming_redraw
+from common.training import restore
 from common.training.errors import UsageError
 
+PARTS = ("model", "classifier", "block", "lws_model")  # checkpoint keys state_dict_<part>
 BACKBONES = (
     *CIFAR_RESNETS, *IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d",
     "resnext152_32x4d", "wide_resnet50_2", "wide_resnet101_2",
@@ -113,6 +117,28 @@ class Network(nn.Module):
             logits = self.lws_model(logits)
         return logits, features
 
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that it has, under the names that checkpoints give their weights."""
+        return {
+            f"state_dict_{name}": module
+            for name in PARTS
+            if (module := getattr(self, name)) is not None
+        }
+
+    def load_parts(self, state: Mapping[str, object], source: str) -> None:
+        """Load every part's weights; a weight scaling that the file lacks keeps its ones.
+
+        Raises:
+            UsageError: another part is missing, or it belongs to another architecture.
+        """
+        for key, module in self.parts().items():
+            if key in state:
+                restore.load_weights(module, state[key], source)
+            elif key != "state_dict_lws_model":
+                raise UsageError(
+                    f"{source}: has no {key!r}, not a checkpoint of this configuration"
+                )
+
 
 def build_backbone(name: str, shortened: bool = False) -> nn.Module:
     """Backbone without classifier, with its width in ``feature_dim``.
@@ -130,3 +156,21 @@ def build_backbone(name: str, shortened: bool = False) -> nn.Module:
     if shortened and arch == "resnet152":
         return models.resnet.ResNet(models.resnet.Bottleneck, [3, 8, 36, 2], num_classes=None)
     return constructor(arch)(num_classes=None)
+
+
+def check_classes(state: Mapping[str, object], classes: Sequence[str], source: str) -> None:
+    """Refuse a checkpoint whose outputs are, as it says, other classes or in another order.
+
+    Raises:
+        UsageError: names the first difference.
+    """
+    its = (state.get("about") or {}).get("classes")
+    if its is None or list(its) == list(classes):  # the originals' say nothing
+        return
+    if len(its) != len(classes):
+        raise UsageError(f"{source}: has {len(its)} classes, and the data {len(classes)}")
+    c = next(c for c in range(len(its)) if its[c] != classes[c])
+    raise UsageError(
+        f"{source}: its class {c} is {its[c]!r}, and that of the data {classes[c]!r}; give data of "
+        "the same classes in the same order"
+    )

@@ -66,6 +66,8 @@ DEFAULTS = {
     "list_path": "",
     "classes": "",
     "val_fraction": 0.0,
+    "eval_every": 1,
+    "pretrained": False,
     "weights": "",
     "image_size": 32,
     "loader": "device",
@@ -260,8 +262,9 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
         return []
     if config.mixup and (config.alpha is None or config.alpha < 0):
         raise UsageError(f"mixup True needs an alpha of at least 0, got {config.alpha}")
-    if config.weights and (config.dataset != "places" or stage == 2):
-        raise UsageError(f"weights {config.weights}: only stage 1 of places starts from weights")
+    if config.not_pretrained and (config.pretrained or config.weights):
+        asked = f"weights {config.weights}" if config.weights else "pretrained True"
+        raise UsageError(f"{asked} and not_pretrained True exclude each other: leave one out")
     if stage == 2 and not config.resume:
         raise UsageError("stage 2 starts from a stage-1 checkpoint: give resume CHECKPOINT")
     if stage == 2 and config.lr_factor is None:
@@ -273,11 +276,17 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
     return _notes(config, stage)
 
 
+def wants_weights(config: CfgNode) -> bool:
+    """Whether the backbone of stage 1 starts from ImageNet weights; that of Places always did."""
+    asked = config.pretrained or config.weights or config.dataset == "places"
+    return bool(asked) and not config.not_pretrained
+
+
 def _notes(config: CfgNode, stage: int) -> list[str]:
     if stage == 1:
         elsewhere = ("warbloss", "arbloss_fl", "train_stage2_instance", "shift_bn", "lr_factor")
     else:
-        elsewhere = ("LAS", "not_pretrained", "stretch_schedule")
+        elsewhere = ("LAS", "pretrained", "weights", "not_pretrained", "stretch_schedule")
     notes = [
         f"note: {key} {config[key]} has no effect in stage {stage}"
         for key in elsewhere

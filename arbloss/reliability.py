@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.training import drawings
-from common.training.pictures import picture
+from common.training import drawings, pictures
 
 
 def calibration(bins: torch.Tensor) -> dict[str, np.ndarray | float]:
@@ -51,7 +50,7 @@ def draw_reliability_diagram(bins: torch.Tensor, path: str | Path, title: str) -
         path: file to write.
         title: heading of the picture.
     """
-    picture(Path(path), _draw, calibration(bins), title)
+    pictures.picture(Path(path), _draw, calibration(bins), title)
 
 
 def _draw(figure, figures: dict[str, np.ndarray | float], title: str) -> None:

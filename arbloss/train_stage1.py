@@ -18,12 +18,13 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
+from torch import nn
+from yacs.config import CfgNode
+
 from arbloss import opts, trainer
-from arbloss.engine import build_criterion, class_counter
 from arbloss.models import Network
 from arbloss.schedules import cosine_lr, step_lr
-from common import models
-from common.training import launch, seeds
+from common.training import launch
 from common.training.schedules import stretch
 
 DESIGNED_FOR = 200  # epochs, of the milestones
@@ -32,36 +33,22 @@ DESIGNED_FOR = 200  # epochs, of the milestones
 def main(argv: Sequence[str] | None = None) -> dict | None:
     """Run the program; returns the last epoch's figures."""
     args, config = opts.parse_args("MiSLAS training (Stage-1)", argv)
-    run = trainer.start(args, config, stage=1)
+    return trainer.train(args, config, 1, trained_parts, learning_rates)
 
-    # Model: on Places the pretrained backbone stays frozen, and a further block learns.
-    places = config.dataset == "places"
-    seeds.seed_everything(run.seed)
-    network = Network(config.backbone, config.num_classes, places=places)
-    if places and not config.not_pretrained and not run.resumed:
-        arch = config.backbone.removesuffix("_fe")
-        models.pretrained.load(network.model, arch, config.weights or None)
-    network = trainer.place(run, network)
-    parts = launch.unwrap(network)
-    optimizer, scaler = trainer.build_optimizer(
-        run, network, parts.block if places else parts.model, parts.classifier
-    )
 
-    criterion = build_criterion(config, 1, run.data.cls_num_list).to(run.process.device)
-    count = class_counter(config, 1, run.data.cls_num_list, run.process.device)
+def trained_parts(network: Network) -> list[nn.Module]:
+    """All of it; on Places the backbone stays as it is, and a further block learns."""
+    return [network.model if network.block is None else network.block, network.classifier]
+
+
+def learning_rates(config: CfgNode, epoch: int) -> list[float]:
+    """The same for both parts: half a cosine, or steps at the milestones."""
+    if config.cos:
+        return [cosine_lr(epoch, config.num_epochs, config.lr)] * 2
     milestones = config.milestones
     if config.stretch_schedule:
         milestones = [stretch(m, config.num_epochs, DESIGNED_FOR) for m in milestones]
-
-    for epoch in range(run.record.epoch, config.num_epochs):
-        if config.cos:
-            lr = cosine_lr(epoch, config.num_epochs, config.lr)
-        else:
-            lr = step_lr(epoch, config.lr, milestones)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        trainer.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
-    return trainer.finish(run, network)
+    return [step_lr(epoch, config.lr, milestones)] * 2
 
 
 if __name__ == "__main__":

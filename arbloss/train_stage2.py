@@ -19,40 +19,31 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
+from torch import nn
+from yacs.config import CfgNode
+
 from arbloss import opts, trainer
-from arbloss.engine import build_criterion, class_counter
 from arbloss.models import Network
 from arbloss.schedules import cosine_lr
-from common.training import launch, seeds
+from common.training import launch
 
 
 def main(argv: Sequence[str] | None = None) -> dict | None:
     """Run the program; returns the last epoch's figures."""
     args, config = opts.parse_args("MiSLAS training (Stage-2)", argv)
-    run = trainer.start(args, config, stage=2)
+    return trainer.train(args, config, 2, trained_parts, learning_rates)
 
-    # Model: everything but classifier and weight scaling is frozen.
-    seeds.seed_everything(run.seed)
-    network = Network(
-        config.backbone,
-        config.num_classes,
-        places=config.dataset == "places",
-        stage=2,
-        shift_bn=config.shift_bn,
-    )
-    network = trainer.place(run, network)
-    parts = launch.unwrap(network)
-    optimizer, scaler = trainer.build_optimizer(run, network, parts.classifier, parts.lws_model)
 
-    criterion = build_criterion(config, 2, run.data.cls_num_list).to(run.process.device)
-    count = class_counter(config, 2, run.data.cls_num_list, run.process.device)
+def trained_parts(network: Network) -> list[nn.Module]:
+    """Classifier and weight scaling; everything else is frozen."""
+    return [network.classifier, network.lws_model]
 
-    classifier, weight_scaling = optimizer.param_groups
-    for epoch in range(run.record.epoch, config.num_epochs):
-        weight_scaling["lr"] = cosine_lr(epoch, config.num_epochs, config.lr)
-        classifier["lr"] = cosine_lr(epoch, config.num_epochs, config.lr * config.lr_factor)
-        trainer.run_epoch(run, network, criterion, count, optimizer, scaler, epoch)
-    return trainer.finish(run, network)
+
+def learning_rates(config: CfgNode, epoch: int) -> list[float]:
+    """Of classifier and weight scaling, half a cosine each."""
+    weight_scaling = cosine_lr(epoch, config.num_epochs, config.lr)
+    classifier = cosine_lr(epoch, config.num_epochs, config.lr * config.lr_factor)
+    return [classifier, weight_scaling]
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def load(
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{source}: {program} has no such network ({error})") from None
     if program.startswith("arbloss"):
-        _load_parts(module, state, source)
+        module.load_parts(state, source)
     else:
         weights = state.get("state_dict", state)
         restore.check_state_dict(weights, source)
@@ -124,12 +124,6 @@ def load(
             weights = _encoder(restore.plain_keys(weights))
         restore.load_weights(module, weights, source)
     return Logits(module).eval()
-
-
-def _load_parts(module: nn.Module, state: Mapping[str, object], source: str) -> None:
-    from arbloss.trainer import load_parts
-
-    load_parts(module, state, source)
 
 
 def _encoder(weights: Weights) -> Weights:

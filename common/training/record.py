@@ -75,6 +75,7 @@ class Record:
         history: one dictionary per finished epoch. best_row: the best of them, or None.
         best_score: what an epoch has to beat to be the best.
         best_result: after ``finish``: the best epoch's row, with its figures on the test set.
+        reported: after ``finish``: the evaluation that the report is about.
         seed: of the run, None if it is not known yet.
         log: {name: TextLog}. writer: tensorboard writer (None in other processes).
     """
@@ -108,6 +109,7 @@ class Record:
         self.best_row: dict | None = None
         self.best_score = 0.0
         self.best_result: dict | None = None
+        self.reported: Tally | None = None
         self.seed: int | None = None
         self.about = logs.plain(dict(about or {}))
         self.split, self.chosen_on = split, chosen_on or split
@@ -443,6 +445,7 @@ class Record:
             last = self.history[-1] | evaluation["final_test"].figures
             best = evaluation.get("best_test", report.Evaluation(None, {}))
             self.best_result = evaluation["best"] | best.figures
+            self.reported = evaluation.get("best_test", evaluation["final_test"]).tally
             self._say_results(last, evaluation)
         self.close()
         return last

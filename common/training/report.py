@@ -211,10 +211,7 @@ def _draw(
     """``curves.png`` of all epochs, ``per_class.png`` and ``confusion.png`` of ``row``'s."""
     classes, cls_num_list = about["classes"], about["cls_num_list"]
     what, validation = full(split), full(chosen_on)
-    title = title_of(about)
-    epoch = f"{title}\n{what} set, epoch {row['epoch']}"
-    if split != chosen_on:
-        epoch += f", the best on the {validation} set"
+    title, epoch = title_of(about), epoch_title(about, split, chosen_on, row["epoch"])
     recall = tally.precision_recall_f1()[1].tolist()
     pictures.picture(folder / "curves.png", drawings.curves, history, validation, title)
     pictures.picture(
@@ -230,6 +227,12 @@ def _draw(
 def title_of(about: Mapping[str, object]) -> str:
     """Method, network and data, for the head of a picture."""
     return f"{about['method']}, {about['network']['arch']}, on {about['data']}"
+
+
+def epoch_title(about: Mapping[str, object], split: str, chosen_on: str, epoch: int) -> str:
+    """The same, and below it on what the reported epoch is shown, and why that one."""
+    title = f"{title_of(about)}\n{full(split)} set, epoch {epoch}"
+    return title if split == chosen_on else f"{title}, the best on the {full(chosen_on)} set"
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:

@@ -31,13 +31,13 @@ def check_checkpoint(state: Mapping[str, object], path: Path, *, weights_alone: 
         raise UsageError(f"{path}: has no 'epoch', not a checkpoint of this program")
     if not valid:
         raise UsageError(f"{path}: its 'epoch' is {epoch!r}, not a number of epochs")
-    for key in ("best_acc1", "best_bacc"):
+    for key in ("best_acc1", "best_bacc", "its_ece"):
         try:
             valid = math.isfinite(float(state.get(key, 0)))
         except (TypeError, ValueError):
             valid = False
         if not valid:
-            raise UsageError(f"{path}: its {key!r} is {state[key]!r}, not an accuracy")
+            raise UsageError(f"{path}: its {key!r} is {state[key]!r}, not a finite number")
     step, sums = state.get("step", 0), state.get("sums")
     if not (isinstance(step, int) and step >= 0 and isinstance(sums, (torch.Tensor, type(None)))):
         raise UsageError(f"{path}: its 'step' and 'sums' are no place within an epoch")

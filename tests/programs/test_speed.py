@@ -123,11 +123,7 @@ def test_channels_last_is_a_key_of_arbloss(here):
         assert json.loads(report.read_text())["settings"]["channels_last"] is used
 
 
-ONE_LOSS = [
-    name
-    for name in small_runs.PROGRAMS
-    if not name.endswith(("bcl", "ncl", "cmo")) and name[:3] != "arb"
-]
+ONE_LOSS = [name for name in small_runs.PROGRAMS if not name.endswith(("bcl", "ncl", "cmo"))]
 
 
 @pytest.mark.parametrize("name", ONE_LOSS)

@@ -154,7 +154,12 @@ def test_yaml_spellings(tmp_path):
         (1, ["imb_factor", "100"], "imb_factor 100.0"),
         (1, ["tail_class_idx", "[71, 101]"], "tail_class_idx [71, 101]: num_classes is 100"),
         (1, ["mixup", "True", "alpha", "None"], "mixup True needs an alpha"),
-        (1, ["weights", "r50.pth"], "only stage 1 of places"),
+        (
+            1,
+            ["weights", "r50.pth", "not_pretrained", "True"],
+            "weights r50.pth and not_pretrained True exclude each other",
+        ),
+        (1, ["pretrained", "True", "not_pretrained", "True"], "pretrained True and not_pretr"),
         (1, ["LAS", "True"], "needs numbers for smooth_head"),
         (2, ["lr_factor", "0.5", "arbloss", "True"], "give resume CHECKPOINT"),
         (2, ["resume", "x", "arbloss", "True"], "needs lr_factor"),

@@ -329,7 +329,7 @@ def change(path, **entries):
     ({"epoch": True}, "its 'epoch' is True, not a number of epochs"),
     ({"epoch": 2.5}, "its 'epoch' is 2.5, not a number of epochs"),
     ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it, or ask for more"),
-    ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not an accuracy"),
+    ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not a finite number"),
     ({"run": [1]}, "its 'run' is not the record of a run"),
     ({"run": {"history": [1]}}, "its 'run' is not the record of a run"),
     ({"run": None, "epoch": 4}, "4 epochs are done and 4 asked for; evaluate it, or ask for more"),

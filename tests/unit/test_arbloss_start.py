@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from arbloss import trainer
+from arbloss import start
 from arbloss.opts import load_config
 from common.training.errors import UsageError
 
-CFG = Path(trainer.__file__).parent / "config/cifar10/cifar10_imb001.yaml"
+CFG = Path(start.__file__).parent / "config/cifar10/cifar10_imb001.yaml"
 
 
 def config(*words):
@@ -34,27 +34,27 @@ def here(tmp_path, monkeypatch):
 
 
 def test_resume_auto_goes_on_with_the_newest_run_of_the_same_settings():
-    assert trainer.newest_run("cifar10_imb001", config()) == ("", [])
+    assert start.newest_run("cifar10_imb001", config()) == ("", [])
     made("202601010000", 1, "lr", "0.05")
     slow = made("202601010001", 2, "lr", "0.05")
     fast = made("202601010001-2", 3, "seed", "1")
     made("202601010002", 4, "num_epochs", "3", "seed", "2")
-    path, (note,) = trainer.newest_run("cifar10_imb001", config("lr", "0.05", "workers", "0"))
+    path, (note,) = start.newest_run("cifar10_imb001", config("lr", "0.05", "workers", "0"))
     assert path == slow
     assert note == (
         "note: resume auto passes over saved/cifar10_imb001_202601010002/ckps/current.pth.tar, a "
         "run with other settings (lr 0.1 -> 0.05, num_epochs 3 -> 200, seed 2 -> None); give "
         "resume saved/cifar10_imb001_202601010002/ckps/current.pth.tar to go on with it"
     )
-    assert trainer.newest_run("cifar10_imb001", config("seed", "1"))[0] == fast
+    assert start.newest_run("cifar10_imb001", config("seed", "1"))[0] == fast
     newest = config("num_epochs", "3", "seed", "2", "resume", "auto")
-    assert trainer.newest_run("cifar10_imb001", newest)[1] == []
+    assert start.newest_run("cifar10_imb001", newest)[1] == []
 
 
 def test_a_run_that_nothing_tells_about_is_passed_over():
     path = Path(made("202601010000", 1))
     (path.parents[1] / "logs/config.yaml").unlink()
-    assert trainer.newest_run("cifar10_imb001", config()) == (
+    assert start.newest_run("cifar10_imb001", config()) == (
         "",
         [
             f"note: resume auto passes over {path}, a run with other settings (it has no "
@@ -66,7 +66,7 @@ def test_a_run_that_nothing_tells_about_is_passed_over():
 def test_stage_2_needs_something_to_start_from():
     made("202601010000", 1, "lr", "0.05")
     with pytest.raises(UsageError) as error:
-        trainer.run_folder(str(CFG), config("resume", "auto"), stage=2)
+        start.run_folder(str(CFG), config("resume", "auto"), stage=2)
     said = str(error.value)
     assert said.startswith("resume auto: no stage-2 run with these settings to continue; note: ")
     assert said.endswith("; give the stage-1 checkpoint")

@@ -1,0 +1,161 @@
+"""How a run begins: its processes, its folder, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+from yacs.config import CfgNode
+
+from arbloss import opts
+from common.training import checkpoint, launch
+from common.training.errors import UsageError
+from common.training.launch import Process
+
+# Keys that say where and how a run works, not what it computes: `resume auto` lets them differ.
+PLACE_KEYS = {
+    "resume", "print_freq", "workers", "data_path", "list_path", "gpu", "world_size", "rank",
+    "dist_url", "dist_backend", "distributed", "multiprocessing_distributed", "channels_last",
+    "compile", "overwrite", "other_data",
+}  # fmt: skip
+LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
+
+
+def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, list[str]]:
+    """Join the run's other processes, if any.
+
+    The launcher's WORLD_SIZE counts. Without launcher, ``world_size``, ``rank`` and a ``dist_url``
+    of the form tcp://HOST:PORT start the processes by hand, one on each machine.
+
+    Returns: the process, and notes for the user.
+    """
+    notes = []
+    env = os.environ
+    if local_rank is not None:
+        env.setdefault("LOCAL_RANK", str(local_rank))
+    if "WORLD_SIZE" in env:
+        if config.world_size not in (-1, int(env["WORLD_SIZE"])):
+            notes.append(
+                f"note: world_size {config.world_size} of the configuration gives way to the "
+                f"launcher's {env['WORLD_SIZE']} processes; batch_size stays the total of a machine"
+            )
+    elif config.world_size > 1:
+        address = urlsplit(config.dist_url)
+        if config.rank >= 0 and address.scheme == "tcp" and address.port:
+            env["MASTER_ADDR"], env["MASTER_PORT"] = address.hostname, str(address.port)
+            env["WORLD_SIZE"], env["RANK"] = str(config.world_size), str(config.rank)
+        else:
+            notes.append(
+                f"note: world_size {config.world_size}, but no launcher started this program: "
+                "running as a single process"
+            )
+    backend = None if config.dist_backend == "nccl" else config.dist_backend
+    process = launch.start(config.gpu, backend, flag="gpu")
+    if not process.distributed and process.device.type == "cuda" and config.gpu is None:
+        others = torch.cuda.device_count() - 1
+        if others:
+            notes.append(
+                f"note: {others} more GPUs are idle; use them with "
+                "python -m torch.distributed.launch --nproc_per_node N"
+            )
+    return process, notes
+
+
+class RunFolder(NamedTuple):
+    """Where a run writes and what it starts from.
+
+    Attributes:
+        path: of ``log_dir`` and ``model_dir``.
+        resume: a checkpoint, or "". continues: it is of this stage, whose epochs go on.
+        notes: for the user.
+    """
+
+    path: Path
+    resume: str
+    continues: bool
+    notes: list[str]
+
+
+def run_folder(cfg: str, config: CfgNode, stage: int) -> RunFolder:
+    """The folder of this run; the same in every process.
+
+    A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory, or, if
+    ``model_dir`` is absolute, the folder that it lies in. The ``current.pth.tar`` of an earlier run
+    of this stage continues in that run's folder. ``resume auto`` is that of the newest run with
+    these settings, if there is one.
+    """
+    stem = opts.stem(cfg)
+    resume, notes = config.resume, []
+    if resume == "auto":
+        resume, notes = newest_run(stem, config)
+        if stage == 2 and not resume:
+            raise UsageError(
+                "; ".join(["resume auto: no stage-2 run with these settings to continue", *notes])
+                + "; give the stage-1 checkpoint"
+            )
+    folder, continues = None, False
+    if resume:
+        path = Path(resume).resolve()
+        state = checkpoint.load(resume, "resume")
+        if stage == 1 and "state_dict_lws_model" in state:
+            raise UsageError(f"{path}: a checkpoint of stage 2; go on with train_stage2.py")
+        continues = "optimizer" in state and ("state_dict_lws_model" in state) == (stage == 2)
+        its_folder = folder_of(path, config.model_dir)
+        if continues and path == (its_folder / config.model_dir / LATEST).resolve():
+            folder = its_folder
+    folder = folder or new_folder(stem, config.model_dir)
+    return RunFolder(*launch.broadcast_object((folder, resume, continues, notes)))
+
+
+def folder_of(latest: Path, model_dir: str) -> Path:
+    """The folder of the run whose latest checkpoint is, or would be, ``latest``."""
+    above = 1 if Path(model_dir).is_absolute() else len(Path(model_dir).parts)
+    return latest.parents[min(above, len(latest.parents) - 1)]
+
+
+def newest_run(stem: str, config: CfgNode) -> tuple[str, list[str]]:
+    """The checkpoint of the newest run with these settings, or "", and a note about a newer one."""
+    if Path(config.model_dir).is_absolute():
+        found = filter(Path.is_file, [Path(config.model_dir, LATEST)])
+    else:
+        found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
+    notes = []
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        changed = changed_settings(folder_of(path, config.model_dir), config)
+        if not changed:
+            return str(path), notes
+        notes = notes or [
+            f"note: resume auto passes over {path}, a run with other settings "
+            f"({', '.join(changed)}); give resume {path} to go on with it"
+        ]
+    return "", notes
+
+
+def changed_settings(folder: Path, config: CfgNode) -> list[str]:
+    """``key old -> new`` of what the run in ``folder`` computes otherwise."""
+    try:
+        before = opts.load_config(folder / config.log_dir / "config.yaml")
+    except UsageError:
+        return ["it has no config.yaml to compare"]
+    return [
+        f"{key} {before[key]} -> {value}"
+        for key, value in config.items()
+        if before[key] != value and key not in PLACE_KEYS
+    ]
+
+
+def new_folder(stem: str, model_dir: str) -> Path:
+    """``saved/<stem>_<YYYYmmddHHMM>``, numbered if another run has begun in this minute.
+
+    The folder that ``model_dir`` lies in, if that is absolute.
+    """
+    if Path(model_dir).is_absolute():
+        return Path(model_dir).parent
+    first = Path("saved", f"{stem}_{time.strftime('%Y%m%d%H%M')}")
+    others = (first.with_name(f"{first.name}-{again}") for again in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
