@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode
 
+from arbloss.models import BACKBONES
+from common import models
 from common.training.errors import UsageError
 from common.training.flags import Parser, check_numbers
 
@@ -265,6 +267,8 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
     if config.not_pretrained and (config.pretrained or config.weights):
         asked = f"weights {config.weights}" if config.weights else "pretrained True"
         raise UsageError(f"{asked} and not_pretrained True exclude each other: leave one out")
+    if stage == 1 and wants_weights(config) and not (config.weights or config.resume):
+        _check_published(config)
     if stage == 2 and not config.resume:
         raise UsageError("stage 2 starts from a stage-1 checkpoint: give resume CHECKPOINT")
     if stage == 2 and config.lr_factor is None:
@@ -280,6 +284,17 @@ def wants_weights(config: CfgNode) -> bool:
     """Whether the backbone of stage 1 starts from ImageNet weights; that of Places always did."""
     asked = config.pretrained or config.weights or config.dataset == "places"
     return bool(asked) and not config.not_pretrained
+
+
+def _check_published(config: CfgNode) -> None:
+    """Refuse a backbone of which there are no published weights."""
+    published = [f"{arch}_fe" for arch in BACKBONES if arch in models.pretrained.PUBLISHED]
+    if config.backbone not in published:
+        cure = "leave pretrained out" if config.pretrained else "set not_pretrained True"
+        raise UsageError(
+            f"backbone {config.backbone}: no ImageNet weights exist for it, only for "
+            f"{', '.join(published)}; give a file by weights, or {cure}"
+        )
 
 
 def _notes(config: CfgNode, stage: int) -> list[str]:

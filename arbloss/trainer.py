@@ -118,7 +118,7 @@ def train(
         network.load_parts(stage1, f"resume {folder.resume}")
     elif state is None and opts.wants_weights(config):
         arch = config.backbone.removesuffix("_fe")
-        models.resnet.load_pretrained(network.model, arch, config.weights or None)
+        notes.append(models.pretrained.load(network.model, arch, config.weights or None))
     network = network.to(memory_format=memory_format)
     model = launch.distribute(network, process)
 

@@ -265,6 +265,7 @@ def test_bad_input_is_named(finished, folder, here):
         "made with another architecture",
         *options(folder, "resume", good, "backbone", "resnet32_fe"),
     )
+    assert "backbone: resnet20_fe\n" in (run / "logs" / "config.yaml").read_text()
     (here / "cut.pth").write_bytes((run / "ckps" / "current.pth.tar").read_bytes()[:5000])
     bad("cut short", *options(folder, "resume", "cut.pth"))
     torch.save({"epoch": 1, "state_dict": {}}, here / "foreign.pth")

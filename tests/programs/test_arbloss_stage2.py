@@ -165,7 +165,14 @@ def test_bad_checkpoints_are_named(folder, stage1, here):
     bad(train_stage2.main, "no stage-2 run with these settings", *shipped, "resume", "auto")
     bad(evaluation.main, "name the checkpoint", *shipped, "resume", "")
     torch.save({"epoch": 1, "state_dict_model": {}}, here / "half.pth")
-    bad(evaluation.main, "half.pth", *shipped, "resume", "half.pth")
+    for main in (train_stage2.main, evaluation.main):
+        bad(main, "half.pth: made with another architecture", *shipped, "resume", "half.pth")
+    state = load(stage1)
+    state["about"]["classes"].reverse()
+    torch.save(state, here / "turned.pth")
+    message = "turned.pth: its class 0 is 'class_004', and that of the data 'class_000'; give data "
+    for main in (train_stage2.main, evaluation.main):
+        bad(main, message, *shipped, "resume", "turned.pth")
     state = load(stage1) | {"state_dict_lws_model": {"learned_norm": torch.ones(1, 5)}}
     torch.save(state, here / "second.pth")
     bad(train_stage1.main, "go on with train_stage2.py",

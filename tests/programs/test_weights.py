@@ -17,7 +17,9 @@ STILL = {
     "hml_cifar": (["--lr", "0"], [""]),
     "hml_inat": (["--lr", "0"], [""]),
     "hml_isic": (["--max_lr", "0"], [""]),
+    "arb_stage1": (["lr", "0"], [""]),
 }
+LATEST = ("ckpt.pth.tar", "current.pth.tar")
 
 
 @pytest.mark.parametrize("name", STILL)
@@ -28,18 +30,22 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     program, argv = small_runs.command(name)
     flags, prefixes = STILL[name]
-    small = name in ("hml_cifar", "hml_isic")
+    small = name in ("hml_cifar", "hml_isic", "arb_stage1")
     state = (resnet_cifar.resnet20 if small else resnet.resnet10)(9).state_dict()
     first = "conv1.weight" if small else "conv.weight"
     state[first] = torch.full_like(state[first], 0.25)
     torch.save({"state_dict": state}, "own.pth")
-    epochs = "--num_epochs" if name == "hml_isic" else "--epochs"
+    epochs = "--num_epochs" if name.endswith(("isic", "stage1")) else "--epochs"
     argv = [word for word in argv if word != "--random_init"]
-    program.main([*argv, *flags, epochs, "1", "--weights", "own.pth"])
+    last = [epochs, "1", "--weights", "own.pth"]
+    if name == "arb_stage1":  # it has keys
+        last = [word.removeprefix("--") for word in last]
+    program.main([*argv, *flags, *last])
     head = "linear.weight" if small else "fc.weight"
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("=> weights")]
     assert len(said) == 1 and said[0].startswith(f"=> weights of 'own.pth'; its classifier, {head}")
-    path = next(p for p in Path().rglob("*ckpt.pth.tar") if "best" not in p.name)
-    found = torch.load(path, weights_only=True)["state_dict"]
+    path = next(p for p in Path().rglob("*.pth.tar") if p.name.endswith(LATEST))
+    state = torch.load(path, weights_only=True)
+    found = state.get("state_dict") or state["state_dict_model"]
     for prefix in prefixes:
         assert (found[prefix + first] == 0.25).all()
