@@ -27,16 +27,19 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
+import torch
+
+from common.models.archs import IMAGENET_RESNETS, constructor
 from common.training import launch
 from common.training.errors import RunError, UsageError, writing
 from common.training.flags import Parser, fraction
 from common.training.logs import write_csv, write_json, write_text
 from common.training.pictures import picture
-from datasets.folder import held_out, read_folder
+from datasets.folder import HELD_OUT, held_out, read_folder
 from datasets.sources import open_source
 from tools import comparison
-from tools.comparison import Run, find_reports, read_run
-from tools.programs import PROGRAMS, fill
+from tools.comparison import Run, find_reports, read_runs
+from tools.programs import PROGRAMS, fill, settings
 from tools.runner import Job, command_line, train, usable_cores, visible_gpus
 from tools.table import PAPERS, Row, read_table
 
@@ -90,6 +93,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="side to which small images are brought (default: 32)",
     )
     add("--large", action="store_true", help="large images: the recipes for ImageNet-LT, 224x224")
+    add(
+        "--arch",
+        choices=IMAGENET_RESNETS,
+        help="with --large, the network of all methods (default: each paper's, ResNet-50 and up)",
+    )
     add("--batch_size", type=int, metavar="N", help="for all methods (default: each paper's)")
     add = parser.add_argument_group("how").add_argument
     add(
@@ -109,8 +117,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--epoch",
         choices=["best", "last"],
         default="",
-        help="the epoch that is shown (default: the best one if validation images chose it, else "
-        "the last)",
+        help="the epoch that is shown (default: the best one if validation images chose it in all "
+        "runs, else the last)",
     )
     return parser
 
@@ -177,6 +185,8 @@ def check(args: argparse.Namespace) -> None:
             "--large: takes the images of a folder as they are, at 224x224 pixels; leave out "
             "--digits, --imb_factor and --image_size"
         )
+    if args.arch and not args.large:
+        raise UsageError(f"--arch {args.arch}: a network for large images, goes with --large")
     if args.imb_factor is not None and not 0 < args.imb_factor <= 1:
         raise UsageError(f"--imb_factor {args.imb_factor}: smallest / largest class, 0 < f <= 1")
 
@@ -188,13 +198,14 @@ class Images:
     Attributes:
         dataset: as the programs for small images call it. root: absolute; unused by the digits.
         num_classes: of it. lists: folder of the list files, for programs that take large images
-            from such.
+            from such. split: what of a folder is evaluated, "test" or "val".
     """
 
     dataset: str
     root: str
     num_classes: int
     lists: str = ""
+    split: str = "test"
 
     def name(self, imb_factor: float | None) -> str:
         """In words, with the long tail that is cut out of it."""
@@ -213,10 +224,9 @@ def find_images(args: argparse.Namespace) -> Images:
         return Images("digits", str(args.out.resolve()), 10)
     root = Path(args.root).resolve()
     if root.suffix != ".npz":
-        if args.large:
-            held_out(root)
         classes = read_folder(root, "train").classes
-        return Images("imagefolder", str(root), len(classes), str(args.out.resolve() / "lists"))
+        lists = str(args.out.resolve() / "lists")
+        return Images("imagefolder", str(root), len(classes), lists, held_out(root)[0])
     if args.large:
         raise UsageError(f"--root {args.root}: --large takes a folder of images")
     return Images("npz", str(root), len(open_source("npz", root, "train").classes))
@@ -225,14 +235,16 @@ def find_images(args: argparse.Namespace) -> Images:
 def write_lists(images: Images) -> None:
     """List files of the image folder, under the names of ImageNet-LT."""
     root = Path(images.root)
-    for split, name in (("train", "train"), (held_out(root)[0], "test")):
+    for split in HELD_OUT:  # of an earlier start, when others were there
+        (Path(images.lists) / f"ImageNet_LT_{split}.txt").unlink(missing_ok=True)
+    for split in ("train", images.split):
         part = read_folder(root, split)
         lines = [
             f"{Path(file).relative_to(root).as_posix()}\t{label}\t{part.classes[label]}\n"
             for file, label in zip(part.files, part.targets.tolist(), strict=True)
         ]
         Path(images.lists).mkdir(parents=True, exist_ok=True)
-        write_text(Path(images.lists) / f"ImageNet_LT_{name}.txt", "".join(lines))
+        write_text(Path(images.lists) / f"ImageNet_LT_{split}.txt", "".join(lines))
 
 
 def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[str]]:
@@ -242,12 +254,15 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
         "dataset": images.dataset,
         "root": images.root,
         "lists": images.lists,
+        "split": images.split,
         "classes": images.num_classes,
         "third": third,
         "two_thirds": images.num_classes - third,
         "imb_factor": args.imb_factor,
         "imb_ratio": args.imb_factor and f"{1 / args.imb_factor:g}",
         "size": args.image_size,
+        "arch": args.arch,
+        "features": args.arch and feature_dim(args.arch),
         "epochs": args.epochs,
         "batch_size": args.batch_size,
         "val_fraction": args.val_fraction,
@@ -263,6 +278,8 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
         more.append(program.classes)
         if args.image_size != 32:
             more.append(program.size)
+        if args.arch is not None:
+            more.append(program.arch)
         if args.epochs is not None:
             more.append(program.epochs)
         if args.batch_size is not None:
@@ -274,6 +291,12 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
         words += [word for text in more for word in shlex.split(text)]
         found.append(fill(words, **values))
     return found
+
+
+def feature_dim(arch: str) -> int:
+    """Width of a network before its classifier."""
+    with torch.device("meta"):  # without memory
+        return constructor(arch)(num_classes=None).feature_dim
 
 
 def make_jobs(
@@ -289,6 +312,20 @@ def make_jobs(
             lines = [fill(words, seed=seed) for words in commands(row, images, args)]
             jobs.append((row, Job(seed, lines, folder, folder / DONE, epochs, store)))
     return jobs
+
+
+def check_commands(of_row: Sequence[tuple[Row, Job]]) -> None:
+    """Let the programs read their command lines, before any is started.
+
+    Raises:
+        UsageError: a program refuses its own; names the method.
+    """
+    for row, job in of_row:
+        for words in job.commands:
+            try:
+                settings(words)
+            except UsageError as error:
+                raise UsageError(f"{row.paper}/{row.method}: {error}") from None
 
 
 def store(job: Job, report: Path) -> None:
@@ -352,11 +389,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.check_numbers(args, jobs=(1, 1024))
     check(args)
     if args.runs:
-        runs = [read_run(path, epoch=args.epoch) for path in find_reports(args.runs)]
+        runs = read_runs([(path, "", "") for path in find_reports(args.runs)], args.epoch)
         show(runs, " and ".join(dict.fromkeys(run.data for run in runs)), args.out)
         return
     rows, images = find_methods(args.methods, args.large), find_images(args)
     of_row = make_jobs(rows, images, args)
+    check_commands(of_row)
     jobs = [job for _, job in of_row]
     if args.list:
         print("\n".join(f"{job.folder.name}\n    {command_line(job)}" for job in jobs))
@@ -366,12 +404,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_all(jobs, images, args)
     except KeyboardInterrupt:
         raise RunError("interrupted; the same command goes on from here") from None
-    runs = []
-    for row, job in of_row:
-        if job.result.is_file():
-            report = job.folder / json.loads(job.result.read_text())["report"]
-            runs.append(read_run(report, row.method, row.paper, args.epoch))
-    if runs:
+    reports = [
+        (job.folder / json.loads(job.result.read_text())["report"], row.method, row.paper)
+        for row, job in of_row
+        if job.result.is_file()
+    ]
+    if reports:
+        runs = read_runs(reports, args.epoch)
         show(runs, images.name(args.imb_factor), args.out)
     if failed := [job.folder.name for job in jobs if job.failed]:
         raise RunError(

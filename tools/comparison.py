@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ PLACES = FREE_TO_CHANGE | {
 # Colours that colour-blind people tell apart (Okabe and Ito), and a marker each.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 MARKERS = "osD^vP*X"
+LINES = ("-", "--", ":", "-.")
+SIZES = {"many": "#555555", "medium": "#999999", "few": "#CCCCCC"}  # no line has their colours
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Run:
     """What a report says of the epoch that counts.
 
     Attributes:
-        method, paper: what was trained; paper is empty if the report does not tell.
+        method, paper, program: what was trained, and by which program's path; paper and program
+            are empty if the report does not tell.
         epoch: which one, in words. split: the set that the figures are of.
         figures: of ``FIGURES``, in percent, NaN where the report lacks them.
         cls_acc: percent (C,), NaN without test images. cls_num_list: training images (C,).
@@ -64,6 +68,7 @@ class Run:
     data: str
     pixels: str | None
     folder: Path
+    program: str = ""
 
 
 def read_run(path: Path, method: str = "", paper: str = "", epoch: str = "") -> Run:
@@ -103,10 +108,23 @@ def read_run(path: Path, method: str = "", paper: str = "", epoch: str = "") -> 
             report.get("data") or str(settings.get("dataset", "")),
             report.get("pixels_sha256"),
             path.parent,
+            report.get("program", ""),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"{path}: not the report of a run ({reason})") from None
+
+
+def read_runs(reports: Sequence[tuple[Path, str, str]], epoch: str = "") -> list[Run]:
+    """Read each (report, method, paper) as ``read_run`` does, all of the same kind of epoch.
+
+    Args:
+        epoch: ``best`` or ``last``; else the best one if validation images chose it in all runs.
+    """
+    runs = [read_run(*report, epoch) for report in reports]
+    if not epoch and len({run.epoch for run in runs}) > 1:
+        runs = [read_run(*report, "last") for report in reports]
+    return runs
 
 
 def _figures(
@@ -146,14 +164,18 @@ def find_reports(folders: Sequence[str]) -> list[Path]:
 def in_one_order(runs: Sequence[Run]) -> list[Run]:
     """The runs with their classes in the order of the first one that names them.
 
+    Numbers, as list files have them, stand for the names in this order.
+
     Raises:
         UsageError: they are of other classes, training images or splits: no figure compares.
     """
-    first = next((run for run in runs if run.classes), runs[0])
+    first = next((run for run in runs if run.classes and not _numbered(run.classes)), runs[0])
     names = first.classes or [str(c) for c in range(len(first.cls_num_list))]
     ordered = []
     for run in runs:
         own = run.classes or names
+        if _numbered(own) and not _numbered(names) and len(own) == len(names):
+            own = [names[int(c)] for c in own]
         if sorted(own) != sorted(names) or len(own) != len(run.cls_num_list):
             odd = sorted(set(own) ^ set(names)) or [f"{len(run.cls_num_list)} classes"]
             raise UsageError(
@@ -176,6 +198,11 @@ def in_one_order(runs: Sequence[Run]) -> list[Run]:
         fields = {"cls_acc": run.cls_acc[order], "cls_num_list": counts, "classes": names}
         ordered.append(replace(run, **fields))
     return ordered
+
+
+def _numbered(classes: Sequence[str]) -> bool:
+    """Whether the classes are called 0…C-1, in any order."""
+    return sorted(classes) == sorted(str(c) for c in range(len(classes)))
 
 
 @dataclass(frozen=True)
@@ -201,7 +228,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """Put together what differs in the seed alone; the labels tell the others apart."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = (run.paper, run.method, run.data, run.split, run.epoch, _settings(run))
+        key = (run.paper, run.program, run.method, run.data, run.split, run.epoch, _settings(run))
         found.setdefault(repr(key), []).append(run)
     groups = list(found.values())
     return [Group(_label(members[0], [g[0] for g in groups]), members) for members in groups]
@@ -213,7 +240,7 @@ def _settings(run: Run) -> dict[str, object]:
 
 
 def _label(run: Run, all_: Sequence[Run]) -> str:
-    """The method, with the paper and then with whatever settings it takes to tell it apart."""
+    """The method, with paper, program and then whatever settings it takes to tell it apart."""
     same = [other for other in all_ if other.method == run.method]
     if len(same) == 1:
         return run.method
@@ -221,6 +248,9 @@ def _label(run: Run, all_: Sequence[Run]) -> str:
     if len({other.paper for other in same}) > 1:
         label += f" ({run.paper})"
     same = [other for other in same if other.paper == run.paper]
+    if len({other.program for other in same}) > 1:
+        label += f" ({run.program.removeprefix(run.paper + '/').removesuffix('.py')})"
+    same = [other for other in same if other.program == run.program]
     mine = _settings(run)
     differing = [
         key for key in mine if len({repr(_settings(other).get(key)) for other in same}) > 1
@@ -305,7 +335,7 @@ def draw(figure, groups: Sequence[Group], title: str) -> None:
     number = len(order)
     place, named = np.arange(number), number <= drawings.MAX_NAMES
     upper, _ = drawings.above_class_sizes(
-        figure, [first.cls_num_list[c] for c in order], [first.classes[c] for c in order]
+        figure, [first.cls_num_list[c] for c in order], [first.classes[c] for c in order], SIZES
     )
     for i, one in enumerate(groups):
         accuracy = np.stack([run.cls_acc[order] for run in one.runs])
@@ -320,11 +350,33 @@ def draw(figure, groups: Sequence[Group], title: str) -> None:
             mean,
             color=colour,
             linewidth=2,
-            linestyle="-" if i < len(COLOURS) else "--",
-            marker=MARKERS[i % len(MARKERS)] if named else "",
-            label=f"{one.label}: {one.text('balanced_acc')} %",
+            linestyle=LINES[i // len(COLOURS) % len(LINES)],
+            marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)] if named else "",
+            label=textwrap.fill(f"{one.label}: {one.text('balanced_acc')}\u00a0%", 50),
         )
-        upper.fill_between(place, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+        upper.fill_between(place, mean - spread, mean + spread, color=colour, alpha=0.12, lw=0)
     upper.set(ylabel=f"{full(first.split)} accuracy (%)", ylim=(-3, 103), yticks=range(0, 101, 20))
     drawings.heading(figure, title)
-    upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
+    _legends(figure, upper, class_groups(first.cls_num_list))
+
+
+def _legends(figure, axes, groups: np.ndarray) -> None:
+    """The methods above the picture, which grows with their number; the class sizes below it."""
+    from matplotlib.patches import Patch
+
+    labels = axes.get_legend_handles_labels()[1]
+    width, height = figure.get_size_inches()
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = min(max(int(12 * width) // (longest + 8), 1), 3)
+    lines = sum(1 + label.count("\n") for label in labels) / columns
+    figure.set_size_inches(width, height + 0.2 * max(lines - 2, 0))
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9,
+        title="balanced accuracy", title_fontsize=9,
+    )  # fmt: skip
+    names = [name for name in GROUPS if name in groups]
+    figure.legend(
+        handles=[Patch(color=SIZES[name]) for name in names],
+        labels=[f"{name} ({drawings.BOUNDS[name]})" for name in names],
+        loc="outside lower center", ncols=3, frameon=False, fontsize=9,
+    )  # fmt: skip

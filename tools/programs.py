@@ -17,10 +17,12 @@ class Program:
 
     Attributes:
         data: words that set data set and folder, for small images; empty: it takes none.
-        large: the same for a folder of large images; {lists} has list files of it.
+        large: the same for a folder of large images; {lists} has list files of it, {split} is
+            what is evaluated.
         parse: the program's own reading of a command line.
         whole: words for the training images as they are. tail: for a long tail cut out of them.
         classes: words for the number of classes. size: for images of another size than 32.
+        arch: words for another network, of those for large images.
         epochs: words for a shortened, stretched run. batch: for another batch size.
         val: words for the part of the training images that chooses the best epoch.
         memory, amp: words for channels-last memory and for half precision.
@@ -34,6 +36,7 @@ class Program:
     tail: str = "--imb_type exp --imb_factor {imb_factor}"
     classes: str = ""
     size: str = "--image_size {size}"
+    arch: str = "--arch {arch}"
     epochs: str = "--epochs {epochs} --stretch_schedule"
     batch: str = "--batch-size {batch_size}"
     val: str = "--val_fraction {val_fraction}"
@@ -114,7 +117,10 @@ PROGRAMS = {
         "--dataset {dataset} --data {root}", partial(_gml, "cifar_main")
     ),
     "dbm_loss/GML/main.py": Program(
-        "", partial(_gml, "main"), large="--dataset imagefolder --data {root}"
+        "",
+        partial(_gml, "main"),
+        large="--dataset imagefolder --data {root}",
+        arch="--arch {arch} --arch_t {arch} --feat_t {features}",
     ),
     "hmloss/cifar_implementation/train_cifar.py": Program(
         "--dataset {dataset} --root {root}",
@@ -128,7 +134,7 @@ PROGRAMS = {
         "",
         _inat,
         large="--dataset_dir {root} --train_list {lists}/ImageNet_LT_train.txt "
-        "--val_list {lists}/ImageNet_LT_test.txt",
+        "--val_list {lists}/ImageNet_LT_{split}.txt",
     ),
     "arbloss/train_stage1.py": Program(
         "dataset {dataset} data_path {root}",
@@ -139,6 +145,7 @@ PROGRAMS = {
         classes="num_classes {classes} head_class_idx [0,{third}] "
         "med_class_idx [{third},{two_thirds}] tail_class_idx [{two_thirds},{classes}]",
         size="image_size {size}",
+        arch="backbone {arch}_fe",
         epochs="num_epochs {epochs} stretch_schedule True",
         batch="batch_size {batch_size}",
         val="val_fraction {val_fraction}",

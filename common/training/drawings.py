@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -68,11 +68,17 @@ def per_class(
     )  # fmt: skip
 
 
-def above_class_sizes(figure, counts: Sequence[int], classes: Sequence[str]) -> tuple:
+def above_class_sizes(
+    figure,
+    counts: Sequence[int],
+    classes: Sequence[str],
+    colours: Mapping[str, str] = COLOURS,
+) -> tuple:
     """Two panels over the classes: an empty one, above that of their training images.
 
     Args:
         counts: training images, (C,), most first. classes: their names.
+        colours: of the bars of each group.
     Returns: the axes of both.
     """
     counts = np.asarray(counts)
@@ -83,9 +89,9 @@ def above_class_sizes(figure, counts: Sequence[int], classes: Sequence[str]) -> 
     for name in GROUPS:
         mine = group == name
         if number <= MAX_BARS:
-            lower.bar(place[mine], counts[mine], _width(number), color=COLOURS[name])
+            lower.bar(place[mine], counts[mine], _width(number), color=colours[name])
         else:
-            lower.fill_between(place[mine], counts[mine], color=COLOURS[name], step="mid", lw=0)
+            lower.fill_between(place[mine], counts[mine], color=colours[name], step="mid", lw=0)
     lower.set(ylabel="training images")
     positive = counts[counts > 0]
     if len(positive) and positive[0] > 10 * positive[-1]:

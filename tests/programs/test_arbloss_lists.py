@@ -131,6 +131,16 @@ def test_places_without_weights_says_so(lists, here):
     assert "note: not_pretrained True: the frozen backbone keeps its random weights" in notes
 
 
+def test_a_validation_list_where_there_is_no_test_list(lists, here):
+    (here / "lists").mkdir()
+    for name, own in (("train", "train"), ("test", "val")):
+        text = (lists["imagenet"] / f"ImageNet_LT_{name}.txt").read_text()
+        (here / "lists" / f"ImageNet_LT_{own}.txt").write_text(text)
+    words = ["data_path", str(lists["imagenet"]), "list_path"]
+    assert load_data(config("imagenet", *words, str(here / "lists"))).split == "val"
+    assert load_data(config("imagenet", *words, str(lists["imagenet"]))).split == "test"
+
+
 def test_wrong_number_of_classes_is_named(lists):
     words = ["data_path", str(lists["imagenet"]), "num_classes", "6"]
     with pytest.raises(UsageError, match=r"num_classes 6: .*train\.txt has 5 classes"):

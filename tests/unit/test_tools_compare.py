@@ -92,12 +92,28 @@ def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
             places = [told.get(key) for key in ("root", "data", "dataset_dir", "data_path")]
             assert str(folder) in places
     images = compare.Images("imagefolder", str(folder), 4, str(tmp_path / "lists"))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "ImageNet_LT_val.txt").write_text("of an earlier start")
     compare.write_lists(images)
+    assert len(list((tmp_path / "lists").iterdir())) == 2
     lines = (tmp_path / "lists" / "ImageNet_LT_train.txt").read_text().splitlines()
     assert len(lines) == 8
     assert lines[3] == "train/class_001/0000.jpg\t1\tclass_001"
     lines = (tmp_path / "lists" / "ImageNet_LT_test.txt").read_text().splitlines()
     assert lines[0] == "test/class_000/0000.jpg\t0\tclass_000" and len(lines) == 4
+
+
+def test_one_network_for_all_methods_of_large_images(folder, tmp_path):
+    names = [f"{p}/{row.method}" for (p, _), row in LARGE.items()]
+    flags = ["--root", folder, "--large", "--out", tmp_path, "--methods", *names]
+    for row, job in jobs(*flags, "--arch", "resnet34"):
+        for command in job.commands:
+            told = settings(command)
+            assert told.get("arch", told.get("backbone")) in ("resnet34", "resnet34_fe"), row.id
+            if "--arch_t" in row.command and "student" in command:
+                assert (told["arch_t"], told["feat_t"]) == ("resnet34", 512)
+    with pytest.raises(UsageError, match=r"^dbm_loss/GML: argument -a/--arch: invalid choice"):
+        compare.check_commands(jobs(*flags, "--arch", "resnet10"))
 
 
 def test_the_commands_are_shown(folder, tmp_path, capsys):
@@ -133,6 +149,7 @@ def test_a_folder_of_another_command_is_not_gone_on_with(folder, tmp_path):
         (["--root", "x.npz"], "npz file .*x.npz: no such file"),
         (["--root", "x.npz", "--large"], "--root x.npz: --large takes a folder of images"),
         (["--digits", "--large"], "--large: takes the images of a folder as they are"),
+        (["--digits", "--arch", "resnet10"], "--arch resnet10: a network for large images, goes"),
         (["--runs", "x", "--digits"], "--runs: shows runs that exist; leave"),
         (["--digits", "--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--digits", "--jobs", "0"], "--jobs 0: must be at least 1"),

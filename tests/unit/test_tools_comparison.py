@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from common.training.errors import UsageError
 from tools import comparison
-from tools.comparison import csv_rows, group, in_one_order, read_run, text_table
+from tools.comparison import csv_rows, group, in_one_order, read_run, read_runs, text_table
 
 CLASSES = ["cat", "dog", "emu"]
 COUNTS = [120, 50, 4]
@@ -108,6 +108,10 @@ def test_labels_tell_runs_apart(tmp_path):
     ]
     labels = [one.label for one in group(runs)]
     assert labels == ["IB, lr 0.1", "IB, lr 0.2", "CE (ib_loss)", "CE (dbm_loss)"]
+    # Two programs of a paper have few flags in common.
+    large = {"program": "dbm_loss/large_scale/train.py", "method": "CE", "settings": {"wd": 0}}
+    runs = [runs[3], read_run(write(tmp_path / "4", accuracy, **large))]
+    assert [one.label for one in group(runs)] == ["CE (cifar/main)", "CE (large_scale/train)"]
 
 
 def test_classes_meet_by_their_names(tmp_path):
@@ -117,6 +121,32 @@ def test_classes_meet_by_their_names(tmp_path):
                   counts=[4, 120, 50])  # fmt: skip
     ordered = in_one_order([first, read_run(other)])
     assert ordered[1].cls_acc.tolist() == [81.0, 51.0, 21.0] and ordered[1].cls_num_list == COUNTS
+
+
+def test_numbers_of_classes_stand_for_their_names(tmp_path):
+    """Lists often lack names; arbloss sorts their classes by size."""
+    named = read_run(write(tmp_path / "a", [80.0, 50.0, 20.0], counts=[50, 4, 120]))
+    numbered = write(tmp_path / "b", [21.0, 81.0, 51.0], classes=["2", "0", "1"],
+                     counts=[120, 50, 4])  # fmt: skip
+    for runs in ([read_run(numbered), named], [named, read_run(numbered)]):
+        ordered = {run.folder.name: run for run in in_one_order(runs)}
+        assert ordered["b"].cls_acc.tolist() == [81.0, 51.0, 21.0]
+        assert ordered["b"].classes == ordered["a"].classes == CLASSES
+    assert in_one_order([read_run(numbered)])[0].classes == ["2", "0", "1"]
+
+
+def test_all_runs_are_shown_at_the_same_kind_of_epoch(tmp_path):
+    chosen = {"validation": {}, "reported": {"epoch": 0, "which": "best", "split": "test"}}
+    paths = [write(tmp_path / "a", [80.0, 50.0, 20.0], **chosen)]
+    assert read_runs([(paths[0], "", "")])[0].epoch == "best epoch on the validation set"
+    paths.append(write(tmp_path / "b", [80.0, 50.0, 20.0]))
+    runs = read_runs([(path, "", "") for path in paths])
+    assert [run.epoch for run in runs] == ["last epoch"] * 2
+    assert [run.figures["top1"] for run in runs] == [70.0] * 2
+    runs = read_runs([(path, "", "") for path in paths], "best")
+    assert [run.epoch for run in runs] == [
+        "best epoch on the validation set", "best epoch on the test set",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -176,3 +206,27 @@ def test_a_line_a_method_over_the_class_sizes(tmp_path, number):
     legend = [text.get_text() for text in upper.get_legend().get_texts()]
     assert legend[0].startswith("CE: ") and legend[1].startswith("IB: ") and "±" in legend[1]
     assert upper.get_ylabel() == "test accuracy (%)" and figure.get_suptitle() == "pets"
+
+
+def test_every_method_of_a_long_legend_is_in_the_picture(tmp_path):
+    """Nothing is cut off, and no two lines look the same."""
+    runs = [
+        read_run(
+            write(tmp_path / str(i), [80.0, 50.0, 20.0], method=f"method {i}, " + "word " * 15)
+        )
+        for i in range(30)
+    ]
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    comparison.draw(figure, group(runs), "pets")
+    figure.canvas.draw()
+    upper = figure.axes[0]
+    for part in (upper, upper.get_legend(), *figure.legends):
+        box = part.get_window_extent()
+        assert figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1)
+        assert figure.bbox.containsy(box.y0) and figure.bbox.containsy(box.y1)
+    assert upper.get_window_extent().height > 150
+    looks = [(x.get_color(), x.get_marker(), x.get_linestyle()) for x in upper.get_lines()]
+    assert len(set(looks)) == 30
+    sizes = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sizes == ["many (> 100 images)", "medium (20 to 100)", "few (< 20)"]
