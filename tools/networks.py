@@ -23,8 +23,8 @@ class Kind:
 
     Attributes:
         build: takes the entries of "network" by name.
-        transform: side of the images -> what the program does with an image to evaluate, for
-            checkpoints that do not say it. image_size: the program's own side.
+        transform: side of the images -> see the function of that name. image_size: the program's
+            own side.
         needs: entries that a user has to name for a checkpoint that does not say them.
     """
 
@@ -98,6 +98,22 @@ KINDS = {
     "arbloss/train_stage1.py": Kind(_arb, described.cifar, 32),
     "arbloss/train_stage2.py": Kind(_arb, described.cifar, 32),
 }
+
+
+def transform(
+    program: str, network: Mapping[str, object], image_size: int | None = None
+) -> dict[str, object]:
+    """What a program does with an image to evaluate, for checkpoints that do not say it.
+
+    Args:
+        program, network: as for ``load``. image_size: side of the images (default: the program's).
+    """
+    kind = KINDS[program]
+    if program.startswith("arbloss"):  # it has small networks and large ones
+        arch = str(network.get("arch", "")).removesuffix("_fe")
+        if arch not in archs.CIFAR_RESNETS:
+            return _imagenet(image_size or 224)
+    return kind.transform(image_size or kind.image_size)
 
 
 def load(

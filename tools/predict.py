@@ -124,7 +124,7 @@ def load_model(args: argparse.Namespace) -> Model:
         raise UsageError(f"{source}: does not say {missing[0]}; give --network {missing[0]}=…")
     transform = about.get("transform")
     if transform is None or args.image_size is not None:
-        transform = kind.transform(args.image_size or kind.image_size)
+        transform = networks.transform(program, network, args.image_size)
     about = {"method": program, "network": network, "data": "unknown data"} | about
     return Model(
         networks.load(program, network, state, source),

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from arbloss.opts import check, load_config
 from common.models.resnet import resnet10
 from common.training.errors import UsageError
 from tests.programs.arbloss_data import CONFIG, GROUPS, make_lists
+from tools import predict
 
 FILES = {
     "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
@@ -91,6 +93,17 @@ def test_lists_in_a_folder_of_their_own(lists, here):
     assert label == 1  # the list's class 0 is the second largest
 
 
+def test_a_part_of_the_list_may_choose(lists):
+    words = ["data_path", str(lists["imagenet"]), "val_fraction", "0.4"]
+    data = load_data(config("imagenet", *words))
+    assert data.cls_num_list == np.bincount(data.train.targets).tolist() == [4, 2, 2, 1, 1]
+    assert np.bincount(data.val.targets).tolist() == [2, 1, 1, 1]  # the only image of a class stays
+    assert (data.chosen_on, data.split, data.facts["val_images"]) == ("held-out", "test", 5)
+    assert len(data.test) == 10
+    first, again = data.val[0][0], data.val[0][0]
+    assert first.shape == (3, 224, 224) and first.equal(again)  # not augmented
+
+
 @pytest.mark.parametrize("dataset", ["imagenet", "places"])
 def test_labels_are_ranks_in_both_lists(lists, dataset):
     data = load_data(config(dataset, "data_path", str(lists[dataset])))
@@ -119,6 +132,18 @@ def test_places_trains_the_block_on_frozen_features_then_stage_2(lists, weights,
         statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
         assert torch.equal(value, after["state_dict_block"][name]) != statistic, name
     assert evaluation.main([*stage2, *data, "resume", str(second)])["top1"] == row["top1"]
+
+    # The checkpoints alone predict what the reports say, of classes that the lists call 0 to 4.
+    test_list = lists["places"] / FILES["places"][1]
+    for checkpoint in (path, second):
+        predict.main([str(checkpoint), str(test_list), "--out", "out", "-j", "0"])
+        said = pd.read_csv("out/predictions.csv")
+        reported = pd.read_csv(checkpoint.parents[1] / "logs" / "predictions.csv")
+        files = [str(lists["places"] / name) for name in said["path"]]
+        assert files == reported["image"].tolist()
+        assert said["true"].tolist() == reported["true"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert said["class"].tolist() == reported["predicted"].tolist()
+        np.testing.assert_allclose(said["probability"], reported["probability"], atol=1e-5)
 
 
 def test_places_without_weights_says_so(lists, here):

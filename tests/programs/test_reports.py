@@ -64,6 +64,9 @@ def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     assert report["final"]["top1"] == pytest.approx(last["top1"]) and report["classes"] == CLASSES
     history = [row["balanced_acc"] for row in table(logs / "metrics.csv")]
     assert max(map(float, history)) == report["validation"]["best"]["balanced_acc"]
+    for which in ("final", "best"):  # there are no images of the third class in val/
+        assert report["validation"][which]["cls_acc"][2] is None
+        assert report[which]["cls_acc"][2] is not None
     out = capsys.readouterr().out
     assert "evaluated on data/test, 3 images; the best epoch is chosen on data/val, 4 images" in out
     assert f"best on the validation set, epoch {best['epoch']}: top-1 {best['top1']:.3f}" in out

@@ -5,6 +5,7 @@ import torch
 
 from arbloss.models import Network
 from common.training.errors import UsageError
+from datasets.augment import described
 from tools import networks
 
 SMALL = {"arch": "resnet20", "num_classes": 3}
@@ -52,6 +53,20 @@ def test_the_parts_of_arbloss(stage):
     with torch.inference_mode():
         plain = module.eval().classifier(module.model(images))
         torch.testing.assert_close(loaded(images), factor * plain, rtol=0, atol=0)
+
+
+def test_the_treatment_of_images_where_a_checkpoint_does_not_say_it():
+    """The original of arbloss has one program for small images and large ones."""
+    for arch, size, side in (("resnet32_fe", None, 32), ("resnet20_fe", 64, 64)):
+        told = networks.transform("arbloss/train_stage2.py", {"arch": arch}, size)
+        assert told == described.cifar(side)
+    for arch, size, resize, side in (
+        ("resnet50_fe", None, 256, 224),
+        ("resnet152_fe", 112, 128, 112),
+    ):
+        told = networks.transform("arbloss/train_stage1.py", {"arch": arch}, size)
+        assert told == described.imagenet(resize=resize, size=side)
+    assert networks.transform("ib_loss/cifar_train.py", SMALL) == described.cifar(32)
 
 
 def test_of_a_moco_the_query_encoder_predicts():
