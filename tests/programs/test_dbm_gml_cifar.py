@@ -155,9 +155,8 @@ def test_every_combination_of_terms_trains_on_generated_images(here, terms):
     assert (here / "outputs/cifar100/m/moco_ckpt.pth.tar").is_file()
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
+def test_bad_input_is_one_line_before_training(here, student, monkeypatch):
+    cases = [
         (["--path_t", "nowhere.pth.tar"], "--path_t nowhere.pth.tar: no such file"),
         (["--num_classes", "100"], "--num_classes 100: imagefolder in .* has 4 classes"),
         (["--base_k", "17"], "--base_k 17: a queue of 64 gives 4 classes at most 16 slots"),
@@ -166,12 +165,11 @@ def test_every_combination_of_terms_trains_on_generated_images(here, terms):
         (["--dataset", "digits", "--imb_type", "exp", "--imb-factor", "0.001"], "the loss divides"),
         (["--dataset", "cifar10", "--image_size", "32", "--data", "empty"], "cifar-10-batches-py"),
         (["--dataset", "cifar10"], "--image_size 16: images of cifar10 have 32x32 pixels"),
-    ],
-)
-def test_bad_input_is_one_line_before_training(here, student, monkeypatch, argv, words):
-    monkeypatch.setattr("urllib.request.urlopen", _offline)
-    with pytest.raises(UsageError, match=words):
-        cifar_main.main([*student, *argv])
+    ]
+    for argv, words in cases:
+        monkeypatch.setattr("urllib.request.urlopen", _offline)
+        with pytest.raises(UsageError, match=words):
+            cifar_main.main([*student, *argv])
 
 
 def _offline(*_, **__):

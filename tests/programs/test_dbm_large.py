@@ -10,7 +10,7 @@ import torch
 
 from common.training.errors import NonFiniteLoss, UsageError
 from dbm_loss.large_scale import train
-from tests.programs import tools
+from tests.programs import small_runs, tools
 from tests.unit.test_dbm_large_opts import README
 
 FOLDER = tools.ROOT / "dbm_loss" / "large_scale"
@@ -171,21 +171,20 @@ def test_two_processes_train_together_and_evaluate_as_one(finished, here):
         assert result[key] == pytest.approx(final[key], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--loss_fn CE --use_norm --use_dbm --amp bf16 --channels_last --fake_data 1",
+def test_every_loss_runs(here, monkeypatch):
+    small_runs.small_networks(monkeypatch)
+    commands = [
+        "--loss_fn CE --use_norm --use_dbm --amp bf16 --channels_last",
         "--loss_fn ce_drw --stretch_schedule",
         "--loss_fn BS --use_norm --nesterov",
         "--loss_fn ldam --use_norm --use_dbm",
         "--loss_fn ldam_drw --arch resnet18",
         "--loss_fn bcl",
         "--loss_fn ce --epochs 2 --cmo --start_data_aug 0 --end_data_aug 0 --mixup_prob 1",
-    ],
-)
-def test_every_loss_runs(here, flags):
-    row = train.main([*FAKE, "-b", "3", "--epochs", "1", *shlex.split(flags)])
-    assert row["train_loss"] > 0 and 0 <= row["top1"] <= 100
+    ]
+    for flags in commands:
+        row = train.main([*FAKE, "-b", "3", "--epochs", "1", "--overwrite", *shlex.split(flags)])
+        assert row["train_loss"] > 0 and 0 <= row["top1"] <= 100
 
 
 def test_imagefolder_and_fewer_evaluations(here):
@@ -199,22 +198,19 @@ def test_imagefolder_and_fewer_evaluations(here):
     assert pd.read_csv(metrics)["top1"].notna().tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
+def test_bad_usage_is_named_before_training(finished, here):
+    shutil.copytree(finished / "data", here / "data")
+    checkpoint = str(finished / "checkpoint" / RUN / "ckpt.pth.tar")
+    cases = [
         (["--dataset", "inat", "--root", "data"], "iNaturalist18_train.txt"),
         ([*LISTS[:2], "--root", "data"], "--num_classes 1000"),
         ([*LISTS, "--resume", "nowhere.pth"], "nowhere.pth"),
-        ([*LISTS, "--loss_fn", "ce", "--resume", "FINISHED"], "another architecture"),
+        ([*LISTS, "--loss_fn", "ce", "--resume", checkpoint], "another architecture"),
         ([*LISTS, "--root_log", "data/ImageNet_LT_train.txt"], "cannot write"),
-    ],
-)
-def test_bad_usage_is_named_before_training(finished, here, flags, named):
-    shutil.copytree(finished / "data", here / "data")
-    checkpoint = str(finished / "checkpoint" / RUN / "ckpt.pth.tar")
-    flags = [checkpoint if flag == "FINISHED" else flag for flag in flags]
-    with pytest.raises(UsageError, match=named):
-        train.main([*flags, "-j", "0", "-a", "resnet10"])
+    ]
+    for flags, named in cases:
+        with pytest.raises(UsageError, match=named):
+            train.main([*flags, "-j", "0", "-a", "resnet10"])
 
 
 def test_bad_usage_is_one_line_and_exit_code_2(here):

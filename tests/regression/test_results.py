@@ -96,9 +96,8 @@ def test_cifar_100_from_an_npz_file_is_judged():
 
 
 def test_other_data_and_shorter_runs_are_judged_by_the_order_alone():
-    for (ib, ok), (data, epochs) in product(
-        [(60.0, True), (50.0, False), (49.0, False)], [("imagefolder", 200), ("cifar10", 10)]
-    ):
+    cases = [(60.0, True), (50.0, False), (49.0, False)]
+    for (ib, ok), (data, epochs) in product(cases, [("imagefolder", 200), ("cifar10", 10)]):
         runs = [
             result(CE, 50.0, data=data, epochs=epochs),
             result(IB, ib, data=data, epochs=epochs),

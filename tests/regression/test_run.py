@@ -92,16 +92,14 @@ def test_teacher_and_student_are_one_job(tmp_path):
     assert job.total == 400 and "{out}/cifar100/teacher" in runner.command_line(job)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_bad_usage_is_told_in_a_line(capsys):
+    cases = [
         (["--dataset", "cifar1000"], "no row of reported.csv matches"),
         (["--paper", "ib_loss", "--data-root", "/nowhere"], "no data in /nowhere/cifar10"),
         (["--data", "digits", "--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--data", "nothing"], "argument --data: invalid choice: 'nothing'"),
-    ],
-)
-def test_bad_usage_is_told_in_a_line(words, message, capsys):
-    assert run.main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("run.py: error: ") and error.count("\n") == 1 and message in error
+    ]
+    for words, message in cases:
+        assert run.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("run.py: error: ") and error.count("\n") == 1 and message in error

@@ -2,6 +2,8 @@
 
 import hashlib
 from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
 from urllib.error import URLError
 
 import numpy as np
@@ -405,27 +407,27 @@ def with_head_of(model, num_classes):
     return state
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
+def test_pretrained_keeps_a_head_of_its_own(tmp_path):
+    cases = [
         lambda: resnet.resnet18(7),
         lambda: resnet.resnet18(7, use_norm=True),
         lambda: resnet.resnet18(None),
-    ],
-    ids=["linear", "cosine", "none"],
-)
-def test_pretrained_keeps_a_head_of_its_own(tmp_path, make):
-    model, weights = make(), with_head_of(resnet.resnet18(None), 1000)
-    # Files from before 2019 lack the counters; DataParallel adds a prefix.
-    old = {f"module.{k}": v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-    torch.save({"state_dict": old}, tmp_path / "old.pth")
-    own_head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("fc.")}
-    said = pretrained.load(model, "resnet18", tmp_path / "old.pth")
-    assert said.endswith(
-        "; its classifier, fc.weight (1000, 512), is of other classes and left out"
-    )
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, own_head.get(key, weights[key])), key
+    ]
+    for make in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        model, weights = make(), with_head_of(resnet.resnet18(None), 1000)
+        # Files from before 2019 lack the counters; DataParallel adds a prefix.
+        old = {
+            f"module.{k}": v for k, v in weights.items() if not k.endswith("num_batches_tracked")
+        }
+        torch.save({"state_dict": old}, folder / "old.pth")
+        own_head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("fc.")}
+        said = pretrained.load(model, "resnet18", folder / "old.pth")
+        assert said.endswith(
+            "; its classifier, fc.weight (1000, 512), is of other classes and left out"
+        )
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, own_head.get(key, weights[key])), key
 
 
 def test_pretrained_loads_a_head_that_fits(tmp_path):
@@ -461,12 +463,15 @@ def test_pretrained_that_does_not_fit(tmp_path):
         pretrained.load(resnet.resnext50_32x4d(None), "resnext50_32x4d", tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
-def test_pretrained_file_that_is_none(tmp_path, content):
-    (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UsageError, match=r"w\.pth: (not a complete checkpoint|damaged)") as error:
-        pretrained.load(resnet.resnet10(None), "resnet10", tmp_path / "w.pth")
-    assert "\n" not in str(error.value)
+def test_pretrained_file_that_is_none(tmp_path):
+    for content in [b"", b"not weights", b"PK\x03\x04 cut off"]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        (folder / "w.pth").write_bytes(content)
+        with pytest.raises(
+            UsageError, match=r"w\.pth: (not a complete checkpoint|damaged)"
+        ) as error:
+            pretrained.load(resnet.resnet10(None), "resnet10", folder / "w.pth")
+        assert "\n" not in str(error.value)
 
 
 def test_pretrained_other_refusals(tmp_path, monkeypatch):

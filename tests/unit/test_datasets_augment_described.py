@@ -21,19 +21,17 @@ def squared(side, recipe):
 
 
 def test_a_recipe_is_told_and_made_again():
-    for (told, recipe), shape in product(
-        [
-            (described.cifar(32), squared(32, recipes.cifar_eval())),
-            (described.imagenet(), recipes.imagenet_eval()),
-            (
-                described.imagenet(resize=48, size=42, **INAT),
-                recipes.imagenet_eval(resize=48, size=42, **INAT),
-            ),
-            (described.imagenet(square=64), squared(64, recipes.imagenet_eval())),
-            (described.squeezed(30, isic.MEAN, isic.STD), isic.eval_transform(30)),
-        ],
-        [(300, 280, 3), (40, 57, 3), (32, 32, 3)],
-    ):
+    cases = [
+        (described.cifar(32), squared(32, recipes.cifar_eval())),
+        (described.imagenet(), recipes.imagenet_eval()),
+        (
+            described.imagenet(resize=48, size=42, **INAT),
+            recipes.imagenet_eval(resize=48, size=42, **INAT),
+        ),
+        (described.imagenet(square=64), squared(64, recipes.imagenet_eval())),
+        (described.squeezed(30, isic.MEAN, isic.STD), isic.eval_transform(30)),
+    ]
+    for (told, recipe), shape in product(cases, [(300, 280, 3), (40, 57, 3), (32, 32, 3)]):
         told = json.loads(json.dumps(told))  # plain data
         image = Image.fromarray(np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8))
         assert torch.equal(recipes.from_description(told)(image), recipe(image))

@@ -1,5 +1,9 @@
 """Image folders: what is listed in which order, what is skipped, which split is evaluated."""
 
+from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
+
 import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -33,9 +37,6 @@ def large(root):
     source = large_scale.Source("imagefolder", root)
     data = large_scale.load_data(source, large_scale.train_recipes("ce"))
     return data.split, data.classes, data.cls_num_list, data.notes
-
-
-BOTH = pytest.mark.parametrize("load", [long_tailed, large])
 
 
 def test_files_come_in_torchvisions_order(tmp_path):
@@ -82,10 +83,8 @@ def test_link_loops_multiply_nothing(tmp_path):
         read_folder(tmp_path, "train")
 
 
-@BOTH
-@pytest.mark.parametrize(
-    ("splits", "evaluated", "notes"),
-    [
+def test_what_is_evaluated_is_said(tmp_path):
+    cases = [
         (
             ["test"],
             "test",
@@ -107,29 +106,28 @@ def test_link_loops_multiply_nothing(tmp_path):
                 "note: the epochs are evaluated on the validation set, the test set at the end",
             ],
         ),
-    ],
-)
-def test_what_is_evaluated_is_said(tmp_path, load, splits, evaluated, notes):
-    for split in ("train", *splits):
-        make(tmp_path, f"{split}/a/1.png", f"{split}/b/1.png")
-    notes = [note.replace("ROOT", str(tmp_path)) for note in notes]
-    assert load(tmp_path) == (evaluated, ["a", "b"], [1, 1], notes)
+    ]
+    for load, (splits, evaluated, notes) in product([long_tailed, large], cases):
+        folder = Path(mkdtemp(dir=tmp_path))
+        for split in ("train", *splits):
+            make(folder, f"{split}/a/1.png", f"{split}/b/1.png")
+        notes = [note.replace("ROOT", str(folder)) for note in notes]
+        assert load(folder) == (evaluated, ["a", "b"], [1, 1], notes)
 
 
-@BOTH
-def test_a_test_split_may_lack_classes(tmp_path, load):
-    make(tmp_path, *(f"train/{name}/1.png" for name in "abcde"), "test/b/1.png")
-    (tmp_path / "test/c").mkdir()
-    assert load(tmp_path)[3][0] == (
-        f"note: {tmp_path}/test has no image of 4 of the 5 classes (a, c, d, …): "
-        "they have no accuracy"
-    )
+def test_a_test_split_may_lack_classes(tmp_path):
+    for load in [long_tailed, large]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        make(folder, *(f"train/{name}/1.png" for name in "abcde"), "test/b/1.png")
+        (folder / "test/c").mkdir()
+        assert load(folder)[3][0] == (
+            f"note: {folder}/test has no image of 4 of the 5 classes (a, c, d, …): "
+            "they have no accuracy"
+        )
 
 
-@BOTH
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
+def test_other_layouts_are_refused(tmp_path):
+    cases = [
         ([], r"image folder .*/root: no such folder; expected DIR/train/<class>"),
         (["train/1.png"], r"root/train: no class folders in it; expected DIR/train/<class>"),
         (["test/a/1.png"], r"root/train: no such folder; expected DIR/train/<class>"),
@@ -143,38 +141,38 @@ def test_a_test_split_may_lack_classes(tmp_path, load):
             ["train/a/1.png", "test/a/1.png", "test/b/1.png"],
             r"root/test: other classes than in train/ \(differs in 'b'\)",
         ),
-    ],
-)
-def test_other_layouts_are_refused(tmp_path, load, files, message):
-    make(tmp_path / "root", *files)
-    with pytest.raises(UsageError, match=message):
-        load(tmp_path / "root")
+    ]
+    for load, (files, message) in product([long_tailed, large], cases):
+        folder = Path(mkdtemp(dir=tmp_path))
+        make(folder / "root", *files)
+        with pytest.raises(UsageError, match=message):
+            load(folder / "root")
 
 
-@BOTH
-def test_classes_txt_gives_the_order(tmp_path, load):
-    make(tmp_path, "train/10/1.png", "train/2/1.png", "train/2/2.png", "train/ü/1.png",
-         "train/ü/2.png", "train/ü/3.png", "test/2/1.png", "test/10/1.png",
-         "test/ü/1.png")  # fmt: skip
-    (tmp_path / "classes.txt").write_text("\ufeff2\r\n\n 10 \nü\n", encoding="utf-8")
-    assert load(tmp_path)[:3] == ("test", ["2", "10", "ü"], [2, 1, 3])
-    assert read_folder(tmp_path, "test").targets.tolist() == [0, 1, 2]
+def test_classes_txt_gives_the_order(tmp_path):
+    for load in [long_tailed, large]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        make(folder, "train/10/1.png", "train/2/1.png", "train/2/2.png", "train/ü/1.png",
+             "train/ü/2.png", "train/ü/3.png", "test/2/1.png", "test/10/1.png",
+             "test/ü/1.png")  # fmt: skip
+        (folder / "classes.txt").write_text("\ufeff2\r\n\n 10 \nü\n", encoding="utf-8")
+        assert load(folder)[:3] == ("test", ["2", "10", "ü"], [2, 1, 3])
+        assert read_folder(folder, "test").targets.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_a_classes_txt_that_does_not_fit_is_refused(tmp_path):
+    cases = [
         ("a\nc\n", "differs from the folders of train/ in 'b'; expected the name of each of them"),
         ("a\n", "differs from the folders of train/ in 'b'"),
         ("a\nb\na\n", "'a' stands there 2 times; name each class once"),
         ("\n", "no names in it; expected a class name a line"),
         (b"\xff\xfea\0", "not readable ("),
-    ],
-)
-def test_a_classes_txt_that_does_not_fit_is_refused(tmp_path, content, message):
-    make(tmp_path, "train/a/1.png", "train/b/1.png")
-    content = content if isinstance(content, bytes) else content.encode()
-    (tmp_path / "classes.txt").write_bytes(content)
-    with pytest.raises(UsageError) as error:
-        read_folder(tmp_path, "train")
-    assert str(error.value).startswith(f"{tmp_path / 'classes.txt'}: {message}")
+    ]
+    for content, message in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        make(folder, "train/a/1.png", "train/b/1.png")
+        content = content if isinstance(content, bytes) else content.encode()
+        (folder / "classes.txt").write_bytes(content)
+        with pytest.raises(UsageError) as error:
+            read_folder(folder, "train")
+        assert str(error.value).startswith(f"{folder / 'classes.txt'}: {message}")

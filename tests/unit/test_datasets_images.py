@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -30,9 +32,8 @@ def first_row(image):
     return rows[0].tolist()
 
 
-@pytest.mark.parametrize(
-    ("image", "name", "expected"),
-    [
+def test_grey_of_any_depth_is_scaled(tmp_path):
+    cases = [
         (grey("u2", 0, 255, 256, 20000, 65535), "16.png", [0, 0, 1, 78, 255]),
         (grey("u2", 0, 255, 256, 20000, 65535), "16.tif", [0, 0, 1, 78, 255]),
         (grey(">u2", 0, 20000, 65535), "big_endian.tif", [0, 78, 255]),
@@ -42,12 +43,10 @@ def first_row(image):
         (grey("f4", 0, 0.1, 0.5, 1), "float.tif", [0, 26, 128, 255]),
         (grey("u1", 0, 7, 255), "8.png", [0, 7, 255]),
         (grey("u1", 0, 255).convert("1"), "1.png", [0, 255]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_grey_of_any_depth_is_scaled(tmp_path, image, name, expected):
-    row = first_row(images.read_rgb(saved(tmp_path, image, name)))
-    assert row == [[value] * 3 for value in expected]
+    ]
+    for image, name, expected in cases:
+        row = first_row(images.read_rgb(saved(tmp_path, image, name)))
+        assert row == [[value] * 3 for value in expected]
 
 
 def test_12_bit_tiff_is_scaled(tmp_path):
@@ -61,21 +60,19 @@ def test_12_bit_tiff_is_scaled(tmp_path):
     assert first_row(images.read_rgb(tmp_path / "x.tif")) == [[255] * 3, [128] * 3]
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
+def test_grey_of_an_unknown_range_is_refused(tmp_path):
+    cases = [
         (grey("f4", 0, 7), "floating-point grey values from 0 to 7, expected 0 to 1: save it as"),
         (grey("f4", 0, np.nan), "floating-point grey values from nan to nan, expected 0 to 1"),
         (grey("i4", -3, 9), "grey values down to -3: save it as 8- or 16-bit grey"),
         (grey("i4", 0, 70000), "grey values up to 70000 use neither 16 nor 31 bits: save it as 16"),
-    ],
-)
-def test_grey_of_an_unknown_range_is_refused(tmp_path, image, message):
-    path = saved(tmp_path, image, "x.tif")
-    with pytest.raises(UsageError) as error:
-        images.read_rgb(path)
-    assert str(error.value).startswith(f"{path}: not a readable image ({message}")
-    assert str(error.value).endswith("); repair or remove it")
+    ]
+    for image, message in cases:
+        path = saved(tmp_path, image, "x.tif")
+        with pytest.raises(UsageError) as error:
+            images.read_rgb(path)
+        assert str(error.value).startswith(f"{path}: not a readable image ({message}")
+        assert str(error.value).endswith("); repair or remove it")
 
 
 def palette(transparency=None):
@@ -93,29 +90,26 @@ def two_columns(mode, left, right):
     return image
 
 
-@pytest.mark.parametrize(
-    ("image", "name", "expected"),
-    [
+def test_what_is_transparent_shows_a_white_ground(tmp_path):
+    cases = [
         (two_columns("RGBA", (9, 8, 7, 255), (9, 8, 7, 0)), "rgba.png", [9, 8, 7]),
         (two_columns("LA", (9, 255), (9, 0)), "la.png", [9, 9, 9]),
         (two_columns("RGBA", (9, 8, 7, 255), (9, 8, 7, 0)), "rgba.tif", [9, 8, 7]),
         (palette(transparency=1), "p.png", [10, 20, 30]),
         (palette(transparency=1), "p.gif", [10, 20, 30]),
         (palette(), "opaque.png", [10, 20, 30]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_what_is_transparent_shows_a_white_ground(tmp_path, image, name, expected):
-    left, right = first_row(images.read_rgb(saved(tmp_path, image, name)))
-    assert left == expected
-    assert right == ([200, 100, 0] if name.startswith("opaque") else [255, 255, 255])
+    ]
+    for image, name, expected in cases:
+        left, right = first_row(images.read_rgb(saved(tmp_path, image, name)))
+        assert left == expected
+        assert right == ([200, 100, 0] if name.startswith("opaque") else [255, 255, 255])
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.bmp", "x.webp"])
-def test_8_bit_colours_are_torchvisions(tmp_path, name):
-    noise = np.random.RandomState(0).randint(0, 256, (9, 7, 3)).astype(np.uint8)
-    path = saved(tmp_path, Image.fromarray(noise), name)
-    np.testing.assert_array_equal(images.read_rgb(path), Image.open(path).convert("RGB"))
+def test_8_bit_colours_are_torchvisions(tmp_path):
+    for name in ["x.jpg", "x.png", "x.bmp", "x.webp"]:
+        noise = np.random.RandomState(0).randint(0, 256, (9, 7, 3)).astype(np.uint8)
+        path = saved(tmp_path, Image.fromarray(noise), name)
+        np.testing.assert_array_equal(images.read_rgb(path), Image.open(path).convert("RGB"))
 
 
 def test_exif_orientation_is_not_applied(tmp_path):
@@ -133,9 +127,8 @@ def test_too_large_images_are_refused_by_name(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS is None  # so that no warning without a name comes before
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
+def test_errors_of_every_decoder_are_named(monkeypatch):
+    cases = [
         (OSError("image file is truncated"), "image file is truncated"),
         (SyntaxError("broken PNG file"), "broken PNG file"),
         (ValueError("bad\nmode"), "bad mode"),
@@ -144,31 +137,33 @@ def test_too_large_images_are_refused_by_name(tmp_path, monkeypatch):
         (IndexError("index out of range"), "index out of range"),
         (EOFError(), "EOFError"),
         (MemoryError(), "MemoryError"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
-def test_errors_of_every_decoder_are_named(monkeypatch, error, reason):
-    def refuse(file):
-        raise error
+    ]
+    for error, reason in cases:
 
-    monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(UsageError) as raised:
-        images.read_rgb("a/x.png")
-    assert str(raised.value) == f"a/x.png: not a readable image ({reason}); repair or remove it"
-    with pytest.raises(UsageError, match=r"^a/x\.png \(line 3 of list\.txt\): not a readable"):
-        images.read_rgb("a/x.png", "line 3 of list.txt")
+        def refuse(file):
+            raise error
+
+        monkeypatch.setattr(Image, "open", refuse)
+        with pytest.raises(UsageError) as raised:
+            images.read_rgb("a/x.png")
+        assert str(raised.value) == f"a/x.png: not a readable image ({reason}); repair or remove it"
+        with pytest.raises(UsageError, match=r"^a/x\.png \(line 3 of list\.txt\): not a readable"):
+            images.read_rgb("a/x.png", "line 3 of list.txt")
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", "half a JPEG", None])
-def test_damaged_files_are_named(tmp_path, content):
-    if content == "half a JPEG":
-        file = io.BytesIO()
-        Image.effect_noise((64, 64), 50).save(file, "JPEG")
-        content = file.getvalue()[:900]
-    if content is not None:
-        (tmp_path / "x.jpg").write_bytes(content)
-    with pytest.raises(UsageError, match=r"x\.jpg: not a readable image \(.+\); repair or remove"):
-        images.read_rgb(tmp_path / "x.jpg")
+def test_damaged_files_are_named(tmp_path):
+    for content in [b"", b"no image", "half a JPEG", None]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        if content == "half a JPEG":
+            file = io.BytesIO()
+            Image.effect_noise((64, 64), 50).save(file, "JPEG")
+            content = file.getvalue()[:900]
+        if content is not None:
+            (folder / "x.jpg").write_bytes(content)
+        with pytest.raises(
+            UsageError, match=r"x\.jpg: not a readable image \(.+\); repair or remove"
+        ):
+            images.read_rgb(folder / "x.jpg")
 
 
 def test_square_is_torchvisions_resize_and_centre_crop():

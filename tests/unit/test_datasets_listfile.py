@@ -77,26 +77,24 @@ def test_example_of_the_original_large_scale(golden, tmp_path):
     assert [data.path(i) for i in range(len(data))] == facts["paths"]
 
 
-@pytest.mark.parametrize(
-    ("text", "classes"),
-    [
+def test_lines_of_all_kinds(make_list):
+    cases = [
         ("a b/x 1.png 0\ny.png 1", "0 1"),
         ("\ufeffa b/x 1.png 0\r\n\r\ny.png\t1\r\n\n", "0 1"),
         (" a b/x 1.png   0\n./y.png\t\t1 more\n", "0 more"),
         ("a b/x 1.png 0 cat\ny.png 1 guide dog\n", "cat guide dog"),
         ("a b/x 1.png\t0\tcat 7\ny.png\t1\t2024\n", "cat 7 2024"),
         ("a b\\x 1.png 0\ny.png 1", "0 1"),
-    ],
-)
-def test_lines_of_all_kinds(make_list, text, classes):
-    list_file, root = make_list("a b/x 1.png 0\ny.png 1\n")
-    list_file.write_bytes(text.encode())
-    data = ListFile(list_file, root)
-    assert data.paths.tolist() == [b"a b/x 1.png", b"y.png"]
-    assert data.targets.tolist() == [0, 1]
-    assert " ".join(data.classes) == classes
-    backslash = f"note: {list_file}: 1 paths with backslashes, read as slashes"
-    assert data.notes == ([backslash] if "\\" in text else [])
+    ]
+    for text, classes in cases:
+        list_file, root = make_list("a b/x 1.png 0\ny.png 1\n")
+        list_file.write_bytes(text.encode())
+        data = ListFile(list_file, root)
+        assert data.paths.tolist() == [b"a b/x 1.png", b"y.png"]
+        assert data.targets.tolist() == [0, 1]
+        assert " ".join(data.classes) == classes
+        backslash = f"note: {list_file}: 1 paths with backslashes, read as slashes"
+        assert data.notes == ([backslash] if "\\" in text else [])
 
 
 def test_lines_are_counted_with_the_blank_ones(make_list):
@@ -163,9 +161,8 @@ def test_paths_out_of_the_root_are_a_note(make_list):
     assert data[2][0].getpixel((0, 0)) == (3, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "found"),
-    [
+def test_malformed_line_is_named(make_list):
+    cases = [
         ("a 0\n\nb\n", 3, "b"),
         ("a 0\nb one\n", 2, "b one"),
         ("a 0\nb 1.0\n", 2, "b 1.0"),
@@ -173,15 +170,14 @@ def test_paths_out_of_the_root_are_a_note(make_list):
         ("a 0\nb 99999999999999999999\n", 2, "b 99999999999999999999"),
         ("a,0\n", 1, "a,0"),
         ("0\n", 1, "0"),
-    ],
-)
-def test_malformed_line_is_named(make_list, text, line, found):
-    list_file, root = make_list(text, images=False)
-    with pytest.raises(UsageError) as error:
-        ListFile(list_file, root)
-    assert str(error.value).endswith(
-        f"list.txt, line {line}: expected `relative/path label`, found {found}"
-    )
+    ]
+    for text, line, found in cases:
+        list_file, root = make_list(text, images=False)
+        with pytest.raises(UsageError) as error:
+            ListFile(list_file, root)
+        assert str(error.value).endswith(
+            f"list.txt, line {line}: expected `relative/path label`, found {found}"
+        )
 
 
 def test_missing_and_empty_lists(tmp_path, make_list):
@@ -228,18 +224,20 @@ def test_missing_files_are_counted_before_training(make_list, tmp_path):
     )
 
 
-@pytest.mark.parametrize("spoil", ["cut", "text", "gone"])
-def test_unreadable_image_is_named(make_list, spoil):
-    list_file, root = make_list("a 0\nb 0\n")
-    data = ListFile(list_file, root)
-    if spoil == "gone":
-        (root / "b").unlink()
-    else:
-        content = (root / "b").read_bytes()
-        (root / "b").write_bytes(content[: len(content) // 2] if spoil == "cut" else b"text")
-    assert data[0][1] == 0
-    with pytest.raises(UsageError, match=r"images/b \(line 2 of .*list\.txt\): not a readable im"):
-        data[1]
+def test_unreadable_image_is_named(make_list):
+    for spoil in ["cut", "text", "gone"]:
+        list_file, root = make_list("a 0\nb 0\n")
+        data = ListFile(list_file, root)
+        if spoil == "gone":
+            (root / "b").unlink()
+        else:
+            content = (root / "b").read_bytes()
+            (root / "b").write_bytes(content[: len(content) // 2] if spoil == "cut" else b"text")
+        assert data[0][1] == 0
+        with pytest.raises(
+            UsageError, match=r"images/b \(line 2 of .*list\.txt\): not a readable im"
+        ):
+            data[1]
 
 
 def test_relabelling_arbloss(golden, make_list):

@@ -2,6 +2,7 @@
 
 import contextlib
 from argparse import Namespace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -128,22 +129,24 @@ def test_processes_share_each_global_batch_evenly():
             assert len(together) - len(batch) < world
 
 
-@pytest.mark.parametrize("build", [device, workers])
-@pytest.mark.parametrize(("count", "world", "sizes"), [
-    (21, 1, [5, 5, 5, 6]),
-    (22, 1, [5, 5, 5, 5, 2]),
-    (22, 2, [3, 3, 3, 4]),  # 5, 5, 5, 7 images, shared evenly
-    (23, 2, [3, 3, 3, 3, 2]),
-    (3, 4, [1]),  # no batch to join
-])  # fmt: skip
-def test_a_last_batch_of_one_image_joins_the_one_before(build, count, world, sizes, capsys):
-    for process in ranks(world):
-        loader = build(process, order=shuffled(count))
-        assert len(loader) == len(sizes)
-        assert [len(target) for _, target, _ in loader] == sizes
-    note = f"note: {count} images in batches of 5 leave {count % 5} over, too few for batch norm"
-    said = capsys.readouterr().out
-    assert said.count(note) == said.count("\n") == (len(sizes) == 4)  # by process 0 alone
+def test_a_last_batch_of_one_image_joins_the_one_before(capsys):
+    cases = [
+        (21, 1, [5, 5, 5, 6]),
+        (22, 1, [5, 5, 5, 5, 2]),
+        (22, 2, [3, 3, 3, 4]),  # 5, 5, 5, 7 images, shared evenly
+        (23, 2, [3, 3, 3, 3, 2]),
+        (3, 4, [1]),  # no batch to join
+    ]
+    for build, (count, world, sizes) in product([device, workers], cases):
+        for process in ranks(world):
+            loader = build(process, order=shuffled(count))
+            assert len(loader) == len(sizes)
+            assert [len(target) for _, target, _ in loader] == sizes
+        note = (
+            f"note: {count} images in batches of 5 leave {count % 5} over, too few for batch norm"
+        )
+        said = capsys.readouterr().out
+        assert said.count(note) == said.count("\n") == (len(sizes) == 4)  # by process 0 alone
 
 
 def test_evaluation_and_full_batches_alone_have_no_need_of_it(capsys):

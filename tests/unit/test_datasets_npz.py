@@ -87,9 +87,9 @@ def refused(path, words):
         assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(("arrays", "words"), BAD.values(), ids=BAD)
-def test_other_content_is_told_with_shape_dtype_and_what_would_be_right(tmp_path, arrays, words):
-    refused(write(tmp_path / "x.npz", **arrays), words)
+def test_other_content_is_told_with_shape_dtype_and_what_would_be_right(tmp_path):
+    for arrays, words in BAD.values():
+        refused(write(tmp_path / "x.npz", **arrays), words)
 
 
 def test_files_that_are_no_image_set(tmp_path):

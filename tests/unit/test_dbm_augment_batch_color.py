@@ -20,30 +20,28 @@ def blur(image, sigma):
 
 
 def test_same_pixels_as_pillow():
-    for size, (name, of_image, magnitude) in product(
-        [(32, 32), (20, 31)],
-        [
-            ("brightness", ops.brightness, uniform(0, 2)),
-            ("contrast", ops.contrast, uniform(0, 2)),
-            ("color", ops.color, uniform(0, 2)),
-            ("sharpness", ops.sharpness, uniform(0, 2)),
-            ("posterize", ops.posterize, torch.arange(63).remainder(9).double()),
-            ("solarize", ops.solarize, uniform(-1, 257)),
-            (
-                "solarize",
-                ops.solarize,
-                torch.tensor([0.0, 128.0, 256.0], dtype=torch.float64).repeat(21),
-            ),
-            ("auto_contrast", ops.auto_contrast, uniform(0, 1)),
-            ("equalize", ops.equalize, uniform(0, 1)),
-            ("invert", ops.invert, uniform(0, 1)),
-            ("grayscale", lambda image, _: TF.to_grayscale(image, 3), uniform(0, 1)),
-            ("hue", TF.adjust_hue, uniform(-0.5, 0.5)),
-            ("hue", TF.adjust_hue, uniform(-0.1, 0.1)),
-            ("gaussian_blur", blur, uniform(0.1, 2)),
-            ("gaussian_blur", blur, torch.linspace(0, 2, 63, dtype=torch.float64)),
-        ],
-    ):
+    cases = [
+        ("brightness", ops.brightness, uniform(0, 2)),
+        ("contrast", ops.contrast, uniform(0, 2)),
+        ("color", ops.color, uniform(0, 2)),
+        ("sharpness", ops.sharpness, uniform(0, 2)),
+        ("posterize", ops.posterize, torch.arange(63).remainder(9).double()),
+        ("solarize", ops.solarize, uniform(-1, 257)),
+        (
+            "solarize",
+            ops.solarize,
+            torch.tensor([0.0, 128.0, 256.0], dtype=torch.float64).repeat(21),
+        ),
+        ("auto_contrast", ops.auto_contrast, uniform(0, 1)),
+        ("equalize", ops.equalize, uniform(0, 1)),
+        ("invert", ops.invert, uniform(0, 1)),
+        ("grayscale", lambda image, _: TF.to_grayscale(image, 3), uniform(0, 1)),
+        ("hue", TF.adjust_hue, uniform(-0.5, 0.5)),
+        ("hue", TF.adjust_hue, uniform(-0.1, 0.1)),
+        ("gaussian_blur", blur, uniform(0.1, 2)),
+        ("gaussian_blur", blur, torch.linspace(0, 2, 63, dtype=torch.float64)),
+    ]
+    for size, (name, of_image, magnitude) in product([(32, 32), (20, 31)], cases):
         images = pictures(*size)
         before = images.clone()
         actual = getattr(batch_color, name)(images, magnitude)

@@ -10,10 +10,11 @@ from dbm_loss.augment.transforms import Cutout, GaussianBlur
 
 
 def test_cutout_masks(golden):
-    for masks, first in (
+    cases = (
         (golden("dbm_loss_cifar")["cutout.masks"], 0),
         (golden("dbm_loss_gml")["cutout_masks"], golden("dbm_loss_gml").facts["seed"]),
-    ):
+    )
+    for masks, first in cases:
         for step, mask in enumerate(masks):
             np.random.seed(first + step)
             image = torch.ones(3, 32, 32)

@@ -11,6 +11,7 @@ from common.imbalance import class_counts, inverse_frequency_weights
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.record import Record
+from dbm_loss.augment.policies import POLICY_NAMES
 from dbm_loss.cifar import engine, opts
 from dbm_loss.cifar.models import build_model
 from dbm_loss.cifar.schedule import Schedule
@@ -118,6 +119,22 @@ def test_unknown_values_list_the_choices():
     for command in cases:
         with pytest.raises(UsageError, match=command.split()[0]):
             parse(command)
+
+
+def test_a_policy_without_a_version_for_whole_batches_is_said():
+    one_by_one = []
+    for policy in POLICY_NAMES:
+        args, schedule = parse(f"--aug_type {policy}")
+        transform = engine.device_transform(args)
+        note = f"note: --aug_type {policy} runs image by image: the loader is 'workers'"
+        if note in opts.notes(args, schedule):
+            one_by_one.append(policy)
+            with pytest.raises(ValueError, match=policy):
+                transform(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.Generator())
+        else:
+            images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+            assert transform(images, torch.Generator()).shape == (2, 3, 8, 8)
+    assert one_by_one == [name for name in POLICY_NAMES if name.startswith(("dada", "faa", "rand"))]
 
 
 def test_help_says_which_flags_are_dead():

@@ -2,6 +2,8 @@
 
 import random
 from argparse import Namespace
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -126,22 +128,23 @@ def test_list_lines_are_read_as_the_original_does(g, tmp_path):
     assert data.targets.tolist() == facts["targets"]
 
 
-@pytest.mark.parametrize("place", ["root", "root/config/ImageNet", "config/ImageNet", "--list_dir"])
-def test_lists_are_found(tmp_path, monkeypatch, place):
-    monkeypatch.chdir(tmp_path)
-    images(tmp_path / "root", TRAIN + TEST)
-    lists = tmp_path / place.removeprefix("--")
-    write_list(lists / "ImageNet_LT_train.txt", TRAIN)
-    write_list(lists / "ImageNet_LT_test.txt", TEST)
-    list_dir = str(lists) if place == "--list_dir" else None
-    data = opened(flags(root="root", num_classes=3, list_dir=list_dir))
-    assert data.cls_num_list == [2, 1, 1]
-    assert len(data.train) == 4 and len(data.test) == 3
-    assert len(data.notes) == 3 and "115,846" in data.notes[0]
-    views, label = data.train[3]
-    assert label == 2 and [view.shape for view in views] == [(3, 224, 224)] * 3
-    image, label = data.test[1]
-    assert label == 1 and image.shape == (3, 224, 224)
+def test_lists_are_found(tmp_path, monkeypatch):
+    for place in ["root", "root/config/ImageNet", "config/ImageNet", "--list_dir"]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        monkeypatch.chdir(folder)
+        images(folder / "root", TRAIN + TEST)
+        lists = folder / place.removeprefix("--")
+        write_list(lists / "ImageNet_LT_train.txt", TRAIN)
+        write_list(lists / "ImageNet_LT_test.txt", TEST)
+        list_dir = str(lists) if place == "--list_dir" else None
+        data = opened(flags(root="root", num_classes=3, list_dir=list_dir))
+        assert data.cls_num_list == [2, 1, 1]
+        assert len(data.train) == 4 and len(data.test) == 3
+        assert len(data.notes) == 3 and "115,846" in data.notes[0]
+        views, label = data.train[3]
+        assert label == 2 and [view.shape for view in views] == [(3, 224, 224)] * 3
+        image, label = data.test[1]
+        assert label == 1 and image.shape == (3, 224, 224)
 
 
 def test_eval_list_replaces_the_test_list(tmp_path):
@@ -168,21 +171,20 @@ def test_image_folder_is_read_lazily_and_checked(tmp_path):
         opened(args)
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
+def test_missing_data_is_named(tmp_path, monkeypatch):
+    cases = [
         ({"root": "nowhere"}, "ImageNet_LT_train.txt"),
         ({"root": "root", "num_classes": 1000}, "--num_classes 1000"),
         ({"dataset": "imagefolder", "root": "nowhere"}, "nowhere"),
-    ],
-)
-def test_missing_data_is_named(tmp_path, monkeypatch, changed, named):
-    monkeypatch.chdir(tmp_path)
-    images(tmp_path / "root", TRAIN + TEST)
-    write_list(tmp_path / "root/ImageNet_LT_train.txt", TRAIN)
-    write_list(tmp_path / "root/ImageNet_LT_test.txt", TEST)
-    with pytest.raises(UsageError, match=named):
-        opened(flags(**changed))
+    ]
+    for changed, named in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        monkeypatch.chdir(folder)
+        images(folder / "root", TRAIN + TEST)
+        write_list(folder / "root/ImageNet_LT_train.txt", TRAIN)
+        write_list(folder / "root/ImageNet_LT_test.txt", TEST)
+        with pytest.raises(UsageError, match=named):
+            opened(flags(**changed))
 
 
 def test_fake_data_needs_no_files_and_leaves_no_class_empty():

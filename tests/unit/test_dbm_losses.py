@@ -176,9 +176,8 @@ def test_golden_bcl_cifar(golden):
 
 
 def test_golden_bcl_large_scale(golden):
-    for case, (dtype, suffix, tol) in product(
-        range(3), [(torch.float32, "f32", 2e-5), (torch.float64, "f64", 5e-7)]
-    ):
+    cases = [(torch.float32, "f32", 2e-5), (torch.float64, "f64", 5e-7)]
+    for case, (dtype, suffix, tol) in product(range(3), cases):
         g, name = golden("dbm_loss_large_scale"), f"bcl{case}"
         settings, counts = g.facts["cases"]["bcl"][case], g[f"{name}_counts"]
         margin = None
@@ -314,9 +313,8 @@ def _gradcheck_inputs():
 
 
 def test_gradient_in_float64():
-    for with_margin, loss_fn in product(
-        [False, True], ["ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl"]
-    ):
+    cases = ["ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl"]
+    for with_margin, loss_fn in product([False, True], cases):
         logits, features, centers, target = _gradcheck_inputs()
         margin = DBMargin(COUNTS) if with_margin else None
         if loss_fn == "bcl":

@@ -86,13 +86,13 @@ def test_files_get_the_usual_permissions(tmp_path):
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("length", [0, 100, 900])
-def test_cut_short_is_said(tmp_path, length):
-    path = tmp_path / "ckpt.pth"
-    checkpoint.save({"epoch": 1, "state_dict": {"w": torch.zeros(100)}}, path)
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UsageError, match=r"ckpt\.pth: (not a complete checkpoint|refused)"):
-        checkpoint.load(path)
+def test_cut_short_is_said(tmp_path):
+    for length in [0, 100, 900]:
+        path = tmp_path / "ckpt.pth"
+        checkpoint.save({"epoch": 1, "state_dict": {"w": torch.zeros(100)}}, path)
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(UsageError, match=r"ckpt\.pth: (not a complete checkpoint|refused)"):
+            checkpoint.load(path)
 
 
 def test_every_damaged_byte_is_noticed_or_changes_nothing(tmp_path):

@@ -25,16 +25,17 @@ def stop_with(error):
     return main
 
 
-@pytest.mark.parametrize(("error", "code", "words"), [
-    (UsageError("--lr -1: must be positive"), 2, "error: --lr -1: must be positive"),
-    (NonFiniteLoss("the loss is nan"), 1, "error: the loss is nan"),
-    (KeyboardInterrupt(), 130, "interrupted; a training goes on from its last checkpoint"),
-])  # fmt: skip
-def test_exit_codes(error, code, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        launch.run(stop_with(error))
-    assert stop.value.code == code
-    assert words in capsys.readouterr().err
+def test_exit_codes(capsys):
+    cases = [
+        (UsageError("--lr -1: must be positive"), 2, "error: --lr -1: must be positive"),
+        (NonFiniteLoss("the loss is nan"), 1, "error: the loss is nan"),
+        (KeyboardInterrupt(), 130, "interrupted; a training goes on from its last checkpoint"),
+    ]
+    for error, code, words in cases:
+        with pytest.raises(SystemExit) as stop:
+            launch.run(stop_with(error))
+        assert stop.value.code == code
+        assert words in capsys.readouterr().err
 
 
 def test_one_process_of_a_machine_complains(monkeypatch, capsys):

@@ -3,6 +3,9 @@
 import json
 import multiprocessing
 import os
+from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pandas as pd
 import pytest
@@ -162,27 +165,29 @@ def spoil_momentum(run, bad):
     return {}
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-@pytest.mark.parametrize(("spoil", "words"), [
-    (spoil_loss, "loss is {bad} in epoch 3;"),
-    (spoil_train_loss, "train_loss is {bad} in epoch 3;"),
-    (spoil_weight, "state_dict.weight is not finite after 4 epochs;"),
-    (spoil_buffer, "state_dict.mean is not finite after 4 epochs;"),
-    (spoil_momentum, "optimizer.state.0.momentum_buffer is not finite after 4 epochs;"),
-])  # fmt: skip
-def test_nothing_is_written_of_an_epoch_that_diverged(tmp_path, spoil, words, bad):
-    run = Run(tmp_path).train(3)
-    before = files(tmp_path)
-    with pytest.raises(NonFiniteLoss) as error:
-        run.record.end_epoch({**row(3, 99.0), **spoil(run, bad)}, numbered=True)
-    assert str(error.value).startswith(words.format(bad=bad))
-    assert str(error.value).endswith(
-        "the run has diverged, what was saved before is kept. Lower --lr, or look for broken images"
-    )
-    run.record.close()
-    after = files(tmp_path)
-    assert after.keys() == before.keys()
-    assert all(after[name] == before[name] for name in before if "events" not in name)
+def test_nothing_is_written_of_an_epoch_that_diverged(tmp_path):
+    cases = [
+        (spoil_loss, "loss is {bad} in epoch 3;"),
+        (spoil_train_loss, "train_loss is {bad} in epoch 3;"),
+        (spoil_weight, "state_dict.weight is not finite after 4 epochs;"),
+        (spoil_buffer, "state_dict.mean is not finite after 4 epochs;"),
+        (spoil_momentum, "optimizer.state.0.momentum_buffer is not finite after 4 epochs;"),
+    ]
+    for bad, (spoil, words) in product([float("nan"), float("-inf")], cases):
+        folder = Path(mkdtemp(dir=tmp_path))
+        run = Run(folder).train(3)
+        before = files(folder)
+        with pytest.raises(NonFiniteLoss) as error:
+            run.record.end_epoch({**row(3, 99.0), **spoil(run, bad)}, numbered=True)
+        assert str(error.value).startswith(words.format(bad=bad))
+        assert str(error.value).endswith(
+            "the run has diverged, what was saved before is kept. Lower --lr, or look for broken "
+            "images"
+        )
+        run.record.close()
+        after = files(folder)
+        assert after.keys() == before.keys()
+        assert all(after[name] == before[name] for name in before if "events" not in name)
 
 
 def hold(folder, ready, release, grandchild):
@@ -208,20 +213,21 @@ def start_holder(folder, grandchild=False):
     return process, release[1]
 
 
-@pytest.mark.parametrize("settings", [{"resume": "auto"}, {"overwrite": True}])
-def test_a_living_run_keeps_its_folders(tmp_path, settings):
-    Run(tmp_path).train(2).record.close()
-    before = files(tmp_path)
-    process, release = start_holder(tmp_path)
-    with pytest.raises(UsageError) as error:
-        Run(tmp_path, **settings)
-    assert str(error.value).startswith(
-        f"{tmp_path / 'log'}: another run is writing there, process {process.pid} of "
-    )
-    os.write(release, b"x")
-    process.join()
-    assert files(tmp_path) == before
-    Run(tmp_path, **settings).record.close()
+def test_a_living_run_keeps_its_folders(tmp_path):
+    for settings in [{"resume": "auto"}, {"overwrite": True}]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        Run(folder).train(2).record.close()
+        before = files(folder)
+        process, release = start_holder(folder)
+        with pytest.raises(UsageError) as error:
+            Run(folder, **settings)
+        assert str(error.value).startswith(
+            f"{folder / 'log'}: another run is writing there, process {process.pid} of "
+        )
+        os.write(release, b"x")
+        process.join()
+        assert files(folder) == before
+        Run(folder, **settings).record.close()
 
 
 def test_workers_of_a_killed_run_do_not_keep_its_folders(tmp_path):
@@ -322,29 +328,34 @@ def change(path, **entries):
     torch.save(state, path)
 
 
-@pytest.mark.parametrize(("entries", "words"), [
-    ({"epoch": "three"}, "its 'epoch' is 'three', not a number of epochs"),
-    ({"epoch": None}, "its 'epoch' is None, not a number of epochs"),
-    ({"epoch": -3}, "its 'epoch' is -3, not a number of epochs"),
-    ({"epoch": True}, "its 'epoch' is True, not a number of epochs"),
-    ({"epoch": 2.5}, "its 'epoch' is 2.5, not a number of epochs"),
-    ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it, or ask for more"),
-    ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not a finite number"),
-    ({"run": [1]}, "its 'run' is not the record of a run"),
-    ({"run": {"history": [1]}}, "its 'run' is not the record of a run"),
-    ({"run": None, "epoch": 4}, "4 epochs are done and 4 asked for; evaluate it, or ask for more"),
-    ({"state_dict": None}, "has no 'state_dict', not a checkpoint of this program"),
-    ({"state_dict": [1]}, "its state dict is a list, not a dictionary of tensors"),
-    ({"state_dict": {"weight": torch.ones(2, 1)}}, r".* it differs: weight is \(2, 1\),"),
-    ({"optimizer": None}, "has no 'optimizer', .*; weights alone can only be evaluated"),
-    ({"optimizer": {"state": {}}}, "its 'optimizer' is not SGD's of this network"),
-])  # fmt: skip
-def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, entries, words):
-    Run(tmp_path / "a").train(2).record.close()
-    path = tmp_path / "a" / "model" / "ckpt.pth.tar"
-    change(path, **entries)
-    with pytest.raises(UsageError, match=f"ckpt.pth.tar: {words}"):
-        Run(tmp_path / "b", str(path))
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
+    cases = [
+        ({"epoch": "three"}, "its 'epoch' is 'three', not a number of epochs"),
+        ({"epoch": None}, "its 'epoch' is None, not a number of epochs"),
+        ({"epoch": -3}, "its 'epoch' is -3, not a number of epochs"),
+        ({"epoch": True}, "its 'epoch' is True, not a number of epochs"),
+        ({"epoch": 2.5}, "its 'epoch' is 2.5, not a number of epochs"),
+        ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it, or ask for more"),
+        ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not a finite number"),
+        ({"run": [1]}, "its 'run' is not the record of a run"),
+        ({"run": {"history": [1]}}, "its 'run' is not the record of a run"),
+        (
+            {"run": None, "epoch": 4},
+            "4 epochs are done and 4 asked for; evaluate it, or ask for more",
+        ),
+        ({"state_dict": None}, "has no 'state_dict', not a checkpoint of this program"),
+        ({"state_dict": [1]}, "its state dict is a list, not a dictionary of tensors"),
+        ({"state_dict": {"weight": torch.ones(2, 1)}}, r".* it differs: weight is \(2, 1\),"),
+        ({"optimizer": None}, "has no 'optimizer', .*; weights alone can only be evaluated"),
+        ({"optimizer": {"state": {}}}, "its 'optimizer' is not SGD's of this network"),
+    ]
+    for entries, words in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        Run(folder / "a").train(2).record.close()
+        path = folder / "a" / "model" / "ckpt.pth.tar"
+        change(path, **entries)
+        with pytest.raises(UsageError, match=f"ckpt.pth.tar: {words}"):
+            Run(folder / "b", str(path))
 
 
 def test_a_checkpoint_without_epoch_is_no_checkpoint(tmp_path):
@@ -353,15 +364,16 @@ def test_a_checkpoint_without_epoch_is_no_checkpoint(tmp_path):
         Run(tmp_path, str(tmp_path / "x.pth"))
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_weights_alone_can_be_evaluated(tmp_path, wrapped):
-    weights = {"module.weight": torch.full((1, 1), 7.0)}
-    torch.save({"state_dict": weights} if wrapped else weights, tmp_path / "w.pth")
-    run = Run(tmp_path, str(tmp_path / "w.pth"), evaluate=True)
-    assert run.model.weight.item() == 7 and run.record.epoch == 4
-    assert os.listdir(tmp_path) == ["w.pth"]  # nothing is created or locked
-    with pytest.raises(UsageError, match=r"--evaluate --resume auto: there is no .* yet"):
-        Run(tmp_path, "auto", evaluate=True)
+def test_weights_alone_can_be_evaluated(tmp_path):
+    for wrapped in [True, False]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        weights = {"module.weight": torch.full((1, 1), 7.0)}
+        torch.save({"state_dict": weights} if wrapped else weights, folder / "w.pth")
+        run = Run(folder, str(folder / "w.pth"), evaluate=True)
+        assert run.model.weight.item() == 7 and run.record.epoch == 4
+        assert os.listdir(folder) == ["w.pth"]  # nothing is created or locked
+        with pytest.raises(UsageError, match=r"--evaluate --resume auto: there is no .* yet"):
+            Run(folder, "auto", evaluate=True)
 
 
 def test_half_precision_goes_on_from_full_and_back(tmp_path):

@@ -1,6 +1,8 @@
 """State dicts, optimisers and scalers are taken where they fit, else refused by name."""
 
 import hashlib
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -10,15 +12,20 @@ from common.training import restore
 from common.training.errors import UsageError
 
 
-@pytest.mark.parametrize(("state", "words"), [
-    ([1], "its state dict is a list, not a dictionary of tensors"),
-    ({"w": [1.0]}, "entry 'w' of its state dict is no tensor, but list"),
-    ({"w": torch.tensor([1, float("inf")])}, "w holds values that are not finite, the run that"),
-])  # fmt: skip
-def test_a_state_dict_of_something_else_is_named(tmp_path, state, words):
-    torch.save({"state_dict": state}, tmp_path / "w.pth")
-    with pytest.raises(UsageError, match=rf"w\.pth: {words}"):
-        restore.load_state_dict(tmp_path / "w.pth")
+def test_a_state_dict_of_something_else_is_named(tmp_path):
+    cases = [
+        ([1], "its state dict is a list, not a dictionary of tensors"),
+        ({"w": [1.0]}, "entry 'w' of its state dict is no tensor, but list"),
+        (
+            {"w": torch.tensor([1, float("inf")])},
+            "w holds values that are not finite, the run that",
+        ),
+    ]
+    for state, words in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        torch.save({"state_dict": state}, folder / "w.pth")
+        with pytest.raises(UsageError, match=rf"w\.pth: {words}"):
+            restore.load_state_dict(folder / "w.pth")
 
 
 def test_a_damaged_file_in_the_download_cache_is_refused(tmp_path, monkeypatch):
