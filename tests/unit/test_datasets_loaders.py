@@ -111,6 +111,33 @@ def test_the_order_is_not_what_the_program_draws_in_the_epoch():
     assert torch.equal(order, torch.randperm(23))
 
 
+def test_no_two_batches_of_the_device_draw_the_same():
+    """Not in one epoch, nor in two, in two processes or with two seeds."""
+
+    def first_draws(**options):
+        options = {"seed": 1, "process": CPU} | options
+        draw = lambda images, generator: torch.rand(1, generator=generator)  # noqa: E731
+        loader = DeviceLoader(IMAGES, TARGETS, 5, draw, **options)
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)
+            yield from [draws.item() for draws, *_ in loader]
+
+    found = [*first_draws(), *first_draws(seed=2), *first_draws(process=ranks(2)[1])]
+    assert len(found) == len(set(found)) == 3 * 2 * 5
+
+
+def test_no_two_samples_draw_the_same():
+    def draws(**options):
+        dataset = ArrayDataset(IMAGES, TARGETS, lambda image: torch.rand(()))
+        loader = WorkersLoader(dataset, 5, workers=0, process=CPU, **options)
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)
+            yield from everything(loader)[0].tolist()
+
+    found = [*draws(seed=1), *draws(seed=2), *draws(seed=1, train=False)]
+    assert len(found) == len(set(found)) == 3 * 2 * 23
+
+
 def test_training_and_evaluation_are_augmented_differently():
     in_stored_order = workers(order=in_order(23))
     assert not torch.equal(everything(in_stored_order)[0], everything(workers(train=False))[0])

@@ -381,8 +381,13 @@ def test_half_precision_goes_on_from_full_and_back(tmp_path):
     run = Run(tmp_path, "auto", amp="fp16")
     run.scaler.scale(torch.ones(1))
     run.train(2).record.close()
-    scale = torch.load(tmp_path / "model" / "ckpt.pth.tar", weights_only=True)["scaler"]["scale"]
-    assert scale == 65536.0
+    path = tmp_path / "model" / "ckpt.pth.tar"
+    scaler = torch.load(path, weights_only=True)["scaler"]
+    assert scaler["scale"] == 65536.0
+    change(path, scaler={**scaler, "scale": 512.0, "_growth_tracker": 7})
+    run = Run(tmp_path, "auto", amp="fp16")
+    assert run.scaler.state_dict() == {**scaler, "scale": 512.0, "_growth_tracker": 7}
+    run.record.close()
     Run(tmp_path, "auto").record.close()
 
 
