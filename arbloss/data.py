@@ -190,6 +190,7 @@ def make_loaders(
         return train_loader, val_loader, test_loader
     return long_tail.make_loaders(
         data,
+        long_tail.Augmentation(),
         loader=config.loader,
         batch_size=batch_size,
         test_batch_size=batch_size,

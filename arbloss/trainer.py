@@ -34,7 +34,7 @@ from common import models
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.logs import write_text
-from common.training.record import Record
+from common.training.record import Files, Record
 from common.training.report import epoch_title
 from datasets.long_tail import LongTailed
 
@@ -64,14 +64,16 @@ def train(
     folder = run_folder(args.cfg, config, stage)
     log_name = f"{opts.stem(args.cfg)}.txt"
     record = Record(
-        folder.path / config.log_dir,
-        folder.path / config.model_dir,
+        Files(
+            folder.path / config.log_dir,
+            folder.path / config.model_dir,
+            latest=LATEST,
+            best=BEST,
+            text_logs=(log_name,),
+        ),
         process,
         {**config, "channels_last": channels_last},
         data.facts,
-        latest=LATEST,
-        best=BEST,
-        text_logs=(log_name,),
         about=about(config, data, stage),
         split=data.split,
         chosen_on=data.chosen_on,

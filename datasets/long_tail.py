@@ -170,8 +170,26 @@ def require_images(cls_num_list: Sequence[int], why: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to images on their way to the network, for either loader; default: CIFAR's.
+
+    Attributes:
+        train_batch: of a training batch on the device, with a generator (default: crop, flip and
+            normalise). train_image: what makes the transform of one image, or of its views, for
+            the loader of workers (default: the same, for the images' size).
+        eval_batch, eval_image: of the images to evaluate, without a generator (default: normalise).
+    """
+
+    train_batch: Callable[[torch.Tensor, torch.Generator], object] = batch.cifar_train
+    train_image: Callable[[], Callable | Sequence[Callable]] | None = None
+    eval_batch: Callable[[torch.Tensor], torch.Tensor] = batch.cifar_eval
+    eval_image: Callable[[], Callable] | None = None
+
+
 def make_loaders(
     data: LongTailed,
+    augmentation: Augmentation,
     *,
     loader: str,
     batch_size: int,
@@ -179,10 +197,6 @@ def make_loaders(
     workers: int,
     seed: int,
     process: Process,
-    device_transform: Callable[[torch.Tensor, torch.Generator], object] = batch.cifar_train,
-    image_recipe: Callable[[], Callable | Sequence[Callable]] | None = None,
-    test_device_transform: Callable[[torch.Tensor], torch.Tensor] = batch.cifar_eval,
-    test_image_recipe: Callable[[], Callable] | None = None,
     order: Order | None = None,
     drop_last: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -193,10 +207,6 @@ def make_loaders(
 
     Args:
         loader: ``device`` or ``workers``.
-        device_transform, image_recipe: training augmentation for the one, and what makes that for
-            the other (default: crop, flip and normalise).
-        test_device_transform, test_image_recipe: the same for the test images, without a
-            generator (default: normalise).
         order: which samples an epoch holds (default: each once, shuffled).
         memory_format: of the images that the loaders yield.
     """
@@ -209,20 +219,20 @@ def make_loaders(
             return DeviceLoader(
                 part.images,
                 part.targets,
-                transform=lambda images, _: test_device_transform(images),
+                transform=lambda images, _: augmentation.eval_batch(images),
                 **test,
             )
-        recipe = test_image_recipe or augment.recipes.cifar_eval
+        recipe = augmentation.eval_image or augment.recipes.cifar_eval
         images = ArrayDataset(part.images, part.targets, recipe())
         return WorkersLoader(images, workers=workers, **test)
 
     if loader == "device":
         train_loader = DeviceLoader(
-            data.train.images, data.train.targets, transform=device_transform, **train
+            data.train.images, data.train.targets, transform=augmentation.train_batch, **train
         )
     else:
         size = data.train.images.shape[1]
-        recipe = image_recipe or partial(augment.recipes.cifar_train, size=size)
+        recipe = augmentation.train_image or partial(augment.recipes.cifar_train, size=size)
         images = ArrayDataset(data.train.images, data.train.targets, recipe())
         train_loader = WorkersLoader(images, workers=workers, **train)
     test_loader = evaluation(data.test)

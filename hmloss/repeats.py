@@ -12,7 +12,7 @@ from common.training.checkpoint import find
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_csv
-from common.training.record import Record
+from common.training.record import Files, Record
 from common.training.seeds import choose_seed
 
 COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries
@@ -51,7 +51,7 @@ def claim(
     Raises:
         UsageError: see ``Record.claim``.
     """
-    records = [Record(*pair, process, vars(args)) for pair in folders]
+    records = [Record(Files(*pair), process, vars(args)) for pair in folders]
     for record, flag in zip(records, flags, strict=True):
         record.claim(flag)
     return records

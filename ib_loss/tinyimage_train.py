@@ -26,8 +26,6 @@ from torch import nn
 from common import lazy, models
 from common.models import archs
 from common.training import launch
-from datasets import augment
-from datasets.augment import batch
 from ib_loss import opts
 from ib_loss.schedule import TINY_IMAGENET
 
@@ -49,13 +47,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     args, schedule = opts.parse_args(argv, "tiny", TINY_IMAGENET)
     if launch.fan_out(main, argv, args.gpu):
         return None
-    transforms = {
-        "device_transform": batch.random_resized_crop_flip,
-        "image_recipe": augment.recipes.imagenet_train,
-        "test_device_transform": batch.resize_center_crop,
-        "test_image_recipe": augment.recipes.imagenet_eval,
-    }
-    return trainer.train(args, schedule, build_model, transforms, "ib_loss/tinyimage_train.py")
+    return trainer.train(
+        args, schedule, build_model, trainer.enlarged(), "ib_loss/tinyimage_train.py"
+    )
 
 
 if __name__ == "__main__":

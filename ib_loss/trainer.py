@@ -14,10 +14,17 @@ from common.evaluation import Tally, group_line, result_lines
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
-from common.training.record import Record
-from datasets.augment import described
+from common.training.record import Files, Record
+from datasets import augment
+from datasets.augment import batch, described
 from datasets.loaders import drawn_by_weight
-from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, require_images
+from datasets.long_tail import (
+    Augmentation,
+    LongTailed,
+    load_long_tailed,
+    make_loaders,
+    require_images,
+)
 from ib_loss import opts
 from ib_loss.engine import (
     EVALUATION_BATCH,
@@ -30,12 +37,24 @@ from ib_loss.engine import (
 )
 from ib_loss.schedule import Schedule, in_ib_phase, learning_rate
 
+CIFAR = Augmentation()  # keeps the size of the images
+
+
+def enlarged() -> Augmentation:
+    """To 224 pixels, as networks for ImageNet want them."""
+    return Augmentation(
+        batch.random_resized_crop_flip,
+        augment.recipes.imagenet_train,
+        batch.resize_center_crop,
+        augment.recipes.imagenet_eval,
+    )
+
 
 def train(
     args: Namespace,
     schedule: Schedule,
     build_model: Callable[..., nn.Module],
-    transforms: dict[str, Callable],
+    augmentation: Augmentation,
     program: str,
 ) -> dict | None:
     """Train and evaluate as the flags say; returns the last epoch's figures.
@@ -43,7 +62,7 @@ def train(
     Args:
         build_model: ``build_model(args, weights=bool)``; ``weights``: a fresh run may start from
             pretrained ones.
-        transforms: the augmentation, as ``make_loaders`` takes it (empty: CIFAR's).
+        augmentation: ``CIFAR`` or ``enlarged()``.
         program: file of the entry point, which knows how to build the network.
     """
     process = launch.start(args.gpu)
@@ -73,12 +92,14 @@ def train(
         require_images(data.cls_num_list, "--loss_type LDAM")
 
     record = Record(
-        Path(args.root_log) / args.store_name,
-        Path(args.root_model) / args.store_name,
+        Files(
+            Path(args.root_log) / args.store_name,
+            Path(args.root_model) / args.store_name,
+            text_logs=("log_train.csv", "log_test.csv"),
+        ),
         process,
         vars(args),
         data.facts,
-        text_logs=("log_train.csv", "log_test.csv"),
         about=about(args, data, program),
         split=data.split,
         chosen_on=data.chosen_on,
@@ -87,12 +108,13 @@ def train(
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
-    side = 224 if transforms else data.test.images.shape[1]  # of what the network sees
+    side = data.test.images.shape[1] if augmentation is CIFAR else 224  # of what the network sees
     order = None
     if args.train_rule == "Resample":
         order = drawn_by_weight(sample_weights(data.train.targets), len(data.train.targets))
     train_loader, val_loader, test_loader = make_loaders(
         data,
+        augmentation,
         loader=args.loader,
         batch_size=args.batch_size,
         test_batch_size=speed.evaluation_batch(EVALUATION_BATCH, process.device, side),
@@ -101,7 +123,6 @@ def train(
         process=process,
         order=order,
         memory_format=memory_format,
-        **transforms,
     )
 
     process.say(f"=> creating model '{args.arch}'")

@@ -1,6 +1,6 @@
 """The record of a run: its folders, logs, history and checkpoints, and what goes on from them.
 
-    record = Record(log_dir, model_dir, process, vars(args), data.facts)
+    record = Record(Files(log_dir, model_dir), process, vars(args), data.facts)
     state = record.resume(args.resume, args.epochs)
     ...
     record.restore(model, optimizer, scaler)
@@ -19,6 +19,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,20 +45,36 @@ REPORTS = (
 )  # fmt: skip
 
 
+@dataclass
+class Files:
+    """Where a run writes, and the names that its original gave to the files.
+
+    Attributes:
+        log_dir: logs, metrics.csv, report.json, pictures, tensorboard events.
+        model_dir: checkpoints.
+        latest, best: names of checkpoints; numbered: of those that are kept, ``{}`` for the epoch.
+        text_logs: names of the text logs, written by ``record.log[name].write``.
+        events: folder of the tensorboard events within ``log_dir``.
+    """
+
+    log_dir: str | Path
+    model_dir: str | Path
+    latest: str = "ckpt.pth.tar"
+    best: str = "ckpt.best.pth.tar"
+    numbered: str = ""
+    text_logs: Sequence[str] = ()
+    events: str = ""
+
+
 class Record:
     """What a run has done so far, in memory and on disk.
 
     Args:
-        log_dir: logs, metrics.csv, report.json, pictures, tensorboard events.
-        model_dir: checkpoints.
+        files: its folders and the names in them.
         process: only ``process.is_main`` writes.
         settings: the parsed flags, stored with the checkpoint and compared on resume. Of them
             ``overwrite``, ``other_data`` and ``evaluate`` count here, too, if they are there.
         facts: what identifies the data. What ends in ``sha256`` has to be the same on resume.
-        latest, best: checkpoint file names; numbered: that of those that are kept, ``{}`` for the
-            epoch.
-        text_logs: names of the original's text logs, written by ``log[name].write``.
-        events: folder of the tensorboard events within ``log_dir``.
         about: what was trained, as plain data, for the report and for whoever gets a checkpoint:
             "program", "method" and "data" in words, "network" (what builds it again, "arch" in any
             case), "transform" (of an image to evaluate: ``datasets.augment.described``), "scale"
@@ -82,17 +99,11 @@ class Record:
 
     def __init__(
         self,
-        log_dir: str | Path,
-        model_dir: str | Path,
+        files: Files,
         process: Process,
         settings: Mapping[str, object],
         facts: Mapping[str, object] | None = None,
         *,
-        latest: str = "ckpt.pth.tar",
-        best: str = "ckpt.best.pth.tar",
-        numbered: str = "",
-        text_logs: Sequence[str] = (),
-        events: str = "",
         about: Mapping[str, object] | None = None,
         split: str = "test",
         chosen_on: str | None = None,
@@ -100,8 +111,8 @@ class Record:
         later_of_equals: bool = False,
         dashes: str = "--",
     ) -> None:
-        self.log_dir, self.model_dir = Path(log_dir), Path(model_dir)
-        self.latest, self.best = self.model_dir / latest, self.model_dir / best
+        self.log_dir, self.model_dir = Path(files.log_dir), Path(files.model_dir)
+        self.latest, self.best = self.model_dir / files.latest, self.model_dir / files.best
         self.process = process
         self.settings, self.facts = logs.plain(dict(settings)), dict(facts or {})
         self.epoch = 0
@@ -117,10 +128,10 @@ class Record:
         self.log: dict[str, logs.TextLog] = {}
         self.writer = None
         self._better = operator.ge if later_of_equals else operator.gt
-        self._numbered = numbered
+        self._numbered = files.numbered
         self._dashes = dashes
-        self._text_logs = text_logs
-        self._events = self.log_dir / events
+        self._text_logs = files.text_logs
+        self._events = self.log_dir / files.events
         self._claimed, self._locks = False, []
         self._source: Path | None = None  # the checkpoint, and what is in it
         self._state: dict | None = None

@@ -15,6 +15,7 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.augment import described
 from datasets.long_tail import (
+    Augmentation,
     Images,
     LongTailed,
     load_long_tailed,
@@ -33,7 +34,7 @@ def cifar_views(count: int, size: int) -> list[Callable]:
     return [augment.recipes.view_a(size=size, **POLICY) for _ in range(count)]
 
 
-def cifar_device_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
+def cifar_batch_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
     """The same for a batch of uint8 images (B, 3, H, W) on the training device."""
     view = partial(batch.view_a, **POLICY)
     return lambda images, generator: tuple(view(images, generator) for _ in range(count))
@@ -94,13 +95,12 @@ def cifar_loaders(
     views, side = num_views(args), data.train.images.shape[1]
     return make_loaders(
         data,
+        Augmentation(cifar_batch_views(views), partial(cifar_views, views, side)),
         loader=args.loader,
         batch_size=train_batch_size(args, len(data.train.targets)),
         test_batch_size=speed.evaluation_batch(args.batch_size, process.device, side),
         workers=args.workers,
         process=process,
-        device_transform=cifar_device_views(views),
-        image_recipe=partial(cifar_views, views, side),
         drop_last=True,
         **feed,
     )

@@ -14,7 +14,7 @@ from torch import nn
 from common import models
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
-from common.training.record import Record
+from common.training.record import Files, Record
 from datasets.long_tail import LongTailed
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
@@ -68,16 +68,18 @@ def train(
 
     folder = Path(args.root_path) / args.dataset / args.mark
     record = Record(
-        folder,
-        folder,
+        Files(
+            folder,
+            folder,
+            latest="moco_ckpt.pth.tar",
+            best="moco_ckpt.best.pth.tar",
+            numbered="moco_ckpt_{:04d}.pth.tar",
+            text_logs=(f"{args.mark}.log",),
+            events="tb_logs",
+        ),
         process,
         vars(args),
         data.facts,
-        latest="moco_ckpt.pth.tar",
-        best="moco_ckpt.best.pth.tar",
-        numbered="moco_ckpt_{:04d}.pth.tar",
-        text_logs=(f"{args.mark}.log",),
-        events="tb_logs",
         about=about(args, data, transform),
         split=data.split,
         chosen_on=data.chosen_on,

@@ -68,7 +68,7 @@ def image_transform(args: Namespace, size: int) -> Callable | list[Callable]:
     return [view_a, *contrastive] if contrastive else view_a
 
 
-def device_transform(args: Namespace) -> Callable[[Tensor, torch.Generator], object]:
+def batch_transform(args: Namespace) -> Callable[[Tensor, torch.Generator], object]:
     """The same for a batch of uint8 images (B, 3, H, W) on the training device."""
     view_a = partial(batch.view_a, aug_type=args.aug_type, cutout=args.cutout)
     count = _num_contrastive_views(args.loss_fn)

@@ -27,15 +27,21 @@ from common.evaluation import Tally
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.errors import UsageError
-from common.training.record import Record
+from common.training.record import Files, Record
 from datasets.augment import described
 from datasets.loaders import drawn_by_weight
-from datasets.long_tail import LongTailed, load_long_tailed, make_loaders, require_images
+from datasets.long_tail import (
+    Augmentation,
+    LongTailed,
+    load_long_tailed,
+    make_loaders,
+    require_images,
+)
 from dbm_loss.cifar import opts
 from dbm_loss.cifar.engine import (
     Log,
+    batch_transform,
     build_criterion,
-    device_transform,
     evaluate,
     forward_pass,
     image_transform,
@@ -82,15 +88,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
     process.say(f"#Train: {len(data.train.targets)}, #Test: {len(data.test.targets)}")
 
     record = Record(
-        args.out,
-        args.out,
+        Files(
+            args.out,
+            args.out,
+            latest="last.pth.tar",
+            best="checkpoint.pth.tar",
+            numbered="model_{}.pth.tar",
+            text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
+        ),
         process,
         vars(args),
         data.facts,
-        latest="last.pth.tar",
-        best="checkpoint.pth.tar",
-        numbered="model_{}.pth.tar",
-        text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
         about=about(args, data),
         split=data.split,
         chosen_on=data.chosen_on,
@@ -102,18 +110,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
     side = data.train.images.shape[1]
+    augmentation = Augmentation(batch_transform(args), partial(image_transform, args, side))
     feed = {
         "loader": args.loader,
         "batch_size": args.batch_size,
         "test_batch_size": speed.evaluation_batch(args.batch_size, process.device, side),
         "workers": args.workers,
         "process": process,
-        "device_transform": device_transform(args),
-        "image_recipe": partial(image_transform, args, side),
         "drop_last": args.loss_fn == "ncl",
         "memory_format": memory_format,
     }
-    train_loader, val_loader, test_loader = make_loaders(data, seed=seed, **feed)
+    train_loader, val_loader, test_loader = make_loaders(data, augmentation, seed=seed, **feed)
     if not len(train_loader):
         raise UsageError(
             f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
@@ -124,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         weights = sample_weights(data.train.targets, beta=1.0)
         order = drawn_by_weight(weights, len(weights))
         its_seed = seeds.derive(seed, "balanced")
-        balanced_loader, *_ = make_loaders(data, seed=its_seed, order=order, **feed)
+        balanced_loader, *_ = make_loaders(data, augmentation, seed=its_seed, order=order, **feed)
 
     process.say(f"==> creating {args.network}")
     seeds.seed_everything(seed)

@@ -28,7 +28,7 @@ from common.evaluation import Tally
 from common.models import pretrained
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
-from common.training.record import Record
+from common.training.record import Files, Record
 from dbm_loss.flags import logit_scale, margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
@@ -79,13 +79,15 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     args.cls_num_list = data.cls_num_list
 
     record = Record(
-        Path(args.root_log) / args.store_name,
-        Path(args.root_model) / args.store_name,
+        Files(
+            Path(args.root_log) / args.store_name,
+            Path(args.root_model) / args.store_name,
+            numbered="{}_ckpt.pth.tar",
+            text_logs=("log_train.csv", "log_test.csv"),
+        ),
         process,
         vars(args),
         data.facts,
-        numbered="{}_ckpt.pth.tar",
-        text_logs=("log_train.csv", "log_test.csv"),
         about=about(args, data),
         split=data.split,
         chosen_on=data.chosen_on,

@@ -20,9 +20,9 @@ interrupt.during_imports(__name__)
 
 from common.models import archs
 from common.training import launch, seeds, speed
-from common.training.record import Record
+from common.training.record import Files, Record
 from datasets.augment import described
-from datasets.long_tail import load_long_tailed, make_loaders, require_images
+from datasets.long_tail import Augmentation, load_long_tailed, make_loaders, require_images
 from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
 from hmloss.engine import EVALUATION_BATCH
@@ -82,12 +82,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             args.store_name, args.resume = names[index], resume[index]
             args.cls_num_list = data.cls_num_list
             record = Record(
-                history / args.store_name,
-                models / args.store_name,
+                Files(
+                    history / args.store_name,
+                    models / args.store_name,
+                    text_logs=("train_history.csv", "test_history.csv"),
+                ),
                 process,
                 vars(args),
                 data.facts,
-                text_logs=("train_history.csv", "test_history.csv"),
                 about=flags.about(
                     args,
                     "hmloss/cifar_implementation/train_cifar.py",
@@ -103,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             first_seed = seed - run
             loaders = make_loaders(
                 data,
+                Augmentation(),
                 loader=args.loader,
                 batch_size=args.batch_size,
                 test_batch_size=speed.evaluation_batch(

@@ -22,7 +22,7 @@ import numpy as np
 
 from common.models import archs
 from common.training import launch, seeds, speed
-from common.training.record import Record
+from common.training.record import Files, Record
 from common.training.report import fingerprint
 from datasets import augment
 from datasets.augment import colours, described
@@ -100,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     for run, name in enumerate(names):
         args.store_name, args.resume = name, resume[run]
         record = Record(
-            history / name,
-            models / name,
+            Files(
+                history / name, models / name, text_logs=("train_history.csv", "test_history.csv")
+            ),
             process,
             vars(args),
             facts,
-            text_logs=("train_history.csv", "test_history.csv"),
             about=flags.about(
                 args,
                 "hmloss/inat_implementation/train_inat.py",

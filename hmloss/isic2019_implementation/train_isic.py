@@ -32,7 +32,7 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
 from common.training.pictures import picture
-from common.training.record import Record
+from common.training.record import Files, Record
 from common.training.report import title_of
 from datasets.augment import described
 from datasets.folder import Skipped
@@ -120,8 +120,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         process.say(f"curent run:\n{name}")  # the original's spelling
         args.resume = resume[run]
         record = Record(
-            history_dir / name,
-            model_dir / name,
+            Files(history_dir / name, model_dir / name),
             process,
             vars(args),
             {"split_sha256": isic.fingerprint(table)} | evaluated,

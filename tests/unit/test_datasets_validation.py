@@ -6,7 +6,7 @@ import torch
 
 from common.training.errors import UsageError
 from common.training.launch import Process
-from datasets.long_tail import load_long_tailed, make_loaders
+from datasets.long_tail import Augmentation, load_long_tailed, make_loaders
 from datasets.validation import Part, hold_out, stratified_part
 from tests.unit.test_datasets_folder import make
 
@@ -53,10 +53,10 @@ def test_the_loaders_of_validation_and_test_images():
     for loader in ["device", "workers"]:
         options = {"loader": loader, "batch_size": 64, "test_batch_size": 200, "workers": 0}
         options |= {"seed": 0, "process": Process(torch.device("cpu"))}
-        _, val, test = make_loaders(digits(), **options)
+        _, val, test = make_loaders(digits(), Augmentation(), **options)
         assert val is test
         data = digits(val_fraction=0.2)
-        _, val, test = make_loaders(data, **options)
+        _, val, test = make_loaders(data, Augmentation(), **options)
         assert torch.cat([target for _, target, _ in val]).tolist() == data.val.targets.tolist()
         assert torch.cat([target for _, target, _ in test]).tolist() == data.test.targets.tolist()
 

@@ -94,7 +94,7 @@ def test_evaluation_pipeline_is_the_originals(g):
 
 
 def test_device_views_are_drawn_independently():
-    views = data.cifar_device_views(3)
+    views = data.cifar_batch_views(3)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     first = views(images, torch.Generator().manual_seed(0))
     assert len(first) == 3 and all(view.shape == (2, 3, 32, 32) for view in first)

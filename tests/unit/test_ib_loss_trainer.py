@@ -13,7 +13,7 @@ from common.imbalance import class_counts
 from common.models.resnet_cifar import resnet20
 from common.training.errors import UsageError
 from common.training.launch import Process
-from common.training.record import Record
+from common.training.record import Files, Record
 from ib_loss import engine, opts
 from ib_loss.losses import IB_FocalLoss, IBLoss
 from ib_loss.schedule import CIFAR, TINY_IMAGENET, in_ib_phase, learning_rate
@@ -191,7 +191,9 @@ def test_training_steps_are_the_originals(golden, case, tmp_path, monkeypatch):
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    record = Record(tmp_path / "log", tmp_path / "model", CPU, {}, text_logs=("log_train.csv",))
+    record = Record(
+        Files(tmp_path / "log", tmp_path / "model", text_logs=("log_train.csv",)), CPU, {}
+    )
     record.open(seed=0)
     losses = []
     compute = engine.compute_loss

@@ -16,7 +16,7 @@ from common.evaluation import Tally
 from common.training import checkpoint, launch, pictures
 from common.training.errors import NonFiniteLoss, UsageError
 from common.training.launch import Process
-from common.training.record import Record
+from common.training.record import Files, Record
 
 CPU = Process(torch.device("cpu"))
 ABOUT = {
@@ -50,10 +50,10 @@ class Run:
         self.model = nn.Linear(1, 1, bias=False)
         self.optimizer = kind(self.model.parameters(), 0.1)
         self.scaler = torch.amp.GradScaler("cpu", enabled=settings.get("amp") == "fp16")
-        self.record = Record(
-            folder / "log", folder / "model", CPU, settings, facts,
-            numbered="{}_ckpt.pth.tar", text_logs=("log",), about=ABOUT, **options,
-        )  # fmt: skip
+        files = Files(
+            folder / "log", folder / "model", numbered="{}_ckpt.pth.tar", text_logs=("log",)
+        )
+        self.record = Record(files, CPU, settings, facts, about=ABOUT, **options)
         self.state = self.record.resume(resume, epochs)
         self.record.restore(self.model, self.optimizer, self.scaler)
 
@@ -133,7 +133,7 @@ def test_the_runs_own_best_or_numbered_checkpoint_goes_back_to_its_epoch(tmp_pat
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "in_main", lambda action: None)
     other = Process(torch.device("cpu"), 1, 1)
-    record = Record(tmp_path / "x", tmp_path / "y", other, {}, about=ABOUT)
+    record = Record(Files(tmp_path / "x", tmp_path / "y"), other, {}, about=ABOUT)
     model = nn.Linear(1, 1)
     record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
     record.open(0)
@@ -192,7 +192,7 @@ def test_nothing_is_written_of_an_epoch_that_diverged(tmp_path):
 
 def hold(folder, ready, release, grandchild):
     """Claim the folders in another process and keep them until released."""
-    record = Record(folder / "log", folder / "model", CPU, {})
+    record = Record(Files(folder / "log", folder / "model"), CPU, {})
     record.claim("auto")
     if grandchild and os.fork() == 0:  # a worker that outlives its killed parent
         os.read(release, 1)
