@@ -125,7 +125,7 @@ def test_a_policy_without_a_version_for_whole_batches_is_said():
     one_by_one = []
     for policy in POLICY_NAMES:
         args, schedule = parse(f"--aug_type {policy}")
-        transform = engine.device_transform(args)
+        transform = engine.batch_transform(args)
         note = f"note: --aug_type {policy} runs image by image: the loader is 'workers'"
         if note in opts.notes(args, schedule):
             one_by_one.append(policy)
