@@ -262,6 +262,7 @@ def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
             program.main(flags)
     finally:
         trainer.train_one_epoch = original
+        plain.clear()  # ends its workers before the next program is measured
     per_s = {name: counted / statistics.median(spent[1:]) for name, spent in times.items()}
     return rates(f"epoch of `{case.program}`, images/s", per_s["plain"], per_s["ours"])
 
