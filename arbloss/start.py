@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -146,6 +147,19 @@ def changed_settings(folder: Path, config: CfgNode) -> list[str]:
         f"{key} {before[key]} -> {value}"
         for key, value in config.items()
         if before[key] != value and key not in PLACE_KEYS
+    ]
+
+
+def other_images(stage1: Mapping[str, object], facts: Mapping[str, object]) -> list[str]:
+    """A note where stage 1 was trained on other images than those of ``facts``, stage 2's."""
+    before = stage1.get("run", {}).get("facts", {})
+    prints = [key for key in facts if key.endswith("sha256") and not key.startswith("test_")]
+    changed = [key for key in prints if before.get(key, facts[key]) != facts[key]]
+    if not changed:
+        return []
+    return [
+        f"note: stage 1 was trained on other images (another {', '.join(changed)}); those that "
+        "choose the best epoch, or test it, may be among them"
     ]
 
 

@@ -29,7 +29,7 @@ from arbloss.engine import (
 )
 from arbloss.models import Network, check_classes
 from arbloss.reliability import draw_reliability_diagram
-from arbloss.start import BEST, LATEST, run_folder, start_process
+from arbloss.start import BEST, LATEST, other_images, run_folder, start_process
 from common import models
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, restore, seeds, speed
@@ -85,6 +85,7 @@ def train(
         record.claim("")
         stage1 = checkpoint.load(folder.resume, "resume")
         restore.check_checkpoint(stage1, folder.resume, weights_alone=True)
+        notes += other_images(stage1, data.facts)
         if data.chosen_on == data.split:
             record.best_score = float(stage1.get("best_acc1", 0.0))
     else:

@@ -70,3 +70,15 @@ def test_stage_2_needs_something_to_start_from():
     said = str(error.value)
     assert said.startswith("resume auto: no stage-2 run with these settings to continue; note: ")
     assert said.endswith("; give the stage-1 checkpoint")
+
+
+def test_a_stage_1_of_other_images_is_noted():
+    """The same images without the part that chooses now, say."""
+    facts = {"labels_sha256": "ab", "pixels_sha256": "cd", "test_labels_sha256": "ef"}
+    assert start.other_images({"epoch": 1}, facts) == []  # an original
+    assert start.other_images({"run": {"facts": dict(facts)}}, facts) == []
+    before = facts | {"labels_sha256": "gh", "test_labels_sha256": "ij"}
+    assert start.other_images({"run": {"facts": before}}, facts) == [
+        "note: stage 1 was trained on other images (another labels_sha256); those that choose the "
+        "best epoch, or test it, may be among them"
+    ]
