@@ -236,6 +236,8 @@ def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
         bound = inspect.signature(original).bind(*args, **options)
         bound.apply_defaults()
         call = {**bound.arguments, "function": original}
+        if "learner" in call:
+            call |= vars(call["learner"])
         process: Process = call.get("process") or call["record"].process
         if not plain:
             model = copy.deepcopy(unwrap(call["network" if "network" in call else "model"]))

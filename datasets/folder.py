@@ -24,7 +24,7 @@ LITTER = ("__MACOSX", "@eaDir")  # of archives and file servers
 
 @dataclass(frozen=True)
 class Split:
-    """Files and labels of one split.
+    """Files and labels of one split, or of all images.
 
     Attributes:
         files: N paths, class by class; within a class in torchvision's order.
@@ -95,12 +95,26 @@ def read_folder(root: Path, split: str) -> Split:
     return Split(files, targets, classes, notes)
 
 
+def read_classes(root: Path, layout: str) -> Split:
+    """List the images of ``root``/<class>/*, without splits; no image is read.
+
+    Raises:
+        UsageError: no such folders, a class without images, a classes.txt that does not fit.
+    """
+    skipped = Skipped()
+    classes = class_folders(root, layout, skipped)
+    if (root / NAMES).is_file():
+        classes = _in_order_of(root / NAMES, classes)
+    files, targets = list_classes(root, classes, skipped)
+    return Split(files, targets, classes, skipped.notes(root))
+
+
 def _in_order_of(path: Path, classes: Sequence[str]) -> list[str]:
     names = read_names(path)
     if odd := sorted(set(names) ^ set(classes)):
         raise UsageError(
-            f"{path}: differs from the folders of train/ in {odd[0]!r}; expected the name of each "
-            "of them, one a line"
+            f"{path}: differs from the class folders in {odd[0]!r}; expected the name of each of "
+            "them, one a line"
         )
     return names
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from common.training.errors import UsageError
+from common.training.errors import RunError, UsageError
 from common.training.launch import Process
 from common.training.seeds import derive
 
@@ -245,7 +245,8 @@ class WorkersLoader:
         try:
             yield from prefetch(self._loader, self._to_device, self._device)
         except UsageError as error:  # torch puts the worker's traceback before the message
-            raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
+            # An image that proves damaged now ends a run that could not foresee it.
+            raise RunError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
         except (EOFError, ConnectionError, FileNotFoundError) as error:
             if not self._loader.num_workers or str(error).startswith("Caught "):  # of a sample
                 raise

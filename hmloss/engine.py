@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,20 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], hml_stage: boo
     return HMLoss(weight, args.delta) if hml_stage else CELoss()
 
 
+@dataclass(frozen=True)
+class Learner:
+    """A network and what trains it.
+
+    Attributes:
+        scaler: of the gradients, for fp16. forward: ``forward_pass``, or that compiled.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    forward: Forward
+
+
 def forward_pass(
     model: nn.Module, criterion: nn.Module, images: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -63,21 +78,16 @@ def forward_pass(
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loader,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
-    process: Process,
     record: Record,
-    forward: Forward = forward_pass,
 ) -> dict[str, float]:
-    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}.
-
-    ``forward`` is ``forward_pass``, or that compiled.
-    """
+    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}."""
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
+    process = record.process
     batch_time, data_time = AverageMeter(), AverageMeter()
     losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
@@ -89,7 +99,7 @@ def train_one_epoch(
         data_time.update(time.perf_counter() - end)
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            loss, logits = forward(model, criterion, images, target)
+            loss, logits = learner.forward(model, criterion, images, target)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
 
         acc1, acc5 = accuracy(logits, target, topk=(1, 5))

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.training.checkpoint import find
+from common.training.checkpoint import find, remove_parts
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.logs import write_csv
@@ -42,11 +42,16 @@ def resume_flags(resume: str, latest: Sequence[Path]) -> list[str]:
 
 
 def claim(
-    folders: Sequence[tuple[Path, Path]], flags: Sequence[str], args: Namespace, process: Process
+    folders: Sequence[tuple[Path, Path]],
+    flags: Sequence[str],
+    args: Namespace,
+    process: Process,
+    summaries: Sequence[Path] = (),
 ) -> list[Record]:
     """Lock the log and checkpoint folders of all runs before the first of them trains.
 
-    They stay locked as long as the records that are returned.
+    They stay locked as long as the records that are returned. What a kill left of the runs'
+    ``summaries``, beside which others may lie, is removed.
 
     Raises:
         UsageError: see ``Record.claim``.
@@ -54,6 +59,9 @@ def claim(
     records = [Record(Files(*pair), process, vars(args)) for pair in folders]
     for record, flag in zip(records, flags, strict=True):
         record.claim(flag)
+    if process.is_main:
+        for summary in summaries:
+            remove_parts(summary.parent, of=summary.name)
     return records
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from common import models
 from common.evaluation import Tally, group_line, result_lines
 from common.training import launch, precision, seeds, speed
 from common.training.logs import write_text
 from common.training.record import Record
+from datasets.loaders import DeviceLoader, WorkersLoader
 from hmloss.engine import (
+    Learner,
     build_criterion,
     evaluate,
     forward_pass,
@@ -24,6 +26,20 @@ from hmloss.engine import (
 from hmloss.repeats import COLUMNS
 from hmloss.schedule import Schedule, in_hml_stage, learning_rate
 
+Loader = DeviceLoader | WorkersLoader
+
+
+class Loaders(NamedTuple):
+    """Of training, validation and test images, seeded with the run's seed.
+
+    ``files``: the test images, if they are files.
+    """
+
+    train: Loader
+    val: Loader
+    test: Loader
+    files: Sequence[str] | None
+
 
 def train_run(
     args: Namespace,
@@ -31,26 +47,20 @@ def train_run(
     record: Record,
     state: dict | None,
     seed: int,
-    build_model: Callable[..., nn.Module],
-    loaders: tuple,
-    files: Sequence[str] | None = None,
+    loaders: Loaders,
 ) -> dict:
     """Train, or with ``--evaluate`` only evaluate; returns the figures of the run for a summary.
 
-    Args:
-        record: after ``resume``, and state: what that returned.
-        build_model: takes ``num_classes`` and ``use_norm``.
-        loaders: of training, validation and test images, seeded with ``seed``.
-        files: the test images, if they are files.
+    ``record``: after ``resume``, and ``state``: what that returned.
     """
     process, cls_num_list = record.process, args.cls_num_list
-    train_loader, val_loader, test_loader = loaders
     num_classes = len(cls_num_list)
 
     # Model: its head is normalised for LDAM.
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
-    model = build_model(num_classes=num_classes, use_norm=args.loss_type == "LDAM")
+    build = models.archs.constructor(args.arch)
+    model = build(num_classes=num_classes, use_norm=args.loss_type == "LDAM")
     if (args.pretrained or args.weights) and state is None:
         process.say(models.pretrained.load(model, args.arch, args.weights))
     model = model.to(memory_format=speed.memory_format(args.channels_last))
@@ -70,7 +80,7 @@ def train_run(
     def test(epoch: int) -> Tally:
         """Evaluate on the test set, with the loss of the stage of ``epoch``."""
         stage = in_hml_stage(epoch, args.loss_type, args.start_hm_epoch)
-        return evaluate(model, test_loader, criteria[stage], num_classes, args, process)
+        return evaluate(model, loaders.test, criteria[stage], num_classes, args, process)
 
     if args.evaluate:
         result = test(max(record.epoch - 1, 0)).result(cls_num_list)
@@ -80,12 +90,13 @@ def train_run(
     record.open(seed)
     if process.is_main:
         write_text(record.log_dir / "args_history.txt", str(args))
-    forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
+    forward = speed.compiled(forward_pass, args.compile, process, loaders.train.full_batch)
+    learner = Learner(model, optimizer, scaler, forward)
     tally = None
     for epoch in range(record.epoch, args.epochs):
         start = time.perf_counter()
         seeds.seed_everything(seed, "training", epoch)
-        train_loader.set_epoch(epoch)
+        loaders.train.set_epoch(epoch)
         stage = in_hml_stage(epoch, args.loss_type, args.start_hm_epoch)
         lr = learning_rate(epoch, args.lr, stage, schedule)
         for group in optimizer.param_groups:
@@ -93,21 +104,19 @@ def train_run(
 
         criterion = criteria[stage]
         row = {"epoch": epoch, "lr": lr}
-        row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, args, process, record, forward
-        )
+        row |= train_one_epoch(learner, loaders.train, criterion, epoch, args, record)
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = sum(cls_num_list) / seconds
         if record.evaluates(epoch, args.epochs, args.eval_every):
-            tally = evaluate(model, val_loader, criterion, num_classes, args, process)
+            tally = evaluate(model, loaders.val, criterion, num_classes, args, process)
             row |= tally.result(cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
         best_acc1 = max(row.get(record.score, 0.0), record.best_score)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
-    last = record.finish(tally, test, files=files)
-    for loader in loaders:
+    last = record.finish(tally, test, files=loaders.files)
+    for loader in loaders[:3]:
         loader.close()
     return {
         "best_epoch": record.best_result["epoch"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import os
 import pickle
 import re
@@ -66,10 +67,14 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
                 os.close(folder)
 
 
-def remove_parts(*folders: Path) -> None:
-    """Remove what ``atomic_file`` left there where a kill cut it short."""
+def remove_parts(*folders: Path, of: str | None = None) -> None:
+    """Remove what ``atomic_file`` left there where a kill cut it short.
+
+    ``of``: name of a file of which alone it is removed, where others write, too.
+    """
+    pattern = ".*.part" if of is None else f".{glob.escape(of)}.*.part"
     for folder in folders:
-        for part in folder.glob(".*.part"):
+        for part in folder.glob(pattern):
             part.unlink(missing_ok=True)
 
 

@@ -18,7 +18,6 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
-from common.models import archs
 from common.training import launch, seeds, speed
 from common.training.record import Files, Record
 from datasets.augment import described
@@ -26,7 +25,7 @@ from datasets.long_tail import Augmentation, load_long_tailed, make_loaders, req
 from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
 from hmloss.engine import EVALUATION_BATCH
-from hmloss.trainer import train_run
+from hmloss.trainer import Loaders, train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -51,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     history, models = Path(args.path_history), Path(args.path_model)
     resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
     folders = [(history / name, models / name) for name in names]
+    summaries = [history / f"{opts.store_name(args, t, r)}_summary.csv" for r, t in groups]
     claims: list[Record] = []  # kept to the end
     first_seed = None
     rows = []
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         process.say(data.cls_num_list)
 
         if not (claims or args.evaluate):
-            claims = repeats.claim(folders, resume, args, process)
+            claims = repeats.claim(folders, resume, args, process, summaries)
         group_rows = []
         for run in range(args.num_runs):
             index = group * args.num_runs + run
@@ -116,22 +116,13 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 process=process,
                 memory_format=speed.memory_format(args.channels_last),
             )
-            figures = train_run(
-                args,
-                schedule,
-                record,
-                state,
-                seed,
-                archs.constructor(args.arch),
-                loaders,
-                data.test.files,
-            )
+            loaders = Loaders(*loaders, data.test.files)
+            figures = train_run(args, schedule, record, state, seed, loaders)
             if args.evaluate:
                 return [figures]
             group_rows.append({"run": run, "seed": seed, **figures})
             if process.is_main:
-                store = opts.store_name(args, imb_type, ratio)
-                repeats.write_summary(history / f"{store}_summary.csv", group_rows)
+                repeats.write_summary(summaries[group], group_rows)
         process.say(repeats.summary_line(group_rows, repeats.COLUMNS))
         rows += group_rows
     return rows

@@ -10,11 +10,12 @@ from common.training.flags import Parser, add_run_flags
 from hmloss import flags
 from hmloss.schedule import Schedule
 
+INAT = "./data/iNaturalist18"
 ARCHS = (*IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
 
 
 def get_parser() -> Parser:
-    parser = Parser(description="Hard mining loss on iNaturalist 2018")
+    parser = Parser(description="Hard mining loss on iNaturalist 2018 or a folder of images")
     flags.add_training_flags(
         parser, arch="resnet50", archs=ARCHS, loss_type="HML", batch_size=256, num_runs=1
     )
@@ -22,10 +23,17 @@ def get_parser() -> Parser:
     flags.add_our_flags(parser, gamma=0.0)
     ours = parser.add_argument_group("data")
     ours.add_argument(
+        "--dataset",
+        default="inat",
+        choices=["inat", "imagefolder"],
+        help="inat reads list files, imagefolder DIR/train/<class>/* and DIR/{val,test}/<class>/* "
+        "(default: inat)",
+    )
+    ours.add_argument(
         "--dataset_dir",
-        default="./data/iNaturalist18",
+        "--root",
         metavar="DIR",
-        help="folder that the paths in the lists start from (default: ./data/iNaturalist18)",
+        help=f"folder of the images, which the paths in the lists start from (default: {INAT})",
     )
     for part in ("train", "val"):
         ours.add_argument(
@@ -56,9 +64,25 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     """
     parser = get_parser()
     args = parser.parse_args(argv)
+    if args.dataset == "imagefolder":
+        if args.dataset_dir is None:
+            parser.error("--dataset imagefolder: say where the images are, --root DIR")
+        for name in ("train_list", "val_list", "classes"):
+            if (value := getattr(args, name)) != parser.get_default(name):
+                parser.error(
+                    f"--{name} {value}: for list files; an image folder's classes are its folders, "
+                    "whose order a classes.txt in it gives"
+                )
+    args.dataset_dir = args.dataset_dir or INAT
     return args, flags.check(parser, args, Schedule())
+
+
+def store_name(args: argparse.Namespace) -> str:
+    """Name of the group of runs."""
+    data = "inat2018" if args.dataset == "inat" else args.dataset
+    return f"{data}_{args.arch}_{args.loss_type}_W_{args.weighting_type}_D_{args.delta}"
 
 
 def run_name(args: argparse.Namespace, run: int) -> str:
     """Folder of one run."""
-    return f"inat2018_{args.arch}_{args.loss_type}_W_{args.weighting_type}_D_{args.delta}_run{run}"
+    return f"{store_name(args)}_run{run}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Hard mining loss on iNaturalist 2018, or any data set given by list files.
+"""Hard mining loss on iNaturalist 2018, or any data set given by list files or folders.
 
     python train_inat.py --loss_type 'HML' --delta 10000
+    python train_inat.py --dataset imagefolder --root DIR --weighting_type CS --pretrained
 
 200 epochs of ResNet-50 from scratch on 437,513 images of 8,142 classes. The authors published
 neither this program nor its settings: all but the loss is inferred from their other two programs.
@@ -18,20 +19,14 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
-import numpy as np
-
-from common.models import archs
 from common.training import launch, seeds, speed
 from common.training.record import Files, Record
-from common.training.report import fingerprint
-from datasets import augment
-from datasets.augment import colours, described
-from datasets.listfile import ListFile, find_list, size_warning, split_name
 from datasets.loaders import WorkersLoader
-from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 from hmloss import flags, repeats
+from hmloss.engine import EVALUATION_BATCH
 from hmloss.inat_implementation import opts
-from hmloss.trainer import train_run
+from hmloss.inat_implementation.data import eval_transform, load_data
+from hmloss.trainer import Loaders, train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -45,38 +40,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
-    # Data: the lists decide on the classes and their counts.
-    inat = {"mean": colours.INAT_MEAN, "std": colours.INAT_STD}
-    size, resize = args.image_size, round(args.image_size * 256 / 224)
-    folders = (".", args.dataset_dir)
-    train = ListFile(
-        find_list(args.train_list, folders),
-        args.dataset_dir,
-        augment.recipes.imagenet_train(size=size, **inat),
-        names=args.classes,
-    )
-    test = ListFile(
-        find_list(args.val_list, folders),
-        args.dataset_dir,
-        augment.recipes.imagenet_eval(resize=resize, size=size, **inat),
-        num_classes=train.num_classes,
-    )
-    for data in (train, test):
-        if warning := size_warning(data):
-            process.say(f"WARNING: {warning}")
-        for note in data.notes:
-            process.say(note)
-    process.say(
-        f"{len(train)} training and {len(test)} validation images, {train.num_classes} classes"
-    )
-    kept, val = hold_out(train, args.val_fraction, test.transform)
-    split = split_name(test.list_file)
-    chosen_on, val_set = split, None
-    if val is not None:
-        chosen_on, val_set = HELD_OUT, part_name(args.val_fraction)
-    evaluated = evaluation_facts(str(test.list_file), len(test), val_set, val and len(val))
-    for note in evaluation_notes(evaluated, split):
+    # Data: the lists, or the folders, as they are.
+    data = load_data(args)
+    for note in data.notes:
         process.say(note)
+    args.cls_num_list = data.cls_num_list
 
     if args.evaluate:
         args.num_runs = 1
@@ -85,16 +53,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
     if not args.evaluate:
         folders = [(history / name, models / name) for name in names]
-        claims = repeats.claim(folders, resume, args, process)  # noqa: F841 (kept to the end)
-    args.cls_num_list = np.bincount(kept.targets, minlength=train.num_classes).tolist()
-    facts = {
-        "dataset": args.train_list,
-        "train_list_sha256": fingerprint(train.paths),
-        "labels_sha256": fingerprint(kept.targets),
-        "test_list_sha256": fingerprint(test.paths),
-        "test_labels_sha256": fingerprint(test.targets),
-        **evaluated,
-    }
+        summary = history / f"{opts.store_name(args)}_summary.csv"
+        claims = repeats.claim(folders, resume, args, process, [summary])  # noqa: F841 (kept)
     first_seed = None
     rows = []
     for run, name in enumerate(names):
@@ -105,16 +65,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             ),
             process,
             vars(args),
-            facts,
+            data.facts,
             about=flags.about(
                 args,
                 "hmloss/inat_implementation/train_inat.py",
-                Path(args.train_list).stem,
-                train.classes,
-                described.imagenet(resize=resize, size=size, **inat),
+                data.name,
+                data.classes,
+                eval_transform(args),
             ),
-            split=split,
-            chosen_on=chosen_on,
+            split=data.split,
+            chosen_on=data.chosen_on,
         )
         state = record.resume(args.resume, args.epochs)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
@@ -123,26 +83,17 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             "workers": args.workers, "seed": seed, "process": process,
             "memory_format": speed.memory_format(args.channels_last),
         }  # fmt: skip
-        train_loader = WorkersLoader(kept, args.batch_size, **shared)
-        val_loader = test_loader = WorkersLoader(test, 100, train=False, **shared)
-        if val is not None:
-            val_loader = WorkersLoader(val, 100, train=False, **shared)
-        figures = train_run(
-            args,
-            schedule,
-            record,
-            state,
-            seed,
-            archs.constructor(args.arch),
-            (train_loader, val_loader, test_loader),
-            test.files,
-        )
+        train_loader = WorkersLoader(data.train, args.batch_size, **shared)
+        val_loader = test_loader = WorkersLoader(data.test, EVALUATION_BATCH, train=False, **shared)
+        if data.val is not data.test:
+            val_loader = WorkersLoader(data.val, EVALUATION_BATCH, train=False, **shared)
+        loaders = Loaders(train_loader, val_loader, test_loader, data.files)
+        figures = train_run(args, schedule, record, state, seed, loaders)
         if args.evaluate:
             return [figures]
         rows.append({"run": run, "seed": seed, **figures})
         if process.is_main:
-            store = name.removesuffix(f"_run{run}")
-            repeats.write_summary(history / f"{store}_summary.csv", rows)
+            repeats.write_summary(summary, rows)
     process.say(repeats.summary_line(rows, repeats.COLUMNS))
     return rows
 

@@ -1,8 +1,11 @@
-"""ISIC 2019, melanoma against nevi: ground truth, images on disk, splits, transforms."""
+"""ISIC 2019, and folders of one's own: ground truth, images on disk, splits, transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +18,59 @@ from torchvision import transforms as T
 from common.training import report
 from common.training.checkpoint import atomic_file
 from common.training.errors import UsageError
-from datasets.folder import Skipped, is_hidden
+from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, Triple
+from datasets.classes import lacking
+from datasets.folder import Skipped, Split, is_hidden, read_classes, read_folder
 from datasets.images import read_rgb
 
-CLASSES = ("BEN", "MAL")  # class folders: nevi, melanoma; labels 0 and 1
-DIAGNOSES = {"BEN": "NV", "MAL": "MEL"}  # their columns in the official ground truth
+# Class folders in the order of the labels, and their columns in the official ground truth.
+TASKS = {
+    "melanoma": {"BEN": "NV", "MAL": "MEL"},  # nevi, melanoma; labels 0 and 1
+    "all": {name: name for name in ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")},
+}
+FOLDER = "imagefolder"  # the task of telling apart whatever classes a folder has
+CLASSES = tuple(TASKS["melanoma"])
 PARTS = ("train", "val", "test")
 TREE = {"train": "TRAIN", "val": "VALID", "test": "TEST"}  # folders of a split on disk
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MEAN = (0.59451115, 0.59429777, 0.59418184)  # of the authors' colour-constant images
 STD = (0.14208533, 0.18548788, 0.20363748)
+COLUMNS = ["path", "label", "image_id", "label_idx"]
+OWN_LAYOUT = "expected DIR/<class>/*, or DIR/train/<class>/*, DIR/val/<class>/*, DIR/test/<class>/*"
 DOWNLOAD = "https://challenge.isic-archive.com/data/#2019"
 
 
-def read_ground_truth(path: str | Path) -> dict[str, list[str]]:
-    """Image names (without suffix) of each class, in the order of the official csv.
+@dataclass(frozen=True)
+class Images:
+    """The images of a task.
 
-    Rows of other diagnoses are left out.
+    Attributes:
+        table: path, label (class folder), image_id (unique), label_idx and, where the folders say
+            it, part.
+        folders: of the classes, in the order of the labels. classes: their names in reports.
+        data: what they are, for the head of a picture.
+        mean, std: of each channel, for normalisation.
+        notes: for the user.
     """
-    table = _read_csv(path, ("image", *DIAGNOSES.values()))
+
+    table: pd.DataFrame
+    folders: list[str]
+    classes: list[str]
+    data: str
+    mean: Triple
+    std: Triple
+    notes: list[str]
+
+
+def read_ground_truth(path: str | Path, task: str = "melanoma") -> dict[str, list[str]]:
+    """Image names (without suffix) of each class folder, in the order of the official csv.
+
+    Rows of diagnoses that do not belong to the task are left out.
+    """
+    table = _read_csv(path, ("image", *TASKS[task].values()))
     return {
         name: table.loc[table[column] == 1, "image"].astype(str).tolist()
-        for name, column in DIAGNOSES.items()
+        for name, column in TASKS[task].items()
     }
 
 
@@ -74,39 +108,104 @@ def images_below(folder: Path, skipped: Skipped | None = None) -> dict[str, Path
     return {path.stem: path for path in sorted(found) if not is_hidden(path.name)}
 
 
-def find_images(folder: str | Path, skipped: Skipped | None = None) -> pd.DataFrame:
-    """Table of the images in ``folder``/BEN and ``folder``/MAL, sorted by class and name.
+def open_task(task: str, folder: str | Path) -> Images:
+    """The images of a task in ``folder``: see ``find_images`` and ``find_own_images``.
+
+    Raises:
+        UsageError: see there.
+    """
+    if task == FOLDER:
+        return find_own_images(Path(folder))
+    skipped = Skipped()
+    table = find_images(folder, TASKS[task], skipped)
+    names = [column.lower() for column in TASKS[task].values()]
+    data = "ISIC 2019" if task == "melanoma" else f"ISIC 2019, {len(names)} classes"
+    return Images(table, list(TASKS[task]), names, data, MEAN, STD, skipped.notes(folder))
+
+
+def find_images(
+    folder: str | Path, classes: Iterable[str] = CLASSES, skipped: Skipped | None = None
+) -> pd.DataFrame:
+    """Table of the images in the class folders in ``folder``, sorted by class and name.
 
     With ``folder``/TRAIN, VALID and TEST, each holding the class folders, their images and the
     column ``part``. Hidden images are left out and added to ``skipped``.
 
-    Returns: columns path, label ("BEN", "MAL"), image_id (file name), label_idx (0, 1).
+    Returns: columns path, label (class folder), image_id (file name), label_idx.
     Raises:
         UsageError: a folder is missing or empty, or a name occurs twice.
     """
     folder = Path(folder)
     if all((folder / name).is_dir() for name in TREE.values()):
-        parts = [find_images(folder / TREE[part], skipped).assign(part=part) for part in PARTS]
+        parts = [
+            find_images(folder / TREE[part], classes, skipped).assign(part=part) for part in PARTS
+        ]
         table = pd.concat(parts, ignore_index=True)
     else:
         rows = []
-        for label, name in enumerate(CLASSES):
+        for label, name in enumerate(classes):
             if not (folder / name).is_dir():
                 raise UsageError(
-                    f"{(folder / name).resolve()}: no such folder; expected nevi in BEN/ and "
-                    "melanomas in MAL/: make them with preprocessing/preprocess.py"
+                    f"{(folder / name).resolve()}: no such folder; expected {_expected(classes)}: "
+                    "make them with preprocessing/preprocess.py"
                 )
             paths = images_below(folder / name, skipped).values()
             if not paths:
                 raise UsageError(f"{(folder / name).resolve()}: no image in it")
             rows += [(str(path), name, path.name, label) for path in paths]
-        table = pd.DataFrame(rows, columns=["path", "label", "image_id", "label_idx"])
+        table = pd.DataFrame(rows, columns=COLUMNS)
     twice = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(twice):
         raise UsageError(
             f"{folder}: {twice.iloc[0]} occurs twice ({len(twice)} such names); keep one"
         )
     return table
+
+
+def _expected(classes: Iterable[str]) -> str:
+    if tuple(classes) == CLASSES:
+        return "nevi in BEN/ and melanomas in MAL/"
+    return f"the folders {', '.join(f'{name}/' for name in classes)}"
+
+
+def find_own_images(root: Path) -> Images:
+    """Images of any classes: in DIR/{train,val,test}/<class>/*, or in DIR/<class>/* without parts.
+
+    The classes are in the order of their names as text, or of DIR/classes.txt. An image's id is its
+    path below ``root``.
+
+    Raises:
+        UsageError: another layout, fewer than two classes, a class without images.
+    """
+    frames, notes = [], []
+    if (root / "train").is_dir():
+        if missing := [part for part in PARTS if not (root / part).is_dir()]:
+            raise UsageError(
+                f"{root / missing[0]}: no such folder; the best epoch is chosen on val/ and test/ "
+                "is reported: add it, or put all images into DIR/<class>/* to have them split"
+            )
+        for part in PARTS:
+            found = read_folder(root, part)
+            frames.append(_own_table(root, found).assign(part=part))
+            notes += found.notes
+        classes = found.classes
+    else:
+        found = read_classes(root, OWN_LAYOUT)
+        frames.append(_own_table(root, found))
+        classes, notes = found.classes, found.notes
+    if len(classes) < 2:
+        raise UsageError(f"{root}: one class, {classes[0]}; {OWN_LAYOUT}, two classes or more")
+    table = pd.concat(frames, ignore_index=True)
+    name = root.resolve().name
+    return Images(table, classes, classes, name, IMAGENET_MEAN, IMAGENET_STD, notes)
+
+
+def _own_table(root: Path, split: Split) -> pd.DataFrame:
+    rows = [
+        (file, split.classes[label], Path(file).relative_to(root).as_posix(), int(label))
+        for file, label in zip(split.files, split.targets, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def cut_points(number: int, first: float = 0.8, second: float = 0.1) -> tuple[int, int]:
@@ -168,7 +267,9 @@ def load_split(path: str | Path, images: pd.DataFrame) -> pd.DataFrame:
         UsageError: no split file, or it and the images do not belong together.
     """
     try:
-        table = pd.read_csv(path, comment="#")
+        with open(path) as file:  # a name may hold a #, too
+            lines = list(dropwhile(lambda line: line.startswith("#"), file))
+        table = pd.read_csv(io.StringIO("".join(lines)))
         part_of = dict(zip(table["image"], table["part"], strict=True))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
@@ -191,22 +292,27 @@ def load_split(path: str | Path, images: pd.DataFrame) -> pd.DataFrame:
     return images.assign(part=images["image_id"].map(part_of))
 
 
-def check_parts(table: pd.DataFrame, source: object) -> None:
-    """Every part needs images of both classes: metrics are undefined without.
+def check_parts(table: pd.DataFrame, source: object, classes: Sequence[str] = CLASSES) -> list[str]:
+    """Training needs images of every class, an evaluation those of two: else there is no AUC.
 
+    Returns: notes on classes that have no image to be evaluated.
     Raises:
         UsageError: says which part lacks what.
     """
+    notes = []
     for part in PARTS:
-        for name in CLASSES:
-            if not ((table["part"] == part) & (table["label"] == name)).any():
-                raise UsageError(
-                    f"{source}: no {name} image in the {part} part; "
-                    "each part needs both classes: more images, or other ratios or seed"
-                )
+        labels = table.loc[table["part"] == part, "label_idx"].to_numpy(dtype=np.int64)
+        absent = [name for label, name in enumerate(classes) if label not in labels]
+        if absent and (part == "train" or len(classes) - len(absent) < 2):
+            raise UsageError(
+                f"{source}: no {absent[0]} image in the {part} part; training needs every class, "
+                "the other parts two: more images, or other ratios or seed"
+            )
+        notes += lacking(labels, classes, f"the {part} part of {source}")
+    return notes
 
 
-def train_transform(image_size: int = 300) -> Callable:
+def train_transform(image_size: int = 300, mean: Triple = MEAN, std: Triple = STD) -> Callable:
     """The original's augmentation of PIL images, in its order."""
     return T.Compose(
         [
@@ -216,20 +322,24 @@ def train_transform(image_size: int = 300) -> Callable:
             T.RandomRotation(20),
             T.ColorJitter(brightness=0.1, contrast=0.1, hue=0.1),
             T.ToTensor(),
-            T.Normalize(MEAN, STD),
+            T.Normalize(mean, std),
         ]
     )
 
 
-def fingerprint(table: pd.DataFrame) -> str:
-    """SHA-256 of the images' names, labels and parts."""
-    text = table.sort_values("image_id")[["image_id", "label", "part"]].to_csv(index=False)
-    return report.fingerprint(np.frombuffer(text.encode(), dtype=np.uint8))
-
-
-def eval_transform(image_size: int = 300) -> Callable:
+def eval_transform(image_size: int = 300, mean: Triple = MEAN, std: Triple = STD) -> Callable:
     """Resize and normalise."""
-    return T.Compose([T.Resize((image_size, image_size)), T.ToTensor(), T.Normalize(MEAN, STD)])
+    return T.Compose([T.Resize((image_size, image_size)), T.ToTensor(), T.Normalize(mean, std)])
+
+
+def fingerprints(table: pd.DataFrame) -> dict[str, str]:
+    """SHA-256 of the images' names, class folders and parts, and of their labels."""
+    table = table.sort_values("image_id")
+    text = table[["image_id", "label", "part"]].to_csv(index=False)
+    return {
+        "split_sha256": report.fingerprint(np.frombuffer(text.encode(), dtype=np.uint8)),
+        "labels_sha256": report.fingerprint(table["label_idx"].to_numpy(dtype="<i8")),
+    }
 
 
 class ISIC2019(Dataset):
@@ -237,8 +347,6 @@ class ISIC2019(Dataset):
 
     ``dataset[i]`` is (transformed RGB image, label); ``targets`` are the labels, (N,) int64.
     """
-
-    classes = CLASSES
 
     def __init__(self, table: pd.DataFrame, transform: Callable[[Image.Image], torch.Tensor]):
         self.paths = table["path"].tolist()

@@ -15,10 +15,9 @@ from common.training.errors import NonFiniteLoss
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import CURE, FiniteGuard, autocast
-from common.training.speed import Forward
-from hmloss.engine import forward_pass
+from hmloss.engine import Learner
 from hmloss.flags import logit_scale
-from hmloss.isic2019_implementation.metrics import binary_metrics
+from hmloss.isic2019_implementation.metrics import figures
 
 RULE = "-" * 60
 
@@ -28,7 +27,7 @@ class Predictions:
     """What a network says of all images of a part, in the order of the data set.
 
     Attributes:
-        labels: (N,) int64. scores: softmax probabilities, (N, 2) float64.
+        labels: (N,) int64. scores: softmax probabilities, (N, C) float64.
         tally: accuracies, loss and confusion matrix, over all images.
     """
 
@@ -37,29 +36,26 @@ class Predictions:
     tally: Tally
 
     def figures(self) -> dict[str, float]:
-        """Balanced accuracy, AUC, sensitivity, specificity and accuracy, as fractions."""
+        """``metrics.FIGURES``, as fractions."""
         if not np.isfinite(self.scores).all():
             raise NonFiniteLoss(f"the network's outputs are not finite; {CURE}")
-        return binary_metrics(self.labels, self.scores)
+        return figures(self.labels, self.scores)
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loader,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     learning_rate: Callable[[int], float],
     args: Namespace,
     process: Process,
-    forward: Forward = forward_pass,
 ) -> dict[str, float]:
     """Train on every batch once; returns {"lr", "train_loss", "train_top1"} over all images.
 
     ``learning_rate`` gives the rate of a step of this epoch; "lr" is that of the last one.
-    ``forward`` is ``forward_pass``, or that compiled.
     """
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
     losses, top1 = AverageMeter(), AverageMeter()
     guard = FiniteGuard(model, optimizer)
     progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
@@ -70,7 +66,7 @@ def train_one_epoch(
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            loss, logits = forward(model, criterion, images, target)
+            loss, logits = learner.forward(model, criterion, images, target)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -103,9 +99,10 @@ def predict(
     """Predictions for every image once, shared among the processes; all of them get all."""
     sync_buffers(model)
     model = unwrap(model).eval()
-    tally = Tally(2, process.device, scale=logit_scale(args))
+    num_classes = len(args.cls_num_list)
+    tally = Tally(num_classes, process.device, scale=logit_scale(args))
     labels = torch.zeros(num_images, dtype=torch.int64, device=process.device)
-    scores = torch.zeros(num_images, 2, dtype=torch.float64, device=process.device)
+    scores = torch.zeros(num_images, num_classes, dtype=torch.float64, device=process.device)
     for images, target, index in loader:
         with autocast(process.device, args.amp):
             logits = model(images)

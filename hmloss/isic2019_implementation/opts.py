@@ -10,6 +10,7 @@ from common.models import pretrained
 from common.training.flags import Parser, add_run_flags
 from common.training.schedules import stretch
 from hmloss import flags
+from hmloss.isic2019_implementation.data import FOLDER, TASKS
 from hmloss.isic2019_implementation.model import ARCHS, SCRATCH
 from hmloss.isic2019_implementation.schedule import PAPER_EPOCHS, START_HM_EPOCH
 
@@ -28,7 +29,10 @@ def boolean(text: str) -> bool:
 
 
 def get_parser() -> Parser:
-    parser = Parser(description="Hard mining loss on ISIC 2019, melanoma against nevi")
+    parser = Parser(
+        description="Hard mining loss on ISIC 2019, melanoma against nevi; or on all its classes, "
+        "or a folder of images"
+    )
     add = parser.add_argument
     add(
         "--use_cuda",
@@ -104,7 +108,7 @@ def get_parser() -> Parser:
         help="trainings, run r with seed --seed + r, and a summary over them (default: 10)",
     )
     for flag, default, what in (
-        ("--dataset_dir", "/dataset/", "images in BEN/ and MAL/, or in TRAIN/, VALID/ and TEST/"),
+        ("--dataset_dir", "/dataset/", "images, see --task"),
         ("--model_path", "/checkpoint/", "checkpoints"),
         ("--history_path", "/history/", "logs, pictures and the split"),
         ("--result_dir", "/results/", "test results"),
@@ -144,6 +148,14 @@ def get_parser() -> Parser:
     flags.add_our_flags(parser, gamma=1.0)
     ours = parser.add_argument_group("data, network and run")
     ours.add_argument(
+        "--task",
+        default="melanoma",
+        choices=[*TASKS, FOLDER],
+        help="melanoma: images in BEN/ and MAL/; all: the eight classes of ISIC 2019, in MEL/, "
+        "NV/, …; both also below TRAIN/, VALID/ and TEST/; imagefolder: any classes, <class>/* "
+        "below train/, val/ and test/, or without these to have them split (default: melanoma)",
+    )
+    ours.add_argument(
         "--split_file",
         metavar="FILE",
         help="split made by preprocessing/split.py (default: DATASET_DIR/split.csv if it is "
@@ -164,7 +176,9 @@ def get_parser() -> Parser:
         "--image_size", type=int, default=300, metavar="PX", help="side of the input (default: 300)"
     )
     ours.add_argument(
-        "--random_init", action="store_true", help="train from scratch, without ImageNet weights"
+        "--random_init",
+        action="store_true",
+        help="train from scratch (default: start from ImageNet weights, torchvision's first ones)",
     )
     ours.add_argument(
         "--step_size_up",
@@ -235,5 +249,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def store_name(args: argparse.Namespace) -> str:
     """Name of the folders of a group of runs, as the original builds it."""
     arch = args.arch.replace("net_", "")
-    name = f"isic2019_{arch}_{args.loss_type}_W_{args.weighting_type}_F_{args.ratio_finetune}"
+    prefix = {"melanoma": "isic2019", "all": "isic2019_all"}.get(args.task, args.task)
+    name = f"{prefix}_{arch}_{args.loss_type}_W_{args.weighting_type}_F_{args.ratio_finetune}"
     return f"{name}_D_{args.delta}" if "HML" in args.loss_type else name

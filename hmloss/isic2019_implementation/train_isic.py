@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Hard mining loss on ISIC 2019, melanoma against nevi.
+"""Hard mining loss on ISIC 2019, melanoma against nevi; or all its classes, or a folder of images.
 
     python train_isic.py --loss_type 'HML' --delta 10000
+    python train_isic.py --task imagefolder --dataset_dir DIR --loss_type HML --weighting_type CS
 
 Images from preprocessing/preprocess.py in dataset/, a split from preprocessing/split.py. Ten runs
 of at most 100 epochs of EfficientNet-B3 on 300x300 images; --num_runs says how many. The paper's
@@ -15,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
@@ -35,11 +37,10 @@ from common.training.pictures import picture
 from common.training.record import Files, Record
 from common.training.report import title_of
 from datasets.augment import described
-from datasets.folder import Skipped
 from datasets.loaders import WorkersLoader
 from datasets.validation import evaluation_facts, evaluation_notes
 from hmloss import flags, repeats
-from hmloss.engine import build_criterion, forward_pass
+from hmloss.engine import Learner, build_criterion, forward_pass
 from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import opts
 from hmloss.isic2019_implementation.engine import (
@@ -51,10 +52,9 @@ from hmloss.isic2019_implementation.engine import (
 )
 from hmloss.isic2019_implementation.metrics import (
     FIGURES,
-    NAMES,
+    distributions,
     draw_learning_curve,
     draw_roc,
-    eval_distribution,
     percentages,
     report_text,
 )
@@ -85,24 +85,23 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
 
     # Data: one split for all runs.
     first_seed = None
-    skipped = Skipped()
-    images = isic.find_images(args.dataset_dir, skipped)
-    for note in skipped.notes(args.dataset_dir):
-        process.say(note)
-    table = find_split(args, images, history_dir / "split.csv")
+    images = isic.open_task(args.task, args.dataset_dir)
+    table = find_split(args, images.table, history_dir / "split.csv")
     if table is None:
         first_seed = seeds.choose_seed(args.seed)
         table = draw_split(images, first_seed)
-    isic.check_parts(table, args.dataset_dir)
+    data = replace(images, table=table)
+    for note in [*data.notes, *isic.check_parts(table, args.dataset_dir, data.folders)]:
+        process.say(note)
     train_table = table[table["part"] == "train"]
-    args.cls_num_list = [int((train_table["label"] == name).sum()) for name in isic.CLASSES]
+    args.cls_num_list = [int((train_table["label"] == name).sum()) for name in data.folders]
     process.say(table.groupby(["part", "label"], sort=False).size().to_string())
     evaluated = evaluation_facts_of(args, table)
     for note in evaluation_notes(evaluated, "test"):
         process.say(note)
 
     if args.evaluate:
-        return [evaluate_file(args, table, process)]
+        return [evaluate_file(args, data, process)]
 
     # The folders of all runs are this program's before it writes there.
     args.run_list = [f"run{run}" for run in range(args.num_runs)]
@@ -123,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             Files(history_dir / name, model_dir / name),
             process,
             vars(args),
-            {"split_sha256": isic.fingerprint(table)} | evaluated,
-            about=about(args),
+            isic.fingerprints(table) | evaluated,
+            about=about(args, data),
             chosen_on="val",
             score="bacc",
             later_of_equals=True,
@@ -133,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         rows_in_percent(record)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
-        best_model = model_dir / f"best_model_{name}.pth"
-        figures = train_run(args, record, state, seed, table, best_model)
+        figures = train_run(args, record, state, seed, data)
         rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
         if process.is_main:
             write_results(result_dir, rows)
@@ -159,11 +157,16 @@ def rows_in_percent(record: Record) -> None:
         record.best_score *= 100
 
 
-def about(args: argparse.Namespace) -> dict[str, object]:
+def about(args: argparse.Namespace, data: isic.Images) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
-    transform = described.squeezed(args.image_size, isic.MEAN, isic.STD)
+    transform = described.squeezed(args.image_size, data.mean, data.std)
     program = "hmloss/isic2019_implementation/train_isic.py"
-    return flags.about(args, program, "ISIC 2019", NAMES, transform)
+    return flags.about(args, program, data.data, data.classes, transform)
+
+
+def best_model(record: Record) -> Path:
+    """The original's file of the best epoch's weights."""
+    return record.model_dir.parent / f"best_model_{record.model_dir.name}.pth"
 
 
 def find_split(args: argparse.Namespace, images: pd.DataFrame, saved: Path) -> pd.DataFrame | None:
@@ -188,25 +191,27 @@ def find_split(args: argparse.Namespace, images: pd.DataFrame, saved: Path) -> p
     return None
 
 
-def draw_split(images: pd.DataFrame, seed: int) -> pd.DataFrame:
+def draw_split(images: isic.Images, seed: int) -> pd.DataFrame:
     """The original's split: train, test, then validation, cut from each shuffled class."""
-    ids = {name: images.loc[images["label"] == name, "image_id"].tolist() for name in isic.CLASSES}
+    table = images.table
+    ids = {name: table.loc[table["label"] == name, "image_id"].tolist() for name in images.folders}
     rng = np.random.RandomState(seed % 2**32)
     part_of = isic.split_images(ids, rng, order=("train", "test", "val"))
-    return images.assign(part=images["image_id"].map(part_of))
+    return table.assign(part=table["image_id"].map(part_of))
 
 
 def make_loader(
-    args: argparse.Namespace, table: pd.DataFrame, part: str, seed: int, process: Process
+    args: argparse.Namespace, data: isic.Images, part: str, seed: int, process: Process
 ) -> tuple[WorkersLoader, int]:
     """Loader of a part of the split, and its number of images."""
     train = part == "train"
     augmented = train or args.augmented_eval
-    transform = (isic.train_transform if augmented else isic.eval_transform)(args.image_size)
-    data = isic.ISIC2019(table[table["part"] == part], transform)
+    recipe = isic.train_transform if augmented else isic.eval_transform
+    transform = recipe(args.image_size, data.mean, data.std)
+    images = isic.ISIC2019(data.table[data.table["part"] == part], transform)
     batch_size = args.batch_size if train else max(args.batch_size // 2, 1)
     loader = WorkersLoader(
-        data,
+        images,
         batch_size,
         workers=args.workers,
         seed=seed,
@@ -214,7 +219,7 @@ def make_loader(
         train=train,
         memory_format=speed.memory_format(args.channels_last),
     )
-    return loader, len(data)
+    return loader, len(images)
 
 
 def train_run(
@@ -222,17 +227,16 @@ def train_run(
     record: Record,
     state: dict | None,
     seed: int,
-    table: pd.DataFrame,
-    best_model: Path,
+    data: isic.Images,
 ) -> dict[str, float]:
     """One training from its first or its resumed epoch to the test; returns the test's figures."""
     process = record.process
-    train_loader, num_train = make_loader(args, table, "train", seed, process)
-    val_loader, num_val = make_loader(args, table, "val", seed, process)
+    train_loader, num_train = make_loader(args, data, "train", seed, process)
+    val_loader, num_val = make_loader(args, data, "val", seed, process)
 
     # Model: the lower part of a pretrained network stays as it is.
     seeds.seed_everything(seed)
-    model = build_model(args.arch)
+    model = build_model(args.arch, len(data.classes))
     if not args.random_init and state is None:
         process.say(load_pretrained(model, args.arch, args.weights))
     frozen, tensors = freeze(model, args.ratio_finetune)
@@ -252,6 +256,7 @@ def train_run(
 
     record.open(seed)
     forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
+    learner = Learner(model, optimizer, scaler, forward)
     for epoch in range(record.epoch + 1, args.num_epochs + 1):  # as printed, from 1
         if patience == 0:
             break
@@ -270,17 +275,18 @@ def train_run(
 
         row = {"epoch": epoch - 1}
         row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, learning_rate, args, process,
-            forward,
-        )  # fmt: skip
+            learner, train_loader, criterion, epoch, learning_rate, args, process
+        )
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = num_train / seconds
         patience -= 1
         if patience == 0 or record.evaluates(epoch - 1, args.num_epochs, args.eval_every):
             validation = predict(model, val_loader, num_val, criterion, args, process)
             row |= validation.tally.result(args.cls_num_list) | percentages(validation.figures())
-            spread = eval_distribution(validation.labels, validation.scores, epoch)
-            row["distribution"] = [part.to_numpy()[0].tolist() for part in spread]
+            spread = distributions(
+                validation.labels, validation.scores, epoch, args.task == "melanoma"
+            )
+            row["distribution"] = [part.to_numpy()[0].tolist() for part in spread.values()]
             process.say(validation_lines(row))
         row["epoch_s"] = time.perf_counter() - start
 
@@ -293,7 +299,7 @@ def train_run(
             )
             best_bacc = row["bacc"]
             if process.is_main:
-                checkpoint.save(launch.unwrap(model).state_dict(), best_model)
+                checkpoint.save(launch.unwrap(model).state_dict(), best_model(record))
         if record.writer is not None:
             for tag in ("lr", "train_loss", "train_top1", "loss", "bacc", "auc"):
                 if tag in row:  # not every epoch is evaluated, with --eval_every
@@ -305,17 +311,15 @@ def train_run(
 
     train_loader.close()
     val_loader.close()
-    return test_run(args, record, model, seed, table, criteria, best_model)
+    return test_run(args, record, model, criteria, data)
 
 
 def test_run(
     args: argparse.Namespace,
     record: Record,
     model: torch.nn.Module,
-    seed: int,
-    table: pd.DataFrame,
     criteria: Sequence[torch.nn.Module],
-    best_model: Path,
+    data: isic.Images,
 ) -> dict[str, float]:
     """Test a run that has ended, its last epoch and then its best; returns the best one's figures.
 
@@ -327,11 +331,12 @@ def test_run(
         f"Restore best model on epoch {best_epoch} with Best bacc Val: "
         f"{record.best_score / 100:.3f}"
     )
-    if process.is_main and not record.best.is_file() and best_model.is_file():
+    weights = best_model(record)
+    if process.is_main and not record.best.is_file() and weights.is_file():
         # Runs of earlier versions kept the weights alone.
-        checkpoint.save({"state_dict": restore.load_state_dict(best_model)}, record.best)
+        checkpoint.save({"state_dict": restore.load_state_dict(weights)}, record.best)
     launch.barrier()
-    loader, num_images = make_loader(args, table, "test", seed, process)
+    loader, num_images = make_loader(args, data, "test", record.seed, process)
     tests, found = [], {}
 
     def test(epoch: int) -> Tally:
@@ -344,49 +349,50 @@ def test_run(
         found.update(percentages(tests[-1].figures()))
         return tally.result(args.cls_num_list) | found
 
-    files = table.loc[table["part"] == "test", "path"].tolist()
+    files = data.table.loc[data.table["part"] == "test", "path"].tolist()
     record.finish(None, test, figures=figures, files=files, test=found)
     loader.close()
     best = tests[-1]
     if process.is_main:
-        print_test(best)
+        print_test(best, data.classes)
         title = title_of(record.about)
         epoch = f"{title}\ntest set, epoch {best_epoch - 1}, the best on the validation set"
-        picture(record.log_dir / "roc.png", draw_roc, best.labels, best.scores, epoch)
+        roc = record.log_dir / "roc.png"
+        picture(roc, draw_roc, best.labels, best.scores, data.classes, epoch)
         curve = record.log_dir / "history_case_plot.png"
         picture(curve, draw_learning_curve, record.history, title)
-        write_distributions(record)
+        write_distributions(record, args.task == "melanoma")
     return best.figures()
 
 
-def print_test(test: Predictions) -> None:
+def print_test(test: Predictions, classes: Sequence[str]) -> None:
     """The figures of the test part, as the original prints them."""
     result = test.figures()
     print(f"{RULE}\n[test bacc {result['bacc']:.5f}] ,  [test auc {result['auc']:.5f}]\n{RULE}")
     print(f"sensitivity {100 * result['sensitivity']:.2f} %, "
           f"specificity {100 * result['specificity']:.2f} %")  # fmt: skip
-    print(report_text(test.labels, test.scores), flush=True)
+    print(report_text(test.labels, test.scores, classes), flush=True)
 
 
 def evaluate_file(
-    args: argparse.Namespace, table: pd.DataFrame, process: Process
+    args: argparse.Namespace, data: isic.Images, process: Process
 ) -> dict[str, float]:
     """Test the checkpoint that ``--resume`` names: a run's own or a ``best_model_run*.pth``."""
     latest = args.model_path / args.store_name / "run0" / "ckpt.pth.tar"
     path = checkpoint.find(args.resume, latest)
     if path is None:
         raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest} yet")
-    model = build_model(args.arch)
+    model = build_model(args.arch, len(data.classes))
     restore.load_weights(model, restore.load_state_dict(path, "--resume"), path)
     criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
     seed = seeds.choose_seed(args.seed)
     model = model.to(memory_format=speed.memory_format(args.channels_last))
     model = launch.distribute(model, process)
-    loader, num_images = make_loader(args, table, "test", seed, process)
+    loader, num_images = make_loader(args, data, "test", seed, process)
     test = predict(model, loader, num_images, criterion, args, process)
     loader.close()
     if process.is_main:
-        print_test(test)
+        print_test(test, data.classes)
     return test.figures()
 
 
@@ -400,11 +406,12 @@ def write_results(folder: Path, rows: Sequence[dict]) -> None:
     repeats.write_summary(folder / "summary.csv", [percentages(row) for row in rows])
 
 
-def write_distributions(record: Record) -> None:
-    """How the validation scores were spread in each epoch: melanomas, nevi, all."""
-    empty = eval_distribution(np.zeros(0), np.zeros((0, 2)), 0)
-    for i, (name, table) in enumerate(zip(("mel", "nev", "all"), empty, strict=True)):
-        spreads = [row["distribution"] for row in record.history if "distribution" in row]
+def write_distributions(record: Record, melanoma: bool) -> None:
+    """How the validation scores were spread in each evaluated epoch: see ``distributions``."""
+    classes = len(record.about["classes"])
+    empty = distributions(np.zeros(0), np.zeros((0, classes)), 0, melanoma)
+    spreads = [row["distribution"] for row in record.history if "distribution" in row]
+    for i, (name, table) in enumerate(empty.items()):
         rows = pd.DataFrame([spread[i] for spread in spreads])
         rows.columns = table.columns
         write_text(record.log_dir / f"proba_distribution_{name}.csv", rows.to_csv(index=False))

@@ -1,5 +1,6 @@
 """train_isic.py on made-up images: a run, its files, resume, evaluation, bad input."""
 
+import csv
 import json
 import re
 import warnings
@@ -16,6 +17,7 @@ from common.training.errors import UsageError
 from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import train_isic
 from tests.programs.tools import ROOT, assert_same_weights, run, run_to_the_end
+from tools import predict
 
 SCRIPT = ROOT / "hmloss/isic2019_implementation/train_isic.py"
 STORE = "isic2019_resnet20_HML_W_CS_F_32_D_10000"
@@ -137,13 +139,13 @@ def test_original_lines(here, capsys, golden):
 
 def test_augmented_evaluation_is_an_option(images):
     """Validation and test images are the same every time, unless the original's way is asked."""
-    table = isic.find_images(images)
-    table["part"] = "val"
+    data = isic.open_task("melanoma", images)
+    data.table["part"] = "val"
     for augmented in (False, True):
         argv = [*SMALL, "--dataset_dir", str(images), *["--augmented_eval"] * augmented]
         args = train_isic.opts.parse_args(argv)
         process = train_isic.Process(torch.device("cpu"))
-        loader, _ = train_isic.make_loader(args, table, "val", 0, process)
+        loader, _ = train_isic.make_loader(args, data, "val", 0, process)
         epochs = []
         for epoch in (1, 2):
             loader.set_epoch(epoch)
@@ -211,9 +213,9 @@ def test_resume_repeats_dropout(here):
 
 def test_split_from_file_tree_or_seed(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table = isic.find_images(images)
-    drawn = train_isic.draw_split(table, 3)
-    pd.testing.assert_frame_equal(drawn, train_isic.draw_split(table, 3))
+    data = isic.open_task("melanoma", images)
+    table, drawn = data.table, train_isic.draw_split(data, 3)
+    pd.testing.assert_frame_equal(drawn, train_isic.draw_split(data, 3))
     isic.save_split(tmp_path / "own.csv", drawn, "own")
     argv = [*SMALL, "--dataset_dir", str(images), "--num_epochs", "1", "--num_runs", "1"]
     train_isic.main([*argv, "--split_file", "own.csv"])
@@ -284,6 +286,104 @@ def test_two_processes_give_the_figures_of_one(finished, tmp_path):
     output = run_to_the_end([*command, "--evaluate", "--resume", best], tmp_path, processes=2)
     bacc, auc = rows[0]["bacc"], rows[0]["auc"]
     assert output.count(f"[test bacc {bacc:.5f}] ,  [test auc {auc:.5f}]") == 1
+
+
+FOLDER = ["--task", "imagefolder", "--dataset_dir", "own", "--num_epochs", "2", "--num_runs", "1"]
+OWN = "imagefolder_resnet20_HML_W_CS_F_32_D_10000"
+
+
+def own_images(where, parts):
+    """own/<part>/<class>/*, of as many images of each class as a part says, and classes.txt."""
+    rng = np.random.RandomState(2)
+    for part, numbers in parts.items():
+        for label, (name, number) in enumerate(zip(("ant", "bee", "cat"), numbers, strict=True)):
+            folder = where / "own" / part / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = np.clip(80 * label + rng.randint(0, 90, (12, 12, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    (where / "own" / "classes.txt").write_text("cat\nbee\nant\n")
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_of_own_images_and_what_its_checkpoint_says(tmp_path, monkeypatch, capsys):
+    """Three classes in the order of classes.txt, one of them without validation images."""
+    monkeypatch.chdir(tmp_path)
+    own_images(tmp_path, {"train": (4, 9, 6), "val": (2, 3, 0), "test": (2, 3, 2)})
+    (row,) = train_isic.main([*SMALL, *FOLDER, "--seed", "1"])
+    out = capsys.readouterr().out
+    assert "note: the val part of own has no image of 1 of the 3 classes (cat): " in out
+    logs = tmp_path / "history" / OWN / "run0"
+    report = json.loads((logs / "report.json").read_text())
+    assert report["classes"] == ["cat", "bee", "ant"] and report["cls_num_list"] == [6, 9, 4]
+    best = report["best"]
+    assert (
+        best["bacc"] == pytest.approx(best["balanced_acc"]) and best["sensitivity"] == best["bacc"]
+    )
+    assert best["accuracy"] == pytest.approx(best["top1"]) and 0 <= best["auc"] <= 100
+    assert best["bacc"] == pytest.approx(100 * row["bacc"])
+    assert (logs / "roc.png").is_file() and (logs / "proba_distribution_all.csv").is_file()
+    assert not (logs / "proba_distribution_mel.csv").exists()
+    assert "         ant       " in out  # scikit-learn's report
+    assert train_isic.main([*SMALL, *FOLDER, "--resume", "auto"]) == [row]
+
+    # The checkpoint alone says the same of the same images.
+    predict.main(
+        [f"checkpoint/{OWN}/run0/ckpt.best.pth.tar", "own/test", "--out", "out", "-j", "0"]
+    )
+    ours, said = rows_of(logs / "predictions.csv"), rows_of("out/predictions.csv")
+    said = {row["path"]: row for row in said}
+    assert len(said) == len(ours) == 7
+    for image in ours:
+        again = said[image["image"]]
+        assert (again["true"], again["class"]) == (image["true"], image["predicted"])
+        assert float(again["probability"]) == pytest.approx(float(image["probability"]), abs=1e-5)
+    evaluation = json.loads(Path("out/evaluation.json").read_text())
+    assert evaluation["balanced_acc"] == pytest.approx(best["bacc"])
+
+    # In another order the labels are others.
+    (tmp_path / "own" / "classes.txt").unlink()
+    with pytest.raises(UsageError, match="the data are not those of this run, labels_sha256 was"):
+        train_isic.main([*SMALL, *FOLDER, "--resume", "auto"])
+
+
+def test_a_folder_without_parts_is_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own_images(tmp_path, {".": (20, 20, 10)})
+    (tmp_path / "own" / "ant" / "0.png").rename(tmp_path / "own" / "ant" / "#0.png")
+    train_isic.main([*SMALL, *FOLDER, "--num_epochs", "1", "--seed", "1"])
+    split = tmp_path / "history" / OWN / "split.csv"
+    found = isic.open_task("imagefolder", "own")
+    table = isic.load_split(split, found.table)
+    sizes = table.groupby(["label", "part"]).size()
+    assert (
+        sizes["ant"].to_dict() == {"test": 2, "train": 16, "val": 2}
+        and "\nant/#0.png,ant," in split.read_text()
+    )
+    assert sizes["cat"].to_dict() == {"test": 1, "train": 8, "val": 1}
+    assert found.classes == ["cat", "bee", "ant"] and found.table["label_idx"].max() == 2
+
+    (tmp_path / "own" / "train").mkdir()
+    with pytest.raises(UsageError, match=r"own/val: no such folder; the best epoch is chosen on"):
+        train_isic.main([*SMALL, *FOLDER])
+
+
+def test_two_classes_predicted_from_the_checkpoint(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    logs = folder / "history" / STORE / "run1"
+    ours = rows_of(logs / "predictions.csv")
+    best = f"checkpoint/{STORE}/run1/ckpt.best.pth.tar"
+    predict.main([best, *(row["image"] for row in ours), "--out", "out", "-j", "0"])
+    said = rows_of("out/predictions.csv")
+    assert [row["class"] for row in said] == [row["predicted"] for row in ours]
+    assert {row["class"] for row in said} <= {"nv", "mel"}
+    probabilities = [[float(row["probability"]) for row in rows] for rows in (ours, said)]
+    np.testing.assert_allclose(*probabilities, atol=1e-5)
 
 
 def test_learning_rate_by_iteration(here):

@@ -160,7 +160,7 @@ def test_split_keeps_lesions_together_and_copies_a_tree(download, processed, tmp
     ("more", "text"),
     [
         (["--train_ratio", "0.9", "--val_ratio", "0.1"], "below 1"),
-        (["--train_ratio", "0.95", "--val_ratio", "0.04"], "part needs both"),
+        (["--train_ratio", "0.95", "--val_ratio", "0.04"], "no BEN image in the val part"),
         (["--metadata", "/nowhere.csv"], "not a readable csv"),
     ],
 )
@@ -187,3 +187,25 @@ def test_command_line_from_another_folder(download, tmp_path):
     done = run([*command, "--no_crop"], tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and "made with crop" in done.stderr
+
+
+def test_all_classes_get_folders_of_their_names(download, tmp_path):
+    """From the same download: what is neither nevus nor melanoma is left out no more."""
+    output = tmp_path / "all"
+    preprocess.main(arguments(download, output, "--task", "all"))
+    found = {folder.name: len(list(folder.iterdir())) for folder in output.iterdir() if
+             folder.is_dir()}  # fmt: skip
+    assert found == {"MEL": 9, "NV": 13, "BCC": 3} | dict.fromkeys(
+        ("AK", "BKL", "DF", "VASC", "SCC"), 0
+    )
+    with pytest.raises(UsageError, match=r"AK: no image in it"):
+        split.main(["--dataset_dir", str(output), "--task", "all"])
+    for name in ("AK", "BKL", "DF", "VASC", "SCC"):
+        for i in range(10):
+            Image.new("RGB", (8, 8)).save(output / name / f"{name}{i}.jpg")
+    with pytest.raises(UsageError, match="no MEL image in the train part; training needs"):
+        split.main(["--dataset_dir", str(output), "--task", "all", "--train_ratio", "0.1"])
+    split.main(["--dataset_dir", str(output), "--task", "all", "--seed", "0"])
+    parts = pd.read_csv(output / "split.csv", comment="#").groupby("label")["part"].value_counts()
+    assert parts["AK"].to_dict() == {"train": 8, "val": 1, "test": 1}
+    assert parts["BCC"].to_dict() == {"train": 2, "test": 1}

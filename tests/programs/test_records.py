@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.training import pictures, precision
-from common.training.errors import NonFiniteLoss, UsageError
+from common.training.errors import NonFiniteLoss, RunError, UsageError
 from common.training.record import Record
 from tests.programs import small_runs
 
@@ -110,3 +110,18 @@ def test_a_run_killed_before_its_report_is_refused_resumed_and_evaluated_again(
     its_own = {"reliability.png"} if name.startswith("arb") else set()
     assert {"confusion.png", "per_class.png", "curves.png", *its_own} <= set(drawn)
     assert len(list(here.rglob("report.json"))) == 1 + (name == "arb_stage2")
+
+
+READ_IN_TRAINING = ["dbm_large", "gml", "hml_inat", "hml_folder", "hml_isic"]
+
+
+@pytest.mark.parametrize("name", READ_IN_TRAINING)
+def test_an_image_that_proves_damaged_ends_the_run_not_the_command(here, name):
+    """Exit code 1: the data are read as they are needed, and the flags are right."""
+    program, argv = small_runs.command(name)
+    folder = "dataset/BEN" if name == "hml_isic" else "data/train/class_000"
+    for image in sorted((here / folder).iterdir()):
+        image.write_bytes(b"no image")
+    with pytest.raises(RunError, match=rf"{folder}/0\d+\.jpg.*: not a readable image \(cannot.+\); "
+                       "repair or remove it$"):  # fmt: skip
+        program.main(argv)

@@ -54,6 +54,7 @@ TOLD = {
     "gml": ([*FLAGS, "--lr", "0.1"], [0.1 * (2 + 2**0.5) / 4, 0.05, 0.1 * (2 - 2**0.5) / 4], SGD),
     "hml_cifar": (FLAGS, HUNDREDTH, SGD),
     "hml_inat": (FLAGS, HUNDREDTH, SGD),
+    "hml_folder": (FLAGS, HUNDREDTH, SGD),
     # A climb of 1 % to 100 % in ten steps: four of them in each epoch.
     "hml_isic": (["--step_size_up", "10"], [0.001 * (0.01 + 0.099 * k) for k in range(10)], {}),
     "arb_stage1": (KEYS, WARM, SGD),
@@ -74,6 +75,7 @@ PLAIN = {
     "dbm_large_cmo": (LARGE, IMAGENET),
     "gml": (LARGE, IMAGENET),
     "hml_inat": ([T.Resize(37), T.CenterCrop(32)], INAT),
+    "hml_folder": ([T.Resize(37), T.CenterCrop(32)], IMAGENET),
     "hml_isic": ([T.Resize((8, 8))], ISIC),
 }
 

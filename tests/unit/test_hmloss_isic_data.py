@@ -131,7 +131,7 @@ def test_hidden_images_are_skipped_and_counted(tmp_path):
     make_images(tmp_path, (2, 1))
     (tmp_path / "MAL" / "._MAL0.JPG").write_bytes(b"of an archive")
     skipped = Skipped()
-    assert isic.find_images(tmp_path, skipped)["image_id"].tolist() == [
+    assert isic.find_images(tmp_path, skipped=skipped)["image_id"].tolist() == [
         "BEN0.JPG", "BEN1.JPG", "MAL0.JPG"
     ]  # fmt: skip
     assert skipped.hidden == [str(tmp_path / "MAL" / "._MAL0.JPG")]

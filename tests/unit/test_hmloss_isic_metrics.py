@@ -22,7 +22,7 @@ def test_metrics_are_the_originals(g):
     np.testing.assert_allclose(scores, g["metric_scores"], rtol=1e-6)
     result = metrics.binary_metrics(g["metric_targets"], scores)
     np.testing.assert_allclose([result["bacc"], result["auc"]], g["metric_bacc_auc"], rtol=1e-8)
-    text = metrics.report_text(g["metric_targets"], scores)
+    text = metrics.report_text(g["metric_targets"], scores, ["nv", "mel"])
     assert text.splitlines() == g.facts["metric_classification_report"]
 
 
@@ -36,8 +36,28 @@ def test_metrics_by_counting():
 
 
 def test_one_class_has_no_metrics():
-    with pytest.raises(ValueError, match="both classes"):
+    with pytest.raises(ValueError, match="two classes"):
         metrics.binary_metrics(np.zeros(3), np.full((3, 2), 0.5))
+
+
+def test_metrics_of_more_classes_are_means_of_each_against_the_rest():
+    """Of the class without an image there is none; with two classes the figures would be others."""
+    labels = np.array([0, 0, 1, 1, 2])
+    scores = np.array([
+        [0.7, 0.1, 0.1, 0.1], [0.2, 0.6, 0.1, 0.1], [0.1, 0.8, 0.1, 0.0], [0.3, 0.4, 0.3, 0.0],
+        [0.5, 0.3, 0.2, 0.0],
+    ])  # fmt: skip
+    result = metrics.figures(labels, scores)
+    assert result["sensitivity"] == result["bacc"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert result["specificity"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert result["accuracy"] == 3 / 5
+    # Pairs in order, of class 0: 3 + 1 of 6; of 1: 3 + 2 of 6; of 2, ahead of all but one: 3 of 4.
+    assert result["auc"] == pytest.approx((4 / 6 + 5 / 6 + 3 / 4) / 3)
+    text = metrics.report_text(labels, scores, ["a", "b", "c", "none"])
+    assert [line.split()[0] for line in text.splitlines()[2:6]] == ["a", "b", "c", "none"]
+    (table,) = metrics.distributions(labels, scores, 7, melanoma=False).values()
+    # Of the true classes: 0.7, 0.2, 0.8, 0.4, 0.2.
+    assert table.to_numpy()[0].tolist() == [7, 0, 0, 0, 2, 0, 1, 0, 0, 1, 1, 0, 5]
 
 
 def test_score_distribution_is_the_originals(g):
@@ -120,7 +140,12 @@ def test_pictures_are_drawn(g, tmp_path):
         for e in (1, 2, 3)
     ]
     save_picture(
-        tmp_path / "roc.png", metrics.draw_roc, g["metric_targets"], g["metric_scores"], "CE"
+        tmp_path / "roc.png",
+        metrics.draw_roc,
+        g["metric_targets"],
+        g["metric_scores"],
+        ["nv", "mel"],
+        "CE",
     )
     save_picture(tmp_path / "curve.png", metrics.draw_learning_curve, history, "CE")
     for name in ("roc.png", "curve.png"):

@@ -1,5 +1,10 @@
 """The summary over several runs of one setting."""
 
+from argparse import Namespace
+
+import torch
+
+from common.training.launch import Process
 from hmloss import repeats
 
 NAN = float("nan")
@@ -24,3 +29,15 @@ def test_the_line_of_a_summary_leaves_out_what_no_run_has():
     line = repeats.summary_line(ROWS, ("top1", "medium", "few"))
     assert line == "2 runs: top1 35.78 ± 35.45, few 3.25 ± 0.00"
     assert repeats.summary_line(ROWS[:1], ("top1",), digits=4) == "1 run: top1 71.2346 ± 0.0000"
+
+
+def test_what_a_kill_left_of_the_own_summary_alone_is_removed(tmp_path):
+    for name in (".a_summary.csv.x1.part", ".b_summary.csv.x1.part", "a_summary.csv"):
+        (tmp_path / name).touch()
+    process, args = Process(torch.device("cpu")), Namespace(overwrite=False)
+    folders = [(tmp_path / "run0", tmp_path / "run0")]
+    claims = repeats.claim(folders, [""], args, process, [tmp_path / "a_summary.csv"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".b_summary.csv.x1.part", "a_summary.csv", "run0"
+    ]  # fmt: skip
+    claims[0].close()

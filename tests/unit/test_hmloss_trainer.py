@@ -11,7 +11,14 @@ from common.models.resnet_cifar import resnet32
 from common.training.errors import UsageError
 from common.training.launch import Process
 from hmloss.cifar_implementation import opts as cifar_opts
-from hmloss.engine import build_criterion, evaluate, result_lines, train_one_epoch
+from hmloss.engine import (
+    Learner,
+    build_criterion,
+    evaluate,
+    forward_pass,
+    result_lines,
+    train_one_epoch,
+)
 from hmloss.inat_implementation import opts as inat_opts
 from hmloss.isic2019_implementation import engine as isic_engine
 from hmloss.isic2019_implementation import opts as isic_opts
@@ -120,7 +127,7 @@ class Log:
 
     def __init__(self):
         self.lines = []
-        self.log = {"train_history.csv": self}
+        self.log, self.process = {"train_history.csv": self}, CPU
 
     def write(self, text):
         self.lines.append(text.rstrip("\n"))
@@ -160,6 +167,7 @@ def test_training_trace_is_the_originals(g, capsys):
         amp="none", channels_last=False, print_freq=2,
     )  # fmt: skip
     scaler, record = torch.amp.GradScaler("cpu", enabled=False), Log()
+    learner = Learner(model, optimizer, scaler, forward_pass)
     rows, texts = [], []
     for epoch in range(config["epochs"]):
         stage = in_hml_stage(epoch, config["lt"], config["start"])
@@ -171,7 +179,7 @@ def test_training_trace_is_the_originals(g, capsys):
             counts = np.array(config["counts"])
             criterion.weight = torch.as_tensor(len(counts) / counts / (1 / counts).sum())
         row = {"lr": lr}
-        row |= train_one_epoch(model, train, criterion, optimizer, scaler, epoch, args, CPU, record)
+        row |= train_one_epoch(learner, train, criterion, epoch, args, record)
         tally = evaluate(model, val, criterion, config["C"], args, CPU)
         rows.append(row | tally.result(config["counts"]))
         texts += result_lines(rows[-1]).splitlines()
@@ -229,6 +237,8 @@ def test_isic_trace_is_the_originals(g):
         amp="none", channels_last=False, print_freq=100,
     )  # fmt: skip
     counts = np.array(config["counts"])
+    args.cls_num_list = config["counts"]
+    learner = Learner(model, optimizer, scaler, forward_pass)
     rows = []
     for epoch in range(1, config["epochs"] + 1):
         stage = in_hml_stage(epoch, "HML", config["start"])
@@ -238,9 +248,8 @@ def test_isic_trace_is_the_originals(g):
         train_loss, val_loss = Recorder(criterion), Recorder(criterion)
         lr = cyclic_lr(config["max_lr"], epoch - 1)
         isic_engine.train_one_epoch(
-            model, batches("train"), train_loss, optimizer, scaler, epoch, lambda _, lr=lr: lr,
-            args, CPU,
-        )  # fmt: skip
+            learner, batches("train"), train_loss, epoch, lambda _, lr=lr: lr, args, CPU
+        )
         found = isic_engine.predict(
             model, batches("val"), len(g["isictrace_val_y"]), val_loss, args, CPU
         )

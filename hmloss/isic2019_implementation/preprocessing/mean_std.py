@@ -24,9 +24,8 @@ from PIL import Image
 from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress
-from datasets.folder import Skipped
 from datasets.images import read_rgb
-from hmloss.isic2019_implementation.data import MEAN, STD, find_images
+from hmloss.isic2019_implementation.data import FOLDER, MEAN, STD, TASKS, open_task
 
 
 def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np.ndarray, ...]:
@@ -51,13 +50,16 @@ def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset_dir", help="folder with BEN/ and MAL/")
+    parser.add_argument("dataset_dir", help="folder of the images, as train_isic.py takes it")
+    parser.add_argument(
+        "--task", default="melanoma", choices=[*TASKS, FOLDER], help="(default: melanoma)"
+    )
     parser.add_argument("--image_size", type=int, default=300, help="(default: 300)")
     args = parser.parse_args(argv)
     parser.check_numbers(args, image_size=(1, 8192))
-    skipped = Skipped()
-    paths = find_images(args.dataset_dir, skipped)["path"]
-    for note in skipped.notes(args.dataset_dir):
+    found = open_task(args.task, args.dataset_dir)
+    paths = found.table["path"]
+    for note in found.notes:
         print(note)
     progress = Progress("mean and std", len(paths))
 

@@ -3,7 +3,8 @@
     python preprocessing/preprocess.py --images ISIC_2019_Training_Input \\
         --ground_truth ISIC_2019_Training_GroundTruth.csv --output dataset
 
-17,397 images on all cores, at most a tenth slower than reading and writing the JPEGs alone
+--task all sorts all eight diagnoses into folders of their names, MEL, NV, BCC, …. 17,397 images
+on all cores, at most a tenth slower than reading and writing the JPEGs alone
 (benchmarks/isic_preprocess.py). The same command again goes on where it stopped. Replaces
 preprocessImageConstancy.m.
 """
@@ -33,7 +34,7 @@ from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress, prepare_folders, write_json, write_text
 from datasets.images import read_rgb
-from hmloss.isic2019_implementation.data import CLASSES, images_below, read_ground_truth
+from hmloss.isic2019_implementation.data import TASKS, images_below, read_ground_truth
 from hmloss.isic2019_implementation.preprocessing.color_constancy import (
     ALGORITHMS,
     center_crop,
@@ -49,6 +50,12 @@ def get_parser() -> Parser:
     parser.add_argument("--images", required=True, help="folder with the official JPEGs")
     parser.add_argument("--ground_truth", required=True, help="official ground-truth csv")
     parser.add_argument("--output", default="dataset", help="folder to make (default: dataset)")
+    parser.add_argument(
+        "--task",
+        default="melanoma",
+        choices=[*TASKS],
+        help="melanoma: nevi in BEN, melanomas in MAL; all: eight folders (default: melanoma)",
+    )
     parser.add_argument(
         "--algorithm",
         default="gray world",
@@ -117,7 +124,7 @@ def settings_from(args: argparse.Namespace) -> dict:
     return settings
 
 
-def prepare_output(output: Path, settings: dict) -> None:
+def prepare_output(output: Path, settings: dict, task: str) -> None:
     """Make the class folders; refuse a folder that holds other images than this run would make."""
     record = output / RECORD
     if record.is_file():
@@ -128,24 +135,24 @@ def prepare_output(output: Path, settings: dict) -> None:
                     f"--output {output}: made with {key} = {made_with.get(key)!r}, not {value!r}; "
                     "nothing is overwritten: choose another folder"
                 )
-    elif any((output / name).is_dir() and any((output / name).iterdir()) for name in CLASSES):
+    elif any((output / name).is_dir() and any((output / name).iterdir()) for name in TASKS[task]):
         raise UsageError(
             f"--output {output}: holds images that this program did not make; "
             "nothing is overwritten: choose another folder"
         )
-    prepare_folders(*(output / name for name in CLASSES))
+    prepare_folders(*(output / name for name in TASKS[task]))
     write_json(record, settings)
 
 
 def plan(
-    images: Path, ground_truth: Path, output: Path
+    images: Path, ground_truth: Path, output: Path, task: str
 ) -> tuple[list[tuple[str, str]], list[str], int]:
     """Files still to convert, complaints about absent ones, and how many are done already."""
     if not images.is_dir():
         raise UsageError(f"--images {images}: no such folder")
     available = images_below(images)
     todo, absent, done = [], [], 0
-    for label, names in read_ground_truth(ground_truth).items():
+    for label, names in read_ground_truth(ground_truth, task).items():
         for name in names:
             if name not in available:
                 absent.append(f"{images / name}.jpg: not there")
@@ -157,8 +164,8 @@ def plan(
                 todo.append((str(available[name]), str(destination)))
     if not todo and not done:
         raise UsageError(
-            f"--images {images}: none of the {len(absent)} nevi and melanomas of {ground_truth} "
-            "is there; give the folder that holds the JPEGs themselves"
+            f"--images {images}: none of the {len(absent)} images of {ground_truth} is there; "
+            " give the folder that holds the JPEGs themselves"
         )
     return todo, absent, done
 
@@ -169,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.check_numbers(args, workers=(1, 1024))
     output = Path(args.output)
     settings = settings_from(args)
-    todo, complaints, done = plan(Path(args.images), Path(args.ground_truth), output)
-    prepare_output(output, settings)
+    todo, complaints, done = plan(Path(args.images), Path(args.ground_truth), output, args.task)
+    prepare_output(output, settings, args.task)
 
     print(f"{len(todo)} images to convert, {done} done already", flush=True)
     progress = Progress("preprocess", len(todo))
@@ -190,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress.close()
 
     write_text(output / UNREADABLE, "".join(f"{line}\n" for line in sorted(complaints)))
-    for name in CLASSES:
+    for name in TASKS[args.task]:
         print(f"{name}: {len(images_below(output / name))} images")
     if complaints:
         print(f"{len(complaints)} unreadable or absent, listed in {output / UNREADABLE}")

@@ -31,8 +31,8 @@ from common.training.logs import prepare_folders
 from common.training.seeds import choose_seed
 from datasets.folder import Skipped
 from hmloss.isic2019_implementation.data import (
-    CLASSES,
     PARTS,
+    TASKS,
     TREE,
     check_parts,
     find_images,
@@ -47,6 +47,12 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--dataset_dir", default="dataset", help="folder with BEN/ and MAL/ (default: dataset)"
     )
+    parser.add_argument(
+        "--task",
+        default="melanoma",
+        choices=[*TASKS],
+        help="melanoma, or all eight classes in MEL/, NV/, … (default: melanoma)",
+    )
     parser.add_argument("--output", help="csv to write (default: DATASET_DIR/split.csv)")
     parser.add_argument(
         "--seed", type=int, help="of the shuffle (default: a random one, printed and saved)"
@@ -59,14 +65,15 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--tree",
         metavar="DIR",
-        help="also copy the images to DIR/{TRAIN,VALID,TEST}/{BEN,MAL}, as the original did",
+        help="also copy the images to DIR/{TRAIN,VALID,TEST}/<class>, as the original did",
     )
     return parser
 
 
 def copy_tree(table: pd.DataFrame, folder: Path) -> None:
     """Copy the images into a folder per part and class."""
-    prepare_folders(*(folder / TREE[part] / name for part in PARTS for name in CLASSES))
+    classes = table["label"].unique()
+    prepare_folders(*(folder / TREE[part] / name for part in PARTS for name in classes))
     for row in table.itertuples():
         copy = folder / TREE[row.part] / row.label / row.image_id
         with writing(copy):
@@ -90,23 +97,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--tree {tree}: holds a split already; choose another folder")
 
     skipped = Skipped()
-    table = find_images(args.dataset_dir, skipped)
+    classes = list(TASKS[args.task])
+    table = find_images(args.dataset_dir, classes, skipped)
     for note in skipped.notes(args.dataset_dir):
         print(note)
     lesion_of = read_lesions(args.metadata) if args.metadata else None
     seed = choose_seed(args.seed)
-    ids = {name: table.loc[table["label"] == name, "image_id"].tolist() for name in CLASSES}
+    ids = {name: table.loc[table["label"] == name, "image_id"].tolist() for name in classes}
     ratios = (args.train_ratio, args.val_ratio)
     part_of = split_images(ids, np.random.RandomState(seed), ratios=ratios, lesion_of=lesion_of)
     table["part"] = table["image_id"].map(part_of)
-    check_parts(table, args.dataset_dir)
+    for note in check_parts(table, args.dataset_dir, classes):
+        print(note)
     grouping = f"lesions of {Path(args.metadata).name} kept together" if args.metadata else "images"
     note = f"seed {seed}, train {ratios[0]}, val {ratios[1]}, {grouping}"
     save_split(output, table, note)
     if tree:
         copy_tree(table, tree)
 
-    for name in CLASSES:
+    for name in classes:
         parts = table.loc[table["label"] == name, "part"]
         print(name)
         print(f"Total images:  {len(parts)}")
