@@ -1,6 +1,7 @@
 """The two loaders: replayable, shared exactly among processes, startable in the middle."""
 
 import contextlib
+import os
 from argparse import Namespace
 from itertools import product
 
@@ -311,3 +312,8 @@ def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
     assert events == expected.split(",")
     events.clear()
     assert not list(prefetch([], prepare, Namespace(type="cuda"))) and not events
+
+
+def test_more_workers_than_cores_are_no_warning(recwarn):
+    workers(number=(os.cpu_count() or 1) + 1).close()
+    assert not [str(warning.message) for warning in recwarn]
