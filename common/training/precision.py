@@ -14,7 +14,10 @@ from torch import nn
 from common.training.errors import NonFiniteLoss
 from common.training.launch import all_reduce_sum, unwrap
 
-CURE = "the run has diverged, what was saved before is kept. Lower --lr, or look for broken images"
+CURE = (
+    "the run has diverged, what was saved before is kept. Lower the learning rate, or look for "
+    "broken images"
+)
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:

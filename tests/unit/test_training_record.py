@@ -181,8 +181,8 @@ def test_nothing_is_written_of_an_epoch_that_diverged(tmp_path):
             run.record.end_epoch({**row(3, 99.0), **spoil(run, bad)}, numbered=True)
         assert str(error.value).startswith(words.format(bad=bad))
         assert str(error.value).endswith(
-            "the run has diverged, what was saved before is kept. Lower --lr, or look for broken "
-            "images"
+            "the run has diverged, what was saved before is kept. Lower the learning rate, or look "
+            "for broken images"
         )
         run.record.close()
         after = files(folder)
