@@ -33,16 +33,17 @@ SGD = {"momentum": 0.8, "weight_decay": 0.003}
 # Flags that say something else than the defaults, the rates that follow from them in the first
 # three epochs, and what else the optimiser is told.
 NESTEROV = {**SGD, "nesterov": True}
-FLAGS = ["--momentum", "0.8", "--wd", "0.003"]
+FLAGS = ["--momentum", "0.8", "--wd", "0.003", "--amp", "bf16"]
 COSINE = [*FLAGS, "--nesterov", "--cos"]
-KEYS = ["momentum", "0.8", "weight_decay", "0.003"]
+WORKERS = ["--loader", "workers", "--workers", "0"]
+KEYS = ["momentum", "0.8", "weight_decay", "0.003", "amp", "bf16"]
 WARM = [0.02, 0.04, 0.06]  # of 0.1 in five epochs
 HUNDREDTH = [0.001] * 3  # the second stage of IB and HML, from the start
 TOLD = {
     "ib_cifar": (FLAGS, HUNDREDTH, SGD),
     "ib_tiny": (FLAGS, HUNDREDTH, SGD),
     "dbm_cifar": ([*COSINE, "--stretch_schedule"], WARM, NESTEROV),
-    "dbm_cifar_bcl": ([*COSINE, "--stretch_schedule"], WARM, NESTEROV),
+    "dbm_cifar_bcl": ([*COSINE, "--stretch_schedule", *WORKERS], WARM, NESTEROV),
     "dbm_cifar_ncl": ([*COSINE, "--stretch_schedule"], WARM, NESTEROV),
     "dbm_cifar_cmo": ([*COSINE, "--stretch_schedule"], WARM, NESTEROV),
     "dbm_large": ([*FLAGS, "--nesterov"], WARM, NESTEROV),
@@ -56,7 +57,11 @@ TOLD = {
     "hml_inat": (FLAGS, HUNDREDTH, SGD),
     "hml_folder": (FLAGS, HUNDREDTH, SGD),
     # A climb of 1 % to 100 % in ten steps: four of them in each epoch.
-    "hml_isic": (["--step_size_up", "10"], [0.001 * (0.01 + 0.099 * k) for k in range(10)], {}),
+    "hml_isic": (
+        ["--amp", "bf16", "--step_size_up", "10"],
+        [0.001 * (0.01 + 0.099 * k) for k in range(10)],
+        {},
+    ),
     "arb_stage1": (KEYS, WARM, SGD),
     "arb_stage2": (KEYS, [0.05, 0.0375, 0.0125], SGD),  # the classifier has half the rate
 }
@@ -84,11 +89,10 @@ class Watch:
     """Everything that a run does with its loaders, networks and optimisers."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.training: dict[
-            object, list[list[tuple]]
-        ] = {}  # of each loader, iteration by iteration
+        # The batches of each loader, iteration by iteration.
+        self.training: dict[object, list[list[tuple]]] = {}
         self.evaluating: dict[object, list[list[tuple]]] = {}
-        self.modes: dict[str, set[bool]] = {"train": set(), "evaluate": set()}
+        self.modes: dict[str, set[tuple[bool, bool]]] = {"train": set(), "evaluate": set()}
         self.steps: list[list[dict]] = []  # parameter groups
         self.networks: list[nn.Module] = []
         self.phase = "train"
@@ -119,7 +123,7 @@ class Watch:
 
     def called(self, module, _):
         if isinstance(module, nn.Conv2d):
-            self.modes[self.phase].add(module.training)
+            self.modes[self.phase].add((module.training, torch.is_autocast_enabled("cpu")))
 
     def stepped(self, optimizer, *_):
         self.steps.append([dict(group) for group in optimizer.param_groups])
@@ -193,8 +197,9 @@ def test_every_parameter_is_stepped_with_the_rates_of_the_flags(seen):
 
 
 def test_networks_learn_in_training_mode_and_are_evaluated_in_the_other(seen):
-    assert seen.modes["evaluate"] == {False}
-    assert seen.modes["train"] == {seen.name != "arb_stage2"}  # whose trunk is frozen
+    """Both in the precision that is asked for."""
+    assert seen.modes["evaluate"] == {(False, True)}
+    assert seen.modes["train"] == {(seen.name != "arb_stage2", True)}  # whose trunk is frozen
 
 
 def test_images_are_evaluated_as_they_are(seen):

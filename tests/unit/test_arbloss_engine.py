@@ -122,33 +122,33 @@ def close(value, expected, rtol, atol=0.0):
     )
 
 
-@pytest.mark.parametrize("variant", STEP_VARIANTS)
-def test_stage1_steps_float64(arb, variant):
-    epoch = step_epoch(arb, variant, torch.float64)
-    name = f"step64_{variant}"
-    fc = epoch.network.classifier.fc
-    close(epoch.criterion.values, arb.tensor(f"{name}_criterion_values"), 1e-6)
-    close(fc.weight.detach(), arb.tensor(f"{name}_W"), 1e-6)
-    close(fc.bias.detach(), arb.tensor(f"{name}_b"), 1e-6)
-    close(epoch.sums, arb.tensor(f"{name}_model_sum"), 1e-6, 1e-9)
-    close(epoch.squares, arb.tensor(f"{name}_model_sumsq"), 1e-6)
+def test_stage1_steps_float64(arb):
+    for variant in STEP_VARIANTS:
+        epoch = step_epoch(arb, variant, torch.float64)
+        name = f"step64_{variant}"
+        fc = epoch.network.classifier.fc
+        close(epoch.criterion.values, arb.tensor(f"{name}_criterion_values"), 1e-6)
+        close(fc.weight.detach(), arb.tensor(f"{name}_W"), 1e-6)
+        close(fc.bias.detach(), arb.tensor(f"{name}_b"), 1e-6)
+        close(epoch.sums, arb.tensor(f"{name}_model_sum"), 1e-6, 1e-9)
+        close(epoch.squares, arb.tensor(f"{name}_model_sumsq"), 1e-6)
 
 
-@pytest.mark.parametrize("variant", STEP_VARIANTS)
-def test_stage1_steps_float32(arb, variant):
-    epoch = step_epoch(arb, variant, torch.float32, diagnostic=True)
-    name = f"step_{variant}"
-    values = arb.tensor(f"{name}_criterion_values")
-    fc = epoch.network.classifier.fc
-    close(epoch.criterion.values[0], values[0], 1e-4)
-    close(epoch.criterion.values, values, 5e-3, 2e-3)
-    close(fc.weight.detach(), arb.tensor(f"{name}_W"), 5e-3, 2e-3)
-    close(fc.bias.detach(), arb.tensor(f"{name}_b"), 5e-3, 2e-3)
-    close(epoch.sums, arb.tensor(f"{name}_model_sum"), 0, 0.5)
-    close(epoch.squares, arb.tensor(f"{name}_model_sumsq"), 5e-3, 0.2)
-    close(epoch.norms, arb.tensor(f"{name}_diag"), 0, 0.1)
-    logged = [float(line.split("Loss ")[1].split(" ")[0]) for line in epoch.lines]
-    close(logged, arb.tensor(f"{name}_logged_loss"), 5e-3, 2e-3)
+def test_stage1_steps_float32(arb):
+    for variant in STEP_VARIANTS:
+        epoch = step_epoch(arb, variant, torch.float32, diagnostic=True)
+        name = f"step_{variant}"
+        values = arb.tensor(f"{name}_criterion_values")
+        fc = epoch.network.classifier.fc
+        close(epoch.criterion.values[0], values[0], 1e-4)
+        close(epoch.criterion.values, values, 5e-3, 2e-3)
+        close(fc.weight.detach(), arb.tensor(f"{name}_W"), 5e-3, 2e-3)
+        close(fc.bias.detach(), arb.tensor(f"{name}_b"), 5e-3, 2e-3)
+        close(epoch.sums, arb.tensor(f"{name}_model_sum"), 0, 0.5)
+        close(epoch.squares, arb.tensor(f"{name}_model_sumsq"), 5e-3, 0.2)
+        close(epoch.norms, arb.tensor(f"{name}_diag"), 0, 0.1)
+        logged = [float(line.split("Loss ")[1].split(" ")[0]) for line in epoch.lines]
+        close(logged, arb.tensor(f"{name}_logged_loss"), 5e-3, 2e-3)
 
 
 def test_the_diagnostic_changes_no_training_number(arb):
@@ -158,30 +158,30 @@ def test_the_diagnostic_changes_no_training_number(arb):
     assert torch.equal(with_it.sums, without.sums)
 
 
-@pytest.mark.parametrize("variant", S2_VARIANTS)
-def test_stage2_steps(arb, variant):
-    facts = arb.facts["s2"]
-    switches = dict(next(v for v in facts["variants"] if v["name"] == variant))
-    name = f"s2_{switches.pop('name')}"
-    config = settings(
-        arb_loss_use_global_class_cnt=switches.pop("ugcc"),
-        alpha=facts["alpha"],
-        smooth_head=facts["smooth_head"],
-        smooth_tail=facts["smooth_tail"],
-        **switches,
-    )
-    rates = [facts["lr_classifier"], facts["lr_lws"]]
-    counts = arb["step_class_cnt_global"].tolist()
-    epoch = Epoch(arb, "s2", 2, config, torch.float32, rates, counts)
-    network = epoch.network
-    fc, bn1 = network.classifier.fc, network.model.bn1
-    close(epoch.criterion.values, arb.tensor(f"{name}_criterion_values"), 1e-3)
-    close(fc.weight.detach(), arb.tensor(f"{name}_W"), 1e-3, 1e-6)
-    close(fc.bias.detach(), arb.tensor(f"{name}_b"), 1e-3, 1e-6)
-    close(network.lws_model.learned_norm.detach(), arb.tensor(f"{name}_norm"), 1e-3)
-    close(bn1.running_mean, arb.tensor(f"{name}_bn1_running_mean"), 1e-3, 1e-6)
-    close(bn1.running_var, arb.tensor(f"{name}_bn1_running_var"), 1e-3)
-    close(epoch.sums, arb.tensor(f"{name}_model_sum"), 1e-3, 1e-2)
+def test_stage2_steps(arb):
+    for variant in S2_VARIANTS:
+        facts = arb.facts["s2"]
+        switches = dict(next(v for v in facts["variants"] if v["name"] == variant))
+        name = f"s2_{switches.pop('name')}"
+        config = settings(
+            arb_loss_use_global_class_cnt=switches.pop("ugcc"),
+            alpha=facts["alpha"],
+            smooth_head=facts["smooth_head"],
+            smooth_tail=facts["smooth_tail"],
+            **switches,
+        )
+        rates = [facts["lr_classifier"], facts["lr_lws"]]
+        counts = arb["step_class_cnt_global"].tolist()
+        epoch = Epoch(arb, "s2", 2, config, torch.float32, rates, counts)
+        network = epoch.network
+        fc, bn1 = network.classifier.fc, network.model.bn1
+        close(epoch.criterion.values, arb.tensor(f"{name}_criterion_values"), 1e-3)
+        close(fc.weight.detach(), arb.tensor(f"{name}_W"), 1e-3, 1e-6)
+        close(fc.bias.detach(), arb.tensor(f"{name}_b"), 1e-3, 1e-6)
+        close(network.lws_model.learned_norm.detach(), arb.tensor(f"{name}_norm"), 1e-3)
+        close(bn1.running_mean, arb.tensor(f"{name}_bn1_running_mean"), 1e-3, 1e-6)
+        close(bn1.running_var, arb.tensor(f"{name}_bn1_running_var"), 1e-3)
+        close(epoch.sums, arb.tensor(f"{name}_model_sum"), 1e-3, 1e-2)
 
 
 class AsItIs(nn.Module):
@@ -244,9 +244,8 @@ def test_progress_lines(arb):
         assert shown == line
 
 
-@pytest.mark.parametrize(
-    ("stage", "switches", "kind", "counted"),
-    [
+def test_the_first_criterion_that_the_keys_name():
+    cases = [
         (1, {}, nn.CrossEntropyLoss, False),
         (1, {"arbloss": True}, ARBLoss, True),
         (1, {"LAS": True}, LabelAwareSmoothing, False),
@@ -257,37 +256,39 @@ def test_progress_lines(arb):
         (2, {"warbloss": True}, WARBLoss, True),
         (2, {"warbloss": True, "arbloss_fl": True}, ARBFocalLoss, True),
         (2, {"warbloss": True, "arbloss_fl": True, "arbloss": True}, ARBLoss, True),
-    ],
-)
-def test_the_first_criterion_that_the_keys_name(stage, switches, kind, counted):
-    config = settings(num_classes=3, smooth_head=0.3, smooth_tail=0.1, **switches)
-    assert type(build_criterion(config, stage, [5, 3, 1])) is kind
-    count = class_counter(config, stage, [5, 3, 1], CPU.device)
-    assert (count is not None) == counted
-    if counted:
-        assert count(torch.tensor([1, 1])).tolist() == [0, 2, 0]
-        config.arb_loss_use_global_class_cnt = True
+    ]
+    for stage, switches, kind, counted in cases:
+        config = settings(num_classes=3, smooth_head=0.3, smooth_tail=0.1, **switches)
+        criterion = build_criterion(config, stage, [5, 3, 1])
+        assert type(criterion) is kind
+        if kind is LabelAwareSmoothing:  # tail + (head - tail) sin(πt/2) of t = 1, 1/2 and 0
+            assert criterion.smooth.tolist() == pytest.approx([0.3, 0.1 + 0.2 * 0.5**0.5, 0.1])
         count = class_counter(config, stage, [5, 3, 1], CPU.device)
-        assert count(torch.tensor([1, 1])).tolist() == [5, 3, 1]
+        assert (count is not None) == counted
+        if counted:
+            assert count(torch.tensor([1, 1])).tolist() == [0, 2, 0]
+            config.arb_loss_use_global_class_cnt = True
+            count = class_counter(config, stage, [5, 3, 1], CPU.device)
+            assert count(torch.tensor([1, 1])).tolist() == [5, 3, 1]
 
 
-@pytest.mark.parametrize("arbloss", [False, True])
-def test_losses_are_float32_under_autocast(arbloss):
-    config = settings(num_classes=3, arbloss=arbloss, amp="bf16")
-    network = Network("resnet20_fe", 3)
-    criterion, seen = build_criterion(config, 1, [5, 3, 1]), []
+def test_losses_are_float32_under_autocast():
+    for arbloss in [False, True]:
+        config = settings(num_classes=3, arbloss=arbloss, amp="bf16")
+        network = Network("resnet20_fe", 3)
+        criterion, seen = build_criterion(config, 1, [5, 3, 1]), []
 
-    def spy(logits, *args):
-        seen.append(logits.dtype)
-        return criterion(logits, *args)
+        def spy(logits, *args):
+            seen.append(logits.dtype)
+            return criterion(logits, *args)
 
-    batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), None)]
-    train_one_epoch(
-        network, batches, spy, class_counter(config, 1, [5, 3, 1], CPU.device),
-        torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), 0,
-        config, CPU, lambda *_: None,
-    )  # fmt: skip
-    assert seen == [torch.float32]
+        batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), None)]
+        train_one_epoch(
+            network, batches, spy, class_counter(config, 1, [5, 3, 1], CPU.device),
+            torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False),
+            0, config, CPU, lambda *_: None,
+        )  # fmt: skip
+        assert seen == [torch.float32]
 
 
 def test_warb_weights_follow_the_counts():

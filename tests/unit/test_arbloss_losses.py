@@ -1,6 +1,7 @@
 """ARB-Loss, its stage-2 variants, and label-aware smoothing: golden numbers, formulas, edges."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -37,92 +38,92 @@ def batch(b=6, c=5, seed=0, dtype=torch.float64, scale=1.0):
     return logits, target
 
 
-@pytest.mark.parametrize("precision", ["f32", "f64"])
-@pytest.mark.parametrize("k", range(8))
-def test_arb_loss_golden(arb, k, precision):
-    dtype = DTYPES[precision]
-    tolerance = TOLERANCE[precision]
-    if k == 2:  # a batch of one class: everything is 0 up to rounding
-        tolerance = tolerance | {"atol": {"f32": 1e-6, "f64": 1e-14}[precision]}
-    feats, weight, bias = (
-        arb.tensor(f"arb{k}_{name}", dtype).requires_grad_() for name in ("feats", "W", "b")
-    )
-    target, class_cnt = arb.tensor(f"arb{k}_labels"), arb.tensor(f"arb{k}_class_cnt")
-    if arb.facts["arb_cases"][k]["counts"] == "batch":
-        torch.testing.assert_close(
-            batch_class_counts(target, len(class_cnt)), class_cnt, check_dtype=False
+def test_arb_loss_golden(arb):
+    for precision, k in product(["f32", "f64"], range(8)):
+        dtype = DTYPES[precision]
+        tolerance = TOLERANCE[precision]
+        if k == 2:  # a batch of one class: everything is 0 up to rounding
+            tolerance = tolerance | {"atol": {"f32": 1e-6, "f64": 1e-14}[precision]}
+        feats, weight, bias = (
+            arb.tensor(f"arb{k}_{name}", dtype).requires_grad_() for name in ("feats", "W", "b")
         )
-    logits = feats @ weight.T + bias
-    logits.retain_grad()
+        target, class_cnt = arb.tensor(f"arb{k}_labels"), arb.tensor(f"arb{k}_class_cnt")
+        if arb.facts["arb_cases"][k]["counts"] == "batch":
+            torch.testing.assert_close(
+                batch_class_counts(target, len(class_cnt)), class_cnt, check_dtype=False
+            )
+        logits = feats @ weight.T + bias
+        logits.retain_grad()
 
-    def golden(name):
-        return arb.tensor(f"arb{k}_{name}_{precision}")
+        def golden(name):
+            return arb.tensor(f"arb{k}_{name}_{precision}")
 
-    total = ARBLoss("sum")(logits, target, class_cnt)
-    loss = ARBLoss("mean")(logits, target, class_cnt)
-    loss.backward()
-    torch.testing.assert_close(logits, golden("logits"), **tolerance)
-    torch.testing.assert_close(loss, golden("loss_mean"), **tolerance)
-    torch.testing.assert_close(total, golden("loss_sum"), **tolerance)
-    torch.testing.assert_close(logits.grad, golden("grad_logits"), **tolerance)
-    torch.testing.assert_close(feats.grad, golden("grad_feats"), **tolerance)
-    torch.testing.assert_close(weight.grad, golden("grad_W"), **tolerance)
-    torch.testing.assert_close(bias.grad, golden("grad_b"), **tolerance)
-
-
-@pytest.mark.parametrize("precision", ["f32", "f64"])
-@pytest.mark.parametrize("case", ["fl0", "fl1", "warb0", "warb1"])
-def test_variants_golden(arb, case, precision):
-    def criterion(reduction):
-        if case.startswith("fl"):
-            facts = arb.facts["fl_cases"][int(case[-1])]
-            return ARBFocalLoss(reduction, alpha=facts["alpha"], gamma=facts["gamma"])
-        return WARBLoss(reduction, ugcc=arb.facts["warb_cases"][int(case[-1])]["ugcc"])
-
-    logits = arb.tensor(f"{case}_logits", DTYPES[precision])
-    counts = (arb.tensor(f"{case}_labels"), arb.tensor(f"{case}_class_cnt"))
-    loss, grad = value_and_grad(criterion("mean"), logits, *counts)
-    total, _ = value_and_grad(criterion("sum"), logits, *counts)
-    tolerance = TOLERANCE[precision]
-    torch.testing.assert_close(loss, arb.tensor(f"{case}_loss_mean_{precision}"), **tolerance)
-    torch.testing.assert_close(total, arb.tensor(f"{case}_loss_sum_{precision}"), **tolerance)
-    torch.testing.assert_close(grad, arb.tensor(f"{case}_grad_logits_{precision}"), **tolerance)
+        total = ARBLoss("sum")(logits, target, class_cnt)
+        loss = ARBLoss("mean")(logits, target, class_cnt)
+        loss.backward()
+        torch.testing.assert_close(logits, golden("logits"), **tolerance)
+        torch.testing.assert_close(loss, golden("loss_mean"), **tolerance)
+        torch.testing.assert_close(total, golden("loss_sum"), **tolerance)
+        torch.testing.assert_close(logits.grad, golden("grad_logits"), **tolerance)
+        torch.testing.assert_close(feats.grad, golden("grad_feats"), **tolerance)
+        torch.testing.assert_close(weight.grad, golden("grad_W"), **tolerance)
+        torch.testing.assert_close(bias.grad, golden("grad_b"), **tolerance)
 
 
-@pytest.mark.parametrize("k", [0, 1])
-@pytest.mark.parametrize("shape", ["concave", "linear", "convex", "exp"])
-def test_label_aware_smoothing_golden(arb, k, shape):
-    facts = arb.facts["las_cases"][k]
-    criterion = LabelAwareSmoothing(
-        arb[f"las{k}_cls_num_list"],
-        facts["smooth_head"],
-        facts["smooth_tail"],
-        shape,
-        facts["power"],
-    )
-    loss, grad = value_and_grad(
-        criterion, arb.tensor(f"las{k}_logits"), arb.tensor(f"las{k}_labels")
-    )
-    tolerance = TOLERANCE["f32"]
-    torch.testing.assert_close(criterion.smooth, arb.tensor(f"las{k}_smooth_{shape}"), **tolerance)
-    torch.testing.assert_close(loss, arb.tensor(f"las{k}_loss_{shape}"), **tolerance)
-    torch.testing.assert_close(grad, arb.tensor(f"las{k}_grad_{shape}"), **tolerance)
+def test_variants_golden(arb):
+    for precision, case in product(["f32", "f64"], ["fl0", "fl1", "warb0", "warb1"]):
+
+        def criterion(reduction):
+            if case.startswith("fl"):
+                facts = arb.facts["fl_cases"][int(case[-1])]
+                return ARBFocalLoss(reduction, alpha=facts["alpha"], gamma=facts["gamma"])
+            return WARBLoss(reduction, ugcc=arb.facts["warb_cases"][int(case[-1])]["ugcc"])
+
+        logits = arb.tensor(f"{case}_logits", DTYPES[precision])
+        counts = (arb.tensor(f"{case}_labels"), arb.tensor(f"{case}_class_cnt"))
+        loss, grad = value_and_grad(criterion("mean"), logits, *counts)
+        total, _ = value_and_grad(criterion("sum"), logits, *counts)
+        tolerance = TOLERANCE[precision]
+        torch.testing.assert_close(loss, arb.tensor(f"{case}_loss_mean_{precision}"), **tolerance)
+        torch.testing.assert_close(total, arb.tensor(f"{case}_loss_sum_{precision}"), **tolerance)
+        torch.testing.assert_close(grad, arb.tensor(f"{case}_grad_logits_{precision}"), **tolerance)
 
 
-@pytest.mark.parametrize("k", [0, 1])
-def test_label_aware_smoothing_with_counts_golden(arb, k):
-    facts = arb.facts["las_cases"][k]
-    counts = arb.tensor(f"las{k}_cls_num_list")
-    criterion = LabelAwareSmoothing(counts, facts["smooth_head"], facts["smooth_tail"])
-    loss, grad = value_and_grad(
-        criterion,
-        arb.tensor(f"las{k}_logits", torch.float64),
-        arb.tensor(f"las{k}_labels"),
-        counts,
-    )
-    tolerance = TOLERANCE["f64"]
-    torch.testing.assert_close(loss, arb.tensor(f"x_lasarb{k}_loss_f64"), **tolerance)
-    torch.testing.assert_close(grad, arb.tensor(f"x_lasarb{k}_grad_f64"), **tolerance)
+def test_label_aware_smoothing_golden(arb):
+    for k, shape in product([0, 1], ["concave", "linear", "convex", "exp"]):
+        facts = arb.facts["las_cases"][k]
+        criterion = LabelAwareSmoothing(
+            arb[f"las{k}_cls_num_list"],
+            facts["smooth_head"],
+            facts["smooth_tail"],
+            shape,
+            facts["power"],
+        )
+        loss, grad = value_and_grad(
+            criterion, arb.tensor(f"las{k}_logits"), arb.tensor(f"las{k}_labels")
+        )
+        tolerance = TOLERANCE["f32"]
+        torch.testing.assert_close(
+            criterion.smooth, arb.tensor(f"las{k}_smooth_{shape}"), **tolerance
+        )
+        torch.testing.assert_close(loss, arb.tensor(f"las{k}_loss_{shape}"), **tolerance)
+        torch.testing.assert_close(grad, arb.tensor(f"las{k}_grad_{shape}"), **tolerance)
+
+
+def test_label_aware_smoothing_with_counts_golden(arb):
+    for k in [0, 1]:
+        facts = arb.facts["las_cases"][k]
+        counts = arb.tensor(f"las{k}_cls_num_list")
+        criterion = LabelAwareSmoothing(counts, facts["smooth_head"], facts["smooth_tail"])
+        loss, grad = value_and_grad(
+            criterion,
+            arb.tensor(f"las{k}_logits", torch.float64),
+            arb.tensor(f"las{k}_labels"),
+            counts,
+        )
+        tolerance = TOLERANCE["f64"]
+        torch.testing.assert_close(loss, arb.tensor(f"x_lasarb{k}_loss_f64"), **tolerance)
+        torch.testing.assert_close(grad, arb.tensor(f"x_lasarb{k}_grad_f64"), **tolerance)
 
 
 def test_arb_loss_is_the_authors_formula():
@@ -169,14 +170,14 @@ def test_absent_classes_get_no_gradient_at_all():
         assert (grad[:, [0, 2, 5]] != 0).all()
 
 
-@pytest.mark.parametrize("b", [1, 5])
-def test_a_batch_of_one_class_has_no_loss(b):
-    logits, _ = batch(b=b, dtype=torch.float32, scale=8.0)
-    target = torch.full((b,), 3)
-    for criterion in (ARBLoss(), ARBFocalLoss(), WARBLoss()):
-        loss, grad = value_and_grad(criterion, logits, target, batch_class_counts(target, 5))
-        assert loss == 0
-        assert grad.abs().max() == 0
+def test_a_batch_of_one_class_has_no_loss():
+    for b in [1, 5]:
+        logits, _ = batch(b=b, dtype=torch.float32, scale=8.0)
+        target = torch.full((b,), 3)
+        for criterion in (ARBLoss(), ARBFocalLoss(), WARBLoss()):
+            loss, grad = value_and_grad(criterion, logits, target, batch_class_counts(target, 5))
+            assert loss == 0
+            assert grad.abs().max() == 0
 
 
 def test_nan_propagates():
@@ -210,10 +211,10 @@ def test_wrong_arguments_are_refused():
         LabelAwareSmoothing([2, 1], 0.3, 0.0, shape="round")
 
 
-@pytest.mark.parametrize("shape", ["concave", "linear", "convex", "exp"])
-def test_equal_classes_are_all_head(shape):
-    criterion = LabelAwareSmoothing([9, 9, 9], 0.3, 0.1, shape, power=2.0)
-    torch.testing.assert_close(criterion.smooth, torch.full((3,), 0.3))
+def test_equal_classes_are_all_head():
+    for shape in ["concave", "linear", "convex", "exp"]:
+        criterion = LabelAwareSmoothing([9, 9, 9], 0.3, 0.1, shape, power=2.0)
+        torch.testing.assert_close(criterion.smooth, torch.full((3,), 0.3))
 
 
 def test_smoothing_without_smoothing_is_arb_or_cross_entropy():
@@ -224,19 +225,19 @@ def test_smoothing_without_smoothing_is_arb_or_cross_entropy():
     torch.testing.assert_close(criterion(logits, target, n), ARBLoss()(logits, target, n))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_computed_in_float32(dtype):
-    logits, target = batch(dtype=torch.float32, scale=12.0)
-    logits = logits.to(dtype)
-    n = torch.tensor([50, 20, 7, 3, 1])
-    criteria = [ARBLoss(), ARBFocalLoss(), WARBLoss(), LabelAwareSmoothing(n, 0.3, 0.1)]
-    for criterion in criteria:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, grad = value_and_grad(criterion, logits, target, n)
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, criterion(logits.float(), target, n))
-        assert grad.dtype == dtype
-        assert grad.isfinite().all()
+def test_half_precision_logits_are_computed_in_float32():
+    for dtype in [torch.float16, torch.bfloat16]:
+        logits, target = batch(dtype=torch.float32, scale=12.0)
+        logits = logits.to(dtype)
+        n = torch.tensor([50, 20, 7, 3, 1])
+        criteria = [ARBLoss(), ARBFocalLoss(), WARBLoss(), LabelAwareSmoothing(n, 0.3, 0.1)]
+        for criterion in criteria:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss, grad = value_and_grad(criterion, logits, target, n)
+            assert loss.dtype == torch.float32
+            torch.testing.assert_close(loss, criterion(logits.float(), target, n))
+            assert grad.dtype == dtype
+            assert grad.isfinite().all()
 
 
 def test_losses_have_no_state_to_save():

@@ -1,5 +1,7 @@
 """Mixup and the loss on a mixed batch."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -14,47 +16,46 @@ def arb(golden):
     return golden("arbloss")
 
 
-@pytest.mark.parametrize("k", [0, 1, 2])
-def test_mixup_golden(arb, k):
-    facts = arb.facts["mix_cases"][k]
-    np.random.seed(facts["np_seed"])
-    torch.manual_seed(facts["torch_seed"])
-    y = arb.tensor(f"mix{k}_y")
-    mixed, y_a, y_b, lam = mixup_data(arb.tensor(f"mix{k}_x"), y, facts["alpha"])
-    torch.testing.assert_close(mixed, arb.tensor(f"mix{k}_mixed_x"), rtol=1e-4, atol=1e-6)
-    assert torch.equal(y_a, arb.tensor(f"mix{k}_y_a"))
-    assert torch.equal(y_b, y[arb.tensor(f"mix{k}_index")])
-    assert lam == pytest.approx(float(arb[f"mix{k}_lam"]), rel=1e-12)
+def test_mixup_golden(arb):
+    for k in [0, 1, 2]:
+        facts = arb.facts["mix_cases"][k]
+        np.random.seed(facts["np_seed"])
+        torch.manual_seed(facts["torch_seed"])
+        y = arb.tensor(f"mix{k}_y")
+        mixed, y_a, y_b, lam = mixup_data(arb.tensor(f"mix{k}_x"), y, facts["alpha"])
+        torch.testing.assert_close(mixed, arb.tensor(f"mix{k}_mixed_x"), rtol=1e-4, atol=1e-6)
+        assert torch.equal(y_a, arb.tensor(f"mix{k}_y_a"))
+        assert torch.equal(y_b, y[arb.tensor(f"mix{k}_index")])
+        assert lam == pytest.approx(float(arb[f"mix{k}_lam"]), rel=1e-12)
 
 
-@pytest.mark.parametrize("k", [0, 1, 2])
-@pytest.mark.parametrize("loss", ["ce", "arb_batch", "arb_global"])
-def test_mixup_criterion_golden(arb, k, loss):
-    logits = arb.tensor(f"mix{k}_logits").requires_grad_()
-    labels = (arb.tensor(f"mix{k}_y_a"), arb.tensor(f"mix{k}_y_b"))
-    lam = float(arb[f"mix{k}_lam"])
-    if loss == "ce":
-        value = mixup_criterion(F.cross_entropy, logits, *labels, lam)
-    else:
-        class_cnt = arb.tensor(f"mix{k}_class_cnt_{loss.removeprefix('arb_')}")
-        value = mixup_criterion(ARBLoss(), logits, *labels, lam, class_cnt)
-    value.backward()
-    torch.testing.assert_close(value, arb.tensor(f"mix{k}_loss_{loss}"), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(logits.grad, arb.tensor(f"mix{k}_grad_{loss}"), rtol=1e-4, atol=1e-6)
+def test_mixup_criterion_golden(arb):
+    for k, loss in product([0, 1, 2], ["ce", "arb_batch", "arb_global"]):
+        logits = arb.tensor(f"mix{k}_logits").requires_grad_()
+        labels = (arb.tensor(f"mix{k}_y_a"), arb.tensor(f"mix{k}_y_b"))
+        lam = float(arb[f"mix{k}_lam"])
+        if loss == "ce":
+            value = mixup_criterion(F.cross_entropy, logits, *labels, lam)
+        else:
+            class_cnt = arb.tensor(f"mix{k}_class_cnt_{loss.removeprefix('arb_')}")
+            value = mixup_criterion(ARBLoss(), logits, *labels, lam, class_cnt)
+        value.backward()
+        torch.testing.assert_close(value, arb.tensor(f"mix{k}_loss_{loss}"), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            logits.grad, arb.tensor(f"mix{k}_grad_{loss}"), rtol=1e-4, atol=1e-6
+        )
 
 
-@pytest.mark.parametrize(
-    ("name", "num_classes", "per_class"), [("cifar10", 10, 5000), ("cifar100", 100, 500)]
-)
-def test_lambda_comes_from_numpys_global_generator(arb, name, num_classes, per_class):
+def test_lambda_comes_from_numpys_global_generator(arb):
     """The original builds its subset from seed 0, one shuffle a class, and then draws lambda."""
-    np.random.seed(arb.facts["cifar_pos"]["rand_number"])
-    for _ in range(num_classes):
-        np.random.shuffle(np.arange(per_class))
-    alpha = arb.facts["cifar_pos"]["lam_alpha"]
-    x, y = torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)
-    drawn = [mixup_data(x, y, alpha)[3] for _ in range(32)]
-    np.testing.assert_allclose(drawn, arb[f"{name}_lam"], rtol=1e-12)
+    for name, num_classes, per_class in [("cifar10", 10, 5000), ("cifar100", 100, 500)]:
+        np.random.seed(arb.facts["cifar_pos"]["rand_number"])
+        for _ in range(num_classes):
+            np.random.shuffle(np.arange(per_class))
+        alpha = arb.facts["cifar_pos"]["lam_alpha"]
+        x, y = torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)
+        drawn = [mixup_data(x, y, alpha)[3] for _ in range(32)]
+        np.testing.assert_allclose(drawn, arb[f"{name}_lam"], rtol=1e-12)
 
 
 def test_mixup_without_alpha_changes_and_draws_nothing_from_numpy():

@@ -40,31 +40,31 @@ def arb(golden):
     return golden("arbloss")
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_names_shapes_and_counts(arb, name):
-    with torch.device("meta"):
-        part = PARTS[name]()
-    facts = arb.facts["models"][name]
-    entries = [(key, list(value.shape)) for key, value in part.state_dict().items()]
-    if name in arb.facts["state_dicts"]:
-        assert entries == [tuple(entry) for entry in arb.facts["state_dicts"][name]]
-    lines = "\n".join(f"{key}:{'x'.join(map(str, shape))}" for key, shape in entries)
-    assert sum(p.numel() for p in part.parameters()) == facts["n_params"]
-    assert len(entries) == facts["n_state_entries"]
-    assert hashlib.sha256(lines.encode()).hexdigest() == facts["sha256_key_shape"]
+def test_names_shapes_and_counts(arb):
+    for name in PARTS:
+        with torch.device("meta"):
+            part = PARTS[name]()
+        facts = arb.facts["models"][name]
+        entries = [(key, list(value.shape)) for key, value in part.state_dict().items()]
+        if name in arb.facts["state_dicts"]:
+            assert entries == [tuple(entry) for entry in arb.facts["state_dicts"][name]]
+        lines = "\n".join(f"{key}:{'x'.join(map(str, shape))}" for key, shape in entries)
+        assert sum(p.numel() for p in part.parameters()) == facts["n_params"]
+        assert len(entries) == facts["n_state_entries"]
+        assert hashlib.sha256(lines.encode()).hexdigest() == facts["sha256_key_shape"]
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_outputs(arb, name):
-    facts = arb.facts["model_outputs"][name]
-    build, method = OUTPUTS[name]
-    with torch.no_grad():
-        part = fill(build(), facts["fill_seed"], fill_rules.arbloss).eval()
-        x = np.random.RandomState(facts["input_seed"]).standard_normal(facts["input_shape"])
-        out = getattr(part, method)(torch.from_numpy(x).float())
-    expected = arb.tensor(f"out_{name}")
-    scale = float(expected.abs().max()) if "152" in name else 1.0
-    torch.testing.assert_close(out / scale, expected / scale, rtol=1e-3, atol=1e-3)
+def test_outputs(arb):
+    for name in OUTPUTS:
+        facts = arb.facts["model_outputs"][name]
+        build, method = OUTPUTS[name]
+        with torch.no_grad():
+            part = fill(build(), facts["fill_seed"], fill_rules.arbloss).eval()
+            x = np.random.RandomState(facts["input_seed"]).standard_normal(facts["input_shape"])
+            out = getattr(part, method)(torch.from_numpy(x).float())
+        expected = arb.tensor(f"out_{name}")
+        scale = float(expected.abs().max()) if "152" in name else 1.0
+        torch.testing.assert_close(out / scale, expected / scale, rtol=1e-3, atol=1e-3)
 
 
 def test_initial_weights_of_the_classifier_follow_those_of_the_backbone(arb):
@@ -107,22 +107,20 @@ def learning_statistics(network):
     }
 
 
-@pytest.mark.parametrize(
-    ("options", "parts", "statistics"),
-    [
+def test_what_is_trained():
+    cases = [
         ({}, {"model", "classifier"}, {"model"}),
         ({"places": True}, {"block", "classifier"}, {"block"}),
         ({"stage": 2}, {"classifier", "lws_model"}, set()),
         ({"stage": 2, "shift_bn": True}, {"classifier", "lws_model"}, {"model"}),
         ({"stage": 2, "places": True}, {"classifier", "lws_model"}, set()),
         ({"stage": 2, "places": True, "shift_bn": True}, {"classifier", "lws_model"}, {"block"}),
-    ],
-)
-def test_what_is_trained(options, parts, statistics):
-    network = Network("resnet10_fe", 3, **options).train()
-    assert trained(network) == parts
-    assert learning_statistics(network) == statistics
-    assert not any(module.training for module in network.eval().modules())
+    ]
+    for options, parts, statistics in cases:
+        network = Network("resnet10_fe", 3, **options).train()
+        assert trained(network) == parts
+        assert learning_statistics(network) == statistics
+        assert not any(module.training for module in network.eval().modules())
 
 
 def test_places_sends_feature_maps_through_the_block():
@@ -135,9 +133,7 @@ def test_places_sends_feature_maps_through_the_block():
     assert network.model.conv1.weight.grad is None
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet32", "resnet50", "resnet31_fe", "ResNet_fe", "__init___fe"]
-)
-def test_unknown_backbone_lists_the_names(name):
-    with pytest.raises(UsageError, match=r"choose one of resnet20_fe, .*wide_resnet101_2_fe"):
-        build_backbone(name)
+def test_unknown_backbone_lists_the_names():
+    for name in ["resnet32", "resnet50", "resnet31_fe", "ResNet_fe", "__init___fe"]:
+        with pytest.raises(UsageError, match=r"choose one of resnet20_fe, .*wide_resnet101_2_fe"):
+            build_backbone(name)

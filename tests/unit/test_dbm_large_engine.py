@@ -1,16 +1,26 @@
 """dbm_loss.large_scale.engine: the loss of each flag, evaluation, CMO and the log's words."""
 
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from common.evaluation import Tally
 from common.training.launch import Process
+from common.training.logs import TextLog
 from dbm_loss.augment.cutmix import cutmix
-from dbm_loss.large_scale.engine import Sums, base_pass, bcl_pass, build_criterion, hms
+from dbm_loss.large_scale.engine import (
+    Sums,
+    base_pass,
+    bcl_pass,
+    build_criterion,
+    hms,
+    train_one_epoch,
+)
 from dbm_loss.large_scale.models import BCLModel
 
 CPU = Process(torch.device("cpu"))
@@ -48,6 +58,26 @@ def test_bcl_classifies_view_0_and_contrasts_the_others():
     torch.testing.assert_close(logits, each[0][1])
     features = torch.stack([each[1][0], each[2][0]], dim=1)
     torch.testing.assert_close(loss, criterion(each[0][1], features, each[0][2], target))
+
+
+def test_cmo_pastes_as_often_as_the_flag_says():
+    batches = [(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), None)] * 40
+    args = flags(amp="none", print_freq=10**9, save_every=0)
+    for args.mixup_prob, least, most in ((0.0, 0, 0), (0.2, 3, 15), (1.0, 40, 40)):
+        model, pasted = nn.Linear(192, 3), []
+
+        def forward(model, criterion, x, target, stage, *mixed):
+            pasted.append(bool(mixed))
+            logits = model(x.flatten(1))
+            return criterion(logits, target), logits
+
+        record = SimpleNamespace(process=CPU, seed=0, log={"log_train.csv": TextLog(None)})
+        train_one_epoch(
+            model, (batches, batches), nn.CrossEntropyLoss(),
+            torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False),
+            0, args, record, Sums(CPU), forward,
+        )  # fmt: skip
+        assert len(pasted) == 40 and least <= sum(pasted) <= most
 
 
 def test_pasted_labels_count_by_their_share():

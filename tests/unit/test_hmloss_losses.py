@@ -51,34 +51,34 @@ def check(g, i, kind, name, row, make):
         assert_golden(z.grad, grads[k], kind)
 
 
-@pytest.mark.parametrize("kind", ["f64", "f32"])
-def test_losses_and_gradients_are_the_originals(g, kind):
-    max_m, s = (float(v) for v in g["ldam_max_m_s"])
-    for i in range(int(g["n_loss_cfg"])):
-        check(g, i, kind, "ce", ..., CELoss)
-        for row, gamma in enumerate(g["focal_gammas"]):
-            check(g, i, kind, "focal", row, lambda w, gamma=gamma: FocalLoss(w, float(gamma)))
-        for row, delta in enumerate(g["hml_deltas"]):
-            check(g, i, kind, "hml", row, lambda w, delta=delta: HMLoss(w, int(delta)))
-        counts = g[f"loss{i}_counts"].tolist()
-        check(g, i, kind, "ldam", ..., lambda w, n=counts: LDAMLoss(n, max_m, w, s))
-        margins = LDAMLoss(counts, max_m, None, s).m_list
-        assert margins.dtype == torch.float32
-        np.testing.assert_array_max_ulp(margins.numpy(), g[f"loss{i}_ldam_m_list"], 1)
+def test_losses_and_gradients_are_the_originals(g):
+    for kind in ["f64", "f32"]:
+        max_m, s = (float(v) for v in g["ldam_max_m_s"])
+        for i in range(int(g["n_loss_cfg"])):
+            check(g, i, kind, "ce", ..., CELoss)
+            for row, gamma in enumerate(g["focal_gammas"]):
+                check(g, i, kind, "focal", row, lambda w, gamma=gamma: FocalLoss(w, float(gamma)))
+            for row, delta in enumerate(g["hml_deltas"]):
+                check(g, i, kind, "hml", row, lambda w, delta=delta: HMLoss(w, int(delta)))
+            counts = g[f"loss{i}_counts"].tolist()
+            check(g, i, kind, "ldam", ..., lambda w, n=counts: LDAMLoss(n, max_m, w, s))
+            margins = LDAMLoss(counts, max_m, None, s).m_list
+            assert margins.dtype == torch.float32
+            np.testing.assert_array_max_ulp(margins.numpy(), g[f"loss{i}_ldam_m_list"], 1)
 
 
-@pytest.mark.parametrize("kind", ["f64", "f32"])
-def test_hml_curve_over_all_regimes(g, kind):
-    for row, delta in enumerate(g["curve_deltas"]):
-        loss, grad = [], []
-        for value in g["curve_ce"]:
-            ce = torch.tensor([value], dtype=DTYPES[kind], requires_grad=True)
-            out = softmax_hard_mining_loss(ce, int(delta))
-            out.backward()
-            loss.append(out.item())
-            grad.append(ce.grad.item())
-        assert_golden(loss, g[f"curve_loss_{kind}"][row], kind, atol=2e-4)
-        assert_golden(grad, g[f"curve_grad_{kind}"][row], kind, atol=2e-4)
+def test_hml_curve_over_all_regimes(g):
+    for kind in ["f64", "f32"]:
+        for row, delta in enumerate(g["curve_deltas"]):
+            loss, grad = [], []
+            for value in g["curve_ce"]:
+                ce = torch.tensor([value], dtype=DTYPES[kind], requires_grad=True)
+                out = softmax_hard_mining_loss(ce, int(delta))
+                out.backward()
+                loss.append(out.item())
+                grad.append(ce.grad.item())
+            assert_golden(loss, g[f"curve_loss_{kind}"][row], kind, atol=2e-4)
+            assert_golden(grad, g[f"curve_grad_{kind}"][row], kind, atol=2e-4)
 
 
 def test_defaults_are_the_originals(g):
@@ -106,21 +106,22 @@ def test_hml_equals_a_loop_over_the_formula():
     assert actual == pytest.approx(total / len(target), rel=1e-12)
 
 
-@pytest.mark.parametrize("delta", [1.0, 33.0, 1e4, 1e7])
-def test_hml_gradient_is_the_derivative(delta):
-    ce = torch.linspace(0.01, 22, 40, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda ce: softmax_hard_mining_loss(ce, delta), (ce,), atol=1e-4)
+def test_hml_gradient_is_the_derivative():
+    for delta in [1.0, 33.0, 1e4, 1e7]:
+        ce = torch.linspace(0.01, 22, 40, dtype=torch.float64, requires_grad=True)
+        torch.autograd.gradcheck(lambda ce: softmax_hard_mining_loss(ce, delta), (ce,), atol=1e-4)
 
 
 def test_hml_regimes():
     """The table in the docstring: peak position, height, and where the factor exceeds 1/2."""
-    for delta, position, height, low in [
+    cases = [
         (10, 0.0938, 22.72, 0.0408),
         (100, 0.0112, 46.44, 4.06e-3),
         (1e3, 1.19e-3, 70.42, 4.06e-4),
         (1e4, 1.222e-4, 94.54, 4.06e-5),
         (1e7, 1.27e-7, 167.2, 4.06e-8),
-    ]:
+    ]
+    for delta, position, height, low in cases:
         p = torch.logspace(-9, 0, 20_000, dtype=torch.float64)[:-1]
         ce = -p.log()
         curve = torch.stack([softmax_hard_mining_loss(v.reshape(1), delta) for v in ce[::10]])
@@ -148,25 +149,25 @@ def test_class_weight_acts_in_the_exponent():
     assert HMLoss(weight, 20.0)(logits, target).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_compute_in_float32_under_autocast(dtype):
+def test_losses_compute_in_float32_under_autocast():
     """1e-10 is 0 in float16, where an outlier would give 0/0."""
-    logits = torch.tensor([[-30.0, 30.0], [2.0, -1.0], [30.0, -30.0]], dtype=dtype)
-    target = torch.tensor([0, 0, 0])
-    weight = torch.tensor([1.3, 0.7])
-    for loss in (
-        CELoss(weight),
-        FocalLoss(weight, 1.0),
-        HMLoss(weight, 1e4),
-        LDAMLoss([9, 3], weight=weight),
-    ):
-        z = logits.clone().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = loss(z, target)
-        value.backward()
-        assert value.dtype == loss(logits, target).dtype == torch.float32
-        assert torch.isfinite(z.grad).all()
-        torch.testing.assert_close(value, loss(logits.float(), target), rtol=0, atol=0)
+    for dtype in [torch.bfloat16, torch.float16]:
+        logits = torch.tensor([[-30.0, 30.0], [2.0, -1.0], [30.0, -30.0]], dtype=dtype)
+        target = torch.tensor([0, 0, 0])
+        weight = torch.tensor([1.3, 0.7])
+        for loss in (
+            CELoss(weight),
+            FocalLoss(weight, 1.0),
+            HMLoss(weight, 1e4),
+            LDAMLoss([9, 3], weight=weight),
+        ):
+            z = logits.clone().requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                value = loss(z, target)
+            value.backward()
+            assert value.dtype == loss(logits, target).dtype == torch.float32
+            assert torch.isfinite(z.grad).all()
+            torch.testing.assert_close(value, loss(logits.float(), target), rtol=0, atol=0)
 
 
 def test_edges_stay_finite():
@@ -184,17 +185,15 @@ def test_weights_follow_the_module_and_stay_out_of_checkpoints():
     assert {name for name, _ in loss.named_buffers()} == {"weight", "m_list"}
 
 
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
+def test_bad_hyper_parameters_are_refused():
+    cases = [
         (lambda: HMLoss(delta=0), "delta"),
         (lambda: HMLoss(delta=-1), "delta"),
         (lambda: HMLoss(delta=float("nan")), "delta"),
         (lambda: FocalLoss(gamma=-0.1), "gamma"),
         (lambda: LDAMLoss([3, 0]), "image"),
         (lambda: LDAMLoss([3, 1], s=0), "s must"),
-    ],
-)
-def test_bad_hyper_parameters_are_refused(make, text):
-    with pytest.raises(ValueError, match=text):
-        make()
+    ]
+    for make, text in cases:
+        with pytest.raises(ValueError, match=text):
+            make()

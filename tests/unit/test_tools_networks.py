@@ -1,5 +1,7 @@
 """Networks out of the checkpoints of every program, as ours and as the originals wrote them."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -24,35 +26,34 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("program", "network"), CASES)
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_network_comes_back(program, network, prefix):
-    module = networks.KINDS[program].build(**network)
-    weights = {prefix + key: value for key, value in module.state_dict().items()}
-    side = 32 if network["arch"] == "resnet10" else 8
-    images = torch.randn(2, 3, side, side)
-    loaded = networks.load(program, network, {"state_dict": weights}, "ckpt")
-    with torch.inference_mode():
-        expected = getattr(module.eval(), "classify", module)(images)
-        assert loaded(images).shape == (2, network["num_classes"])
-        torch.testing.assert_close(loaded(images), expected, rtol=0, atol=0)
+def test_the_network_comes_back():
+    for (program, network), prefix in product(CASES, ["", "module."]):
+        module = networks.KINDS[program].build(**network)
+        weights = {prefix + key: value for key, value in module.state_dict().items()}
+        side = 32 if network["arch"] == "resnet10" else 8
+        images = torch.randn(2, 3, side, side)
+        loaded = networks.load(program, network, {"state_dict": weights}, "ckpt")
+        with torch.inference_mode():
+            expected = getattr(module.eval(), "classify", module)(images)
+            assert loaded(images).shape == (2, network["num_classes"])
+            torch.testing.assert_close(loaded(images), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_parts_of_arbloss(stage):
-    module = Network("resnet20_fe", 3, stage=stage)
-    parts = ["model", "classifier"] + ["lws_model"] * (stage == 2)
-    state = {f"state_dict_{name}": getattr(module, name).state_dict() for name in parts}
-    if stage == 2:
-        state["state_dict_lws_model"]["learned_norm"] = torch.tensor([[1.0, 2.0, 3.0]])
-    program = f"arbloss/train_stage{stage}.py"
-    network = {"arch": "resnet20_fe", "num_classes": 3, "stage": stage}
-    loaded = networks.load(program, network, state, "ckpt")
-    images = torch.randn(2, 3, 8, 8)
-    factor = torch.tensor([1.0, 2.0, 3.0]) if stage == 2 else 1
-    with torch.inference_mode():
-        plain = module.eval().classifier(module.model(images))
-        torch.testing.assert_close(loaded(images), factor * plain, rtol=0, atol=0)
+def test_the_parts_of_arbloss():
+    for stage in [1, 2]:
+        module = Network("resnet20_fe", 3, stage=stage)
+        parts = ["model", "classifier"] + ["lws_model"] * (stage == 2)
+        state = {f"state_dict_{name}": getattr(module, name).state_dict() for name in parts}
+        if stage == 2:
+            state["state_dict_lws_model"]["learned_norm"] = torch.tensor([[1.0, 2.0, 3.0]])
+        program = f"arbloss/train_stage{stage}.py"
+        network = {"arch": "resnet20_fe", "num_classes": 3, "stage": stage}
+        loaded = networks.load(program, network, state, "ckpt")
+        images = torch.randn(2, 3, 8, 8)
+        factor = torch.tensor([1.0, 2.0, 3.0]) if stage == 2 else 1
+        with torch.inference_mode():
+            plain = module.eval().classifier(module.model(images))
+            torch.testing.assert_close(loaded(images), factor * plain, rtol=0, atol=0)
 
 
 def test_the_treatment_of_images_where_a_checkpoint_does_not_say_it():
@@ -60,10 +61,11 @@ def test_the_treatment_of_images_where_a_checkpoint_does_not_say_it():
     for arch, size, side in (("resnet32_fe", None, 32), ("resnet20_fe", 64, 64)):
         told = networks.transform("arbloss/train_stage2.py", {"arch": arch}, size)
         assert told == described.cifar(side)
-    for arch, size, resize, side in (
+    cases = (
         ("resnet50_fe", None, 256, 224),
         ("resnet152_fe", 112, 128, 112),
-    ):
+    )
+    for arch, size, resize, side in cases:
         told = networks.transform("arbloss/train_stage1.py", {"arch": arch}, size)
         assert told == described.imagenet(resize=resize, size=side)
     assert networks.transform("ib_loss/cifar_train.py", SMALL) == described.cifar(32)
