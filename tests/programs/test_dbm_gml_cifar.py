@@ -82,6 +82,8 @@ def test_checkpoints_hold_what_the_originals_did_and_the_temperature(finished):
         assert torch.equal(weights[f"encoder_k.{key}"], value), key
     assert float(student["criterion"]["log_T_c__no_wd__"]) != pytest.approx(np.log(0.1), abs=1e-6)
     assert (weights["queue_i"] >= 0).any()  # entries were written, with the images they are of
+    # Two of the 64 entries for each class, the other 56 by the sizes of the classes.
+    assert weights["queue_l"].bincount().tolist() == [30, 18, 10, 6]
 
 
 def test_the_margin_changes_the_digits_run(here):
