@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision import transforms as T
 
-from common.training import launch, pictures
+from common.training import launch
 from common.training.seeds import derive
 from datasets import loaders
 from tests.programs import small_runs
@@ -88,7 +88,8 @@ PLAIN = {
 class Watch:
     """Everything that a run does with its loaders, networks and optimisers."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, name: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.name, self.folder = name, folder
         # The batches of each loader, iteration by iteration.
         self.training: dict[object, list[list[tuple]]] = {}
         self.evaluating: dict[object, list[list[tuple]]] = {}
@@ -129,31 +130,30 @@ class Watch:
         self.steps.append([dict(group) for group in optimizer.param_groups])
 
 
-@pytest.fixture(scope="module", params=small_runs.PROGRAMS)
-def seen(request, tmp_path_factory):
-    """A run of each program, watched."""
-    here = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.make_data(here)
-        small_runs.small_networks(patch)
-        patch.chdir(here)
-        patch.setattr(pictures, "picture", lambda path, draw, *args: None)
-        program, argv = small_runs.command(request.param)
-        watch = Watch(patch)
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(watch.called),
-            register_optimizer_step_pre_hook(watch.stepped),
-        ]
-        try:
-            program.main([*argv, *TOLD[request.param][0]])
-        finally:
-            for hook in hooks:
-                hook.remove()
-    watch.name, watch.folder = request.param, here
-    return watch
+@pytest.mark.parametrize("name", small_runs.PROGRAMS)
+def test_a_program_puts_its_parts_together(name, tmp_path, monkeypatch):
+    small_runs.make_data(tmp_path)
+    small_runs.small_networks(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    program, argv = small_runs.command(name)
+    seen = Watch(name, tmp_path, monkeypatch)
+    hooks = [
+        nn.modules.module.register_module_forward_pre_hook(seen.called),
+        register_optimizer_step_pre_hook(seen.stepped),
+    ]
+    try:
+        program.main([*argv, *TOLD[name][0]])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    each_epoch_has_the_order_of_its_seed_and_number(seen)
+    every_parameter_is_stepped_with_the_rates_of_the_flags(seen)
+    networks_learn_in_training_mode_and_are_evaluated_in_the_other(seen)
+    images_are_evaluated_as_they_are(seen)
+    images_are_augmented_anew_in_each_epoch(seen)
 
 
-def test_each_epoch_has_the_order_of_its_seed_and_number(seen):
+def each_epoch_has_the_order_of_its_seed_and_number(seen: Watch) -> None:
     epochs = EPOCHS.get(seen.name, [[0, 1, 2]])
     assert len(seen.training) == len(epochs)
     seeds = [small_runs.SEED, derive(small_runs.SEED, "balanced")]
@@ -177,7 +177,7 @@ def test_each_epoch_has_the_order_of_its_seed_and_number(seen):
         assert seen.epochs[validation] == [1, 2, 3]
 
 
-def test_every_parameter_is_stepped_with_the_rates_of_the_flags(seen):
+def every_parameter_is_stepped_with_the_rates_of_the_flags(seen: Watch) -> None:
     _, rates, told = TOLD[seen.name]
     steps_of_an_epoch = len(next(iter(seen.training.values()))[0])
     every = 1 if seen.name == "hml_isic" else steps_of_an_epoch
@@ -196,13 +196,13 @@ def test_every_parameter_is_stepped_with_the_rates_of_the_flags(seen):
             assert {key: group[key] for key in expected} == expected
 
 
-def test_networks_learn_in_training_mode_and_are_evaluated_in_the_other(seen):
+def networks_learn_in_training_mode_and_are_evaluated_in_the_other(seen: Watch) -> None:
     """Both in the precision that is asked for."""
     assert seen.modes["evaluate"] == {(False, True)}
     assert seen.modes["train"] == {(seen.name != "arb_stage2", True)}  # whose trunk is frozen
 
 
-def test_images_are_evaluated_as_they_are(seen):
+def images_are_evaluated_as_they_are(seen: Watch) -> None:
     """Not augmented, and normalised with mean and standard deviation of their data set."""
     before, (mean, std) = PLAIN.get(seen.name, ([], CIFAR))
     recipe = T.Compose([*before, T.ToTensor(), T.Normalize(mean, std)])
@@ -220,7 +220,7 @@ def test_images_are_evaluated_as_they_are(seen):
                 torch.testing.assert_close(image, expected, rtol=0, atol=0.03)
 
 
-def test_images_are_augmented_anew_in_each_epoch(seen):
+def images_are_augmented_anew_in_each_epoch(seen: Watch) -> None:
     """The normalisation is that of the test images: without it they are whole levels."""
     _, (mean, std) = PLAIN.get(seen.name, ([], CIFAR))
     mean, std = (torch.tensor(x)[:, None, None] for x in (mean, std))
