@@ -226,26 +226,23 @@ def test_split_from_file_tree_or_seed(images, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(used, drawn)
 
 
-@pytest.mark.parametrize(
-    ("argv", "text"),
-    [
+def test_bad_input_is_one_line(here):
+    cases = [
         (["--dataset_dir", "nowhere"], "no such folder"),
         (["--split_file", "nowhere.csv"], "not a split"),
         (["--resume", "nowhere.pth"], "no such file"),
         (["--evaluate", "--resume", "auto"], "which images are for testing"),
         (["--arch", "resnet18", "--weights", "nowhere.pth"], "no such file"),
-    ],
-)
-def test_bad_input_is_one_line(here, argv, text):
-    own = [flag for flag in SMALL if flag != "--random_init" or "--weights" not in argv]
-    with pytest.raises(UsageError, match=text) as caught:
-        train_isic.main([*own, "--num_runs", "1", *argv])
-    assert "\n" not in str(caught.value)
+    ]
+    for argv, text in cases:
+        own = [flag for flag in SMALL if flag != "--random_init" or "--weights" not in argv]
+        with pytest.raises(UsageError, match=text) as caught:
+            train_isic.main([*own, "--num_runs", "1", *argv])
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
+def test_bad_flags_are_named():
+    cases = [
         ["--loss_type", "HML2"],
         ["--use_cuda", "perhaps"],
         ["--momentum", "0.8"],
@@ -255,11 +252,10 @@ def test_bad_input_is_one_line(here, argv, text):
         ["-b", "0"],
         ["--weights", "x", "--random_init"],
         ["--evaluate"],
-    ],
-)
-def test_bad_flags_are_named(argv):
-    with pytest.raises(UsageError, match=argv[0].replace("-b", "--batch_size")):
-        train_isic.main(argv)
+    ]
+    for argv in cases:
+        with pytest.raises(UsageError, match=argv[0].replace("-b", "--batch_size")):
+            train_isic.main(argv)
 
 
 def test_readme_command_from_its_folder(images, tmp_path):

@@ -1,6 +1,8 @@
 """ISIC 2019: official csv, split, transforms and statistics give the numbers of the original."""
 
 import io
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pandas as pd
@@ -148,38 +150,36 @@ def test_tree_is_read(tmp_path):
     isic.check_parts(table, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "text"),
-    [
+def test_bad_folders_are_named(tmp_path):
+    cases = [
         (lambda d: (d / "BEN" / "BEN0.JPG").rename(d / "MAL" / "BEN1.JPG"), "occurs twice"),
         (lambda d: [f.unlink() for f in (d / "MAL").iterdir()], "no image"),
         (lambda d: (d / "MAL").rename(d / "MEL"), "no such folder"),
-    ],
-)
-def test_bad_folders_are_named(tmp_path, spoil, text):
-    make_images(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(UsageError, match=text):
-        isic.find_images(tmp_path)
+    ]
+    for spoil, text in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        make_images(folder)
+        spoil(folder)
+        with pytest.raises(UsageError, match=text):
+            isic.find_images(folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
+def test_bad_splits_are_named(tmp_path):
+    cases = [
         ("image,label\nBEN0.JPG,BEN\n", "not a split"),
         ("image,label,part\nBEN0.JPG,BEN,trein\n", "trein"),
         ("image,label,part\nBEN0.JPG,BEN,train\n", "lacks images"),
         ("image,label,part\nBEN9.JPG,BEN,train\n", "not there"),
         (None, "No such file"),
-    ],
-)
-def test_bad_splits_are_named(tmp_path, content, text):
-    make_images(tmp_path)
-    path = tmp_path / "split.csv"
-    if content:
-        path.write_text(content)
-    with pytest.raises(UsageError, match=text):
-        isic.load_split(path, isic.find_images(tmp_path))
+    ]
+    for content, text in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        make_images(folder)
+        path = folder / "split.csv"
+        if content:
+            path.write_text(content)
+        with pytest.raises(UsageError, match=text):
+            isic.load_split(path, isic.find_images(folder))
 
 
 def test_one_class_parts_are_named(tmp_path):

@@ -39,29 +39,29 @@ def g(golden):
     return golden("hmloss")
 
 
-@pytest.mark.parametrize("program", ["cifar", "isic"])
-def test_flags_are_the_originals(g, program):
-    parser = PARSERS[program]()
-    actions = {flag: action for action in parser._actions for flag in action.option_strings}
-    for flag in g.facts[f"cli_{program}"]:
-        for name in flag["flags"]:
-            assert actions[name].dest == flag["dest"], name
-            if flag["dest"] not in FILLED_IN:
-                assert actions[name].default == flag["default"], name
-            assert flag["nargs"] in (actions[name].nargs, None), name
+def test_flags_are_the_originals(g):
+    for program in ["cifar", "isic"]:
+        parser = PARSERS[program]()
+        actions = {flag: action for action in parser._actions for flag in action.option_strings}
+        for flag in g.facts[f"cli_{program}"]:
+            for name in flag["flags"]:
+                assert actions[name].dest == flag["dest"], name
+                if flag["dest"] not in FILLED_IN:
+                    assert actions[name].default == flag["default"], name
+                assert flag["nargs"] in (actions[name].nargs, None), name
 
 
-@pytest.mark.parametrize("program", ["cifar", "isic"])
-def test_command_lines_parse_as_before(g, program):
-    for case in g.facts["cli_parse_examples"]:
-        if case["program"] != program or not case["result"]["ok"]:
-            continue
-        args = vars(PARSERS[program]().parse_args(case["argv"]))
-        for name, value in case["result"]["values"].items():
-            if name == "use_cuda" and "False" in case["argv"]:
-                assert args[name] is False  # the original took every text for true
-            elif name not in FILLED_IN or args[name] is not None:
-                assert args[name] == value, name
+def test_command_lines_parse_as_before(g):
+    for program in ["cifar", "isic"]:
+        for case in g.facts["cli_parse_examples"]:
+            if case["program"] != program or not case["result"]["ok"]:
+                continue
+            args = vars(PARSERS[program]().parse_args(case["argv"]))
+            for name, value in case["result"]["values"].items():
+                if name == "use_cuda" and "False" in case["argv"]:
+                    assert args[name] is False  # the original took every text for true
+                elif name not in FILLED_IN or args[name] is not None:
+                    assert args[name] == value, name
 
 
 def test_every_spelling_of_the_readme():
@@ -103,23 +103,23 @@ def test_isic_store_names(g):
     assert given.store_name == "isic2019_efficientb3_CE_W_None_F_32.0"
 
 
-@pytest.mark.parametrize("name", ["plain", "normed", "plain100"])
-def test_network_and_hml_gradients_are_the_originals(g, name):
-    facts = g.facts["models"][name]
-    model = resnet32(facts["num_classes"], use_norm=facts["use_norm"]).double()
-    fill(model, facts["fill_seed"], fill_rules.hmloss)
-    rs = np.random.RandomState(facts["input_seed"])
-    images = torch.as_tensor(rs.standard_normal((facts["batch"], 3, 32, 32)))
-    target = torch.arange(facts["batch"]) % facts["num_classes"]
-    logits, features = model(images, return_features=True)
-    norm = features.abs().sum(1, keepdim=True)
-    np.testing.assert_allclose(norm.detach(), g[f"model_{name}_train_featnorm_f64"], rtol=1e-8)
-    loss = HMLoss(delta=10000)(logits, target)
-    loss.backward()
-    np.testing.assert_allclose(loss.item(), g[f"model_{name}_hml_loss"], rtol=1e-8)
-    for key, weight in (("conv1", model.conv1.weight), ("linear", model.linear.weight)):
-        expected = g[f"model_{name}_grad_{key}"]
-        np.testing.assert_allclose(weight.grad, expected, rtol=1e-7, atol=1e-9)
+def test_network_and_hml_gradients_are_the_originals(g):
+    for name in ["plain", "normed", "plain100"]:
+        facts = g.facts["models"][name]
+        model = resnet32(facts["num_classes"], use_norm=facts["use_norm"]).double()
+        fill(model, facts["fill_seed"], fill_rules.hmloss)
+        rs = np.random.RandomState(facts["input_seed"])
+        images = torch.as_tensor(rs.standard_normal((facts["batch"], 3, 32, 32)))
+        target = torch.arange(facts["batch"]) % facts["num_classes"]
+        logits, features = model(images, return_features=True)
+        norm = features.abs().sum(1, keepdim=True)
+        np.testing.assert_allclose(norm.detach(), g[f"model_{name}_train_featnorm_f64"], rtol=1e-8)
+        loss = HMLoss(delta=10000)(logits, target)
+        loss.backward()
+        np.testing.assert_allclose(loss.item(), g[f"model_{name}_hml_loss"], rtol=1e-8)
+        for key, weight in (("conv1", model.conv1.weight), ("linear", model.linear.weight)):
+            expected = g[f"model_{name}_grad_{key}"]
+            np.testing.assert_allclose(weight.grad, expected, rtol=1e-7, atol=1e-9)
 
 
 class Log:
@@ -184,19 +184,27 @@ def test_training_trace_is_the_originals(g, capsys):
         rows.append(row | tally.result(config["counts"]))
         texts += result_lines(rows[-1]).splitlines()
         print("\n".join(texts[-2:]))
-    for tag, name in (
-        ("loss_train", "train_loss"), ("acc_train_top1", "train_top1"),
-        ("acc_train_top5", "train_top5"), ("lr", "lr"), ("loss_test_val", "loss"),
-        ("acc_test_val_top1", "top1"), ("acc_test_val_top5", "top5"),
+    cases = (
+        ("loss_train", "train_loss"),
+        ("acc_train_top1", "train_top1"),
+        ("acc_train_top5", "train_top5"),
+        ("lr", "lr"),
+        ("loss_test_val", "loss"),
+        ("acc_test_val_top1", "top1"),
+        ("acc_test_val_top5", "top5"),
         ("acc_test_val_cls_acc", "cls_acc"),
-    ):  # fmt: skip
+    )
+    for tag, name in cases:
         ours = [row[name] for row in rows]
         np.testing.assert_allclose(ours, g[f"trace_scalar_{tag}"], rtol=1e-6, err_msg=tag)
     state = model.state_dict()
-    for key, name in (
-        ("conv1", "conv1.weight"), ("linear_weight", "linear.weight"),
-        ("linear_bias", "linear.bias"), ("bn1_running_var", "bn1.running_var"),
-    ):  # fmt: skip
+    cases = (
+        ("conv1", "conv1.weight"),
+        ("linear_weight", "linear.weight"),
+        ("linear_bias", "linear.bias"),
+        ("bn1_running_var", "bn1.running_var"),
+    )
+    for key, name in cases:
         np.testing.assert_allclose(state[name], g[f"trace_final_{key}"], rtol=1e-6, atol=1e-9)
     expected = [without_times(line) for line in facts["train_log"]]
     assert [without_times(line) for line in record.lines] == expected
@@ -267,9 +275,8 @@ def test_isic_trace_is_the_originals(g):
     np.testing.assert_array_equal(found.labels, g["isictrace_val_y"])
 
 
-@pytest.mark.parametrize(
-    ("parse", "argv", "text"),
-    [
+def test_bad_flags_are_named():
+    cases = [
         (cifar_opts.parse_args, ["--loss_type", "HML3"], "HML2"),
         (cifar_opts.parse_args, ["--dataset", "svhn"], "cifar100"),
         (cifar_opts.parse_args, ["--weighting_type", "cs"], "CB"),
@@ -279,8 +286,7 @@ def test_isic_trace_is_the_originals(g):
         (cifar_opts.parse_args, ["--pretrained"], "resnet32"),
         (cifar_opts.parse_args, ["--evaluate"], "--resume"),
         (inat_opts.parse_args, ["--arch", "resnet32"], "resnet50"),
-    ],
-)
-def test_bad_flags_are_named(parse, argv, text):
-    with pytest.raises(UsageError, match=text):
-        parse(argv)
+    ]
+    for parse, argv, text in cases:
+        with pytest.raises(UsageError, match=text):
+            parse(argv)
