@@ -181,5 +181,7 @@ def draw_learning_curve(figure, history: Sequence[dict], title: str) -> None:
             rows = frame.dropna(subset=column)  # not every epoch is evaluated, with --eval_every
             axes.plot(rows["epoch"], rows[column], "o-" if len(rows) == 1 else "-", label=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(frame) == 1:
+            axes.set_xlim(frame["epoch"][0] - 1, frame["epoch"][0] + 1)
         axes.set(title=name, xlabel="epoch", ylabel=unit)
         axes.legend()

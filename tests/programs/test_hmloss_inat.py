@@ -11,6 +11,7 @@ from common.training.errors import RunError, UsageError
 from hmloss import plot_loss
 from hmloss.inat_implementation import train_inat
 from tests.programs import tools
+from tools import predict
 
 SCRIPT = tools.ROOT / "hmloss/inat_implementation/train_inat.py"
 RUN = "inat2018_resnet10_HML_W_CB_D_10000_run0"
@@ -105,6 +106,34 @@ def test_bad_input_is_one_line(here, change, text):
     with pytest.raises(UsageError, match=text) as caught:
         train_inat.main([*ARGV, *change])
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_needs_its_root_and_no_lists():
+    folder = ["--dataset", "imagefolder"]
+    for flags, message in (
+        ([], "--dataset imagefolder: say where the images are, --root DIR"),
+        (["--root", "x", "--classes", "y"], "--classes y: for list files; an image folder"),
+        (["--root", "x", "--val_list", "y"], "--val_list y: for list files; "),
+        (["--root", "nowhere"], "image folder nowhere: neither val/ nor test/ in it"),
+    ):
+        with pytest.raises(UsageError) as error:
+            train_inat.main([*ARGV, *folder, *flags])
+        assert str(error.value).startswith(message)
+
+
+def test_the_checkpoint_alone_predicts_the_images_of_a_list(finished, data, monkeypatch):
+    where, rows = finished
+    monkeypatch.chdir(where)
+    names = [f"class_{c:03d}" for c in range(len(COUNTS))]
+    (where / "names").write_text("\n".join(names))
+    path = f"checkpoint/{RUN}/ckpt.pth.tar"
+    predict.main([path, str(data / "iNaturalist18_val.txt"), "--classes", "names", "-j", "0"])
+    said = pd.read_csv("predictions/predictions.csv")
+    assert (said["true"] == said["path"].str.split("/").str[1]).all()
+    assert 100 * (said["true"] == said["class"]).mean() == pytest.approx(rows[0]["top1"])
+    ours = pd.read_csv(f"history/{RUN}/predictions.csv")
+    assert said["class"].tolist() == [names[c] for c in ours["predicted"]]
+    np.testing.assert_allclose(said["probability"], ours["probability"], atol=1e-5)
 
 
 def test_readme_command(here):
