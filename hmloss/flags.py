@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 
-from common import models
-from common.training.flags import LARGEST, WEIGHTS_HELP, Parser
+from common.training.flags import LARGEST, WEIGHTS_HELP, Parser, check_pretrained
 from common.training.schedules import unreached
 from hmloss.schedule import Schedule
 
@@ -162,8 +161,7 @@ def check(parser: Parser, args: argparse.Namespace, schedule: Schedule) -> Sched
     Returns: the schedule, stretched if asked for.
     """
     check_losses(parser, args)
-    if args.pretrained and args.weights is None:
-        models.pretrained.check(args.arch)
+    check_pretrained(args, args.arch)
     if args.stretch_schedule:
         schedule = schedule.stretched(args.epochs)
     if args.start_hm_epoch is None:

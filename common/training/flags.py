@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+from common import models
 from common.training.errors import UsageError
 
 LARGEST = 2**63 - 1  # of the whole numbers that torch and NumPy take
@@ -124,6 +125,16 @@ def add_pretrained_flags(add: Callable[..., object]) -> None:
         help="start from ImageNet weights, torchvision's first ones (default: random weights)",
     )
     add("--weights", metavar="FILE", help=WEIGHTS_HELP)
+
+
+def check_pretrained(args: argparse.Namespace, arch: str) -> None:
+    """Refuse ``--pretrained`` for a network of which there are no published weights.
+
+    Raises:
+        UsageError: see ``common.models.pretrained.check``.
+    """
+    if args.pretrained and args.weights is None:
+        models.pretrained.check(arch)
 
 
 def add_run_flags(

@@ -12,6 +12,7 @@ from common.training.flags import (
     Parser,
     add_pretrained_flags,
     add_run_flags,
+    check_pretrained,
     check_start_epoch,
 )
 from common.training.schedules import unreached
@@ -234,6 +235,7 @@ def parse_args(
     for name, reason in refused.items():
         if getattr(args, name) != parser.get_default(name):
             raise UsageError(f"--{name} {getattr(args, name)}: {reason}")
+    check_pretrained(args, args.arch)
     _check_names(args, program)
     _check_numbers(parser, args)
     if program == "main":

@@ -9,6 +9,7 @@ from common.training.flags import (
     Parser,
     add_pretrained_flags,
     add_run_flags,
+    check_pretrained,
     check_start_epoch,
 )
 from common.training.schedules import unreached
@@ -207,6 +208,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _check_loss(args, parser)
     parser.check_numbers(args, test_epoch=(1, LARGEST), mixup_prob=(0, 1))
     check_start_epoch(args.start_epoch, args.epochs)
+    check_pretrained(args, ARCHITECTURES[args.arch])
     args.store_name = "_".join(
         str(part)
         for part in (

@@ -7,6 +7,7 @@ import torch
 
 from common.models import resnet, resnet_cifar
 from common.training import pictures
+from common.training.errors import UsageError
 from tests.programs import small_runs
 
 # The program's run with a rate of 0, and what its checkpoint calls the network.
@@ -49,3 +50,16 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, monkeypatch, capsys, 
     found = state.get("state_dict") or state["state_dict_model"]
     for prefix in prefixes:
         assert (found[prefix + first] == 0.25).all()
+
+
+def test_a_network_without_published_weights_is_refused_before_anything_is_read():
+    for program, argv in (
+        (small_runs.dbm_large, ["--dataset", "imgnet", "-a", "resnext101"]),
+        (small_runs.gml, ["--mark", "x", "--aug", "randcls_sim", "-a", "resnext101_32x4d"]),
+        (small_runs.hml_cifar, []),
+        (small_runs.train_inat, ["-a", "resnet10"]),
+    ):
+        with pytest.raises(UsageError, match=r"^--arch resn\w+: no ImageNet weights exist for it, "
+                           "only for resnet18, .*; give a file of --weights, or leave "
+                           "--pretrained out$"):  # fmt: skip
+            program.main([*argv, "--pretrained"])
