@@ -93,6 +93,9 @@ def test_report_and_pictures(finished):
         assert report["cls_num_list"] == [24, 16]
         metrics = pd.read_csv(run_dir / "metrics.csv")
         assert metrics["epoch"].tolist() == [0, 1, 2]
+        # From 1 % of 0.001 upwards, a step of 2,000 an epoch.
+        climb = 0.00099 / 2000
+        assert metrics["lr"].tolist() == pytest.approx([1e-5, 1e-5 + climb, 1e-5 + 2 * climb])
         assert metrics["bacc"].max() == report["validation"]["best"]["bacc"]
         for name in ("roc", "confusion", "curves", "per_class", "history_case_plot"):
             assert np.asarray(Image.open(run_dir / f"{name}.png").convert("L")).std() > 3, name

@@ -97,19 +97,17 @@ def test_nothing_is_overwritten(download, processed, tmp_path):
         preprocess.main(arguments(download, tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("more", "text"),
-    [
+def test_bad_input_is_named(download, tmp_path):
+    cases = [
         (["--algorithm", "shades of gray", "--p", "5"], "p = 5"),
         (["--quality", "0"], "--quality 0"),
         (["--images", "/nowhere"], "no such folder"),
         (["--ground_truth", "/nowhere.csv"], "not a readable csv"),
-    ],
-)
-def test_bad_input_is_named(download, tmp_path, more, text):
-    with pytest.raises(UsageError, match=text):
-        preprocess.main(arguments(download, tmp_path / "out", *more))
-    assert not (tmp_path / "out").exists()
+    ]
+    for more, text in cases:
+        with pytest.raises(UsageError, match=text):
+            preprocess.main(arguments(download, tmp_path / "out", *more))
+        assert not (tmp_path / "out").exists()
 
 
 def test_wrong_folder_is_named(download, tmp_path):
@@ -156,18 +154,18 @@ def test_split_keeps_lesions_together_and_copies_a_tree(download, processed, tmp
     assert len(list((tmp_path / "tree").rglob("*.jpg"))) == len(table) == 22
 
 
-@pytest.mark.parametrize(
-    ("more", "text"),
-    [
+def test_bad_splits_are_named(processed, tmp_path):
+    cases = [
         (["--train_ratio", "0.9", "--val_ratio", "0.1"], "below 1"),
         (["--train_ratio", "0.95", "--val_ratio", "0.04"], "no BEN image in the val part"),
         (["--metadata", "/nowhere.csv"], "not a readable csv"),
-    ],
-)
-def test_bad_splits_are_named(processed, tmp_path, more, text):
-    with pytest.raises(UsageError, match=text):
-        split.main(["--dataset_dir", str(processed), "--output", str(tmp_path / "s.csv"), *more])
-    assert not (tmp_path / "s.csv").exists()
+    ]
+    for more, text in cases:
+        with pytest.raises(UsageError, match=text):
+            split.main(
+                ["--dataset_dir", str(processed), "--output", str(tmp_path / "s.csv"), *more]
+            )
+        assert not (tmp_path / "s.csv").exists()
 
 
 def test_mean_and_std_program(processed, capsys):

@@ -18,9 +18,14 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision import transforms as T
 
+import hmloss.trainer
+import ib_loss.trainer
 from common.training import launch
 from common.training.seeds import derive
 from datasets import loaders
+from hmloss.isic2019_implementation import train_isic
+from hmloss.losses import CELoss, HMLoss
+from ib_loss.losses import IBLoss
 from tests.programs import small_runs
 
 # Epochs in which each training loader is used, where those are not the first three.
@@ -151,6 +156,33 @@ def test_a_program_puts_its_parts_together(name, tmp_path, monkeypatch):
     networks_learn_in_training_mode_and_are_evaluated_in_the_other(seen)
     images_are_evaluated_as_they_are(seen)
     images_are_augmented_anew_in_each_epoch(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "trainer", "flags", "kinds"),
+    [
+        ("ib_cifar", ib_loss.trainer, ["--start_ib_epoch", "1"], [nn.CrossEntropyLoss, IBLoss]),
+        ("hml_cifar", hmloss.trainer, ["--start_hm_epoch", "1"], [CELoss, HMLoss]),
+        ("hml_isic", train_isic, ["--start_hm_epoch", "2"], [CELoss, HMLoss]),  # counts from 1
+    ],
+)
+def test_the_loss_of_the_second_stage_starts_in_its_epoch(
+    name, trainer, flags, kinds, tmp_path, monkeypatch
+):
+    small_runs.make_data(tmp_path)
+    small_runs.small_networks(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    seen, train_one_epoch = [], trainer.train_one_epoch
+
+    def spy(model, loader, criterion, *rest):
+        seen.append(type(criterion))
+        return train_one_epoch(model, loader, criterion, *rest)
+
+    monkeypatch.setattr(trainer, "train_one_epoch", spy)
+    program, argv = small_runs.command(name)
+    program.main([*argv, *flags])
+    first, second = kinds
+    assert seen == [first, second, second]
 
 
 def each_epoch_has_the_order_of_its_seed_and_number(seen: Watch) -> None:

@@ -16,6 +16,7 @@ from arbloss.engine import (
     class_counter,
     class_groups,
     evaluate,
+    forward_pass,
     progress_line,
     result_lines,
     results,
@@ -289,6 +290,24 @@ def test_losses_are_float32_under_autocast():
             0, config, CPU, lambda *_: None,
         )  # fmt: skip
         assert seen == [torch.float32]
+
+
+def test_mixup_has_the_alpha_of_the_keys():
+    """With 0 no image is mixed, with a large one all are, by halves."""
+    images, target = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    for alpha, share in ((0.0, 1.0), (1e6, 0.5)):
+        network, seen = Network("resnet20_fe", 3), []
+
+        def spy(network, criterion, images, target, counts, other, lam):
+            seen.append(lam)
+            return forward_pass(network, criterion, images, target, counts, other, lam)
+
+        train_one_epoch(
+            network, [(images, target, None)], nn.CrossEntropyLoss(), None,
+            torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False),
+            0, settings(num_classes=3, mixup=True, alpha=alpha), CPU, lambda *_: None, spy,
+        )  # fmt: skip
+        assert seen == [pytest.approx(share, abs=0.01)]
 
 
 def test_warb_weights_follow_the_counts():

@@ -2,6 +2,8 @@
 
 import random
 from argparse import Namespace
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -114,26 +116,25 @@ def flags(**changed):
     return Namespace(**{**given, **changed})
 
 
-@pytest.mark.parametrize("where", ["imagenet_inat/data/ImageNet_LT", "images", "elsewhere"])
-def test_lists_are_found_where_the_original_had_them_or_with_the_images(
-    tmp_path, monkeypatch, where
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / where).mkdir(parents=True)
-    (tmp_path / "images/train").mkdir(parents=True, exist_ok=True)
-    for name in "ab":
-        Image.new("RGB", (40, 30)).save(tmp_path / f"images/train/{name}.jpg")
-    for split in ("train", "test"):
-        lines = "train/a.jpg 0\ntrain/b.jpg 1\n"
-        (tmp_path / where / f"ImageNet_LT_{split}.txt").write_text(lines)
-    args = flags(list_dir="elsewhere" if where == "elsewhere" else None)
-    loaded = imagenet.load_imagenet(args)
-    assert loaded.cls_num_list == [1, 1]
-    views, label = loaded.train[1]
-    assert label == 1 and [view.shape for view in views] == [(3, 224, 224)] * 3
-    assert loaded.test[0][0].shape == (3, 224, 224)
-    with pytest.raises(UsageError, match="no ImageNet_LT_train"):
-        imagenet.load_imagenet(flags(list_dir="nowhere"))
+def test_lists_are_found_where_the_original_had_them_or_with_the_images(tmp_path, monkeypatch):
+    for where in ["imagenet_inat/data/ImageNet_LT", "images", "elsewhere"]:
+        folder = Path(mkdtemp(dir=tmp_path))
+        monkeypatch.chdir(folder)
+        (folder / where).mkdir(parents=True)
+        (folder / "images/train").mkdir(parents=True, exist_ok=True)
+        for name in "ab":
+            Image.new("RGB", (40, 30)).save(folder / f"images/train/{name}.jpg")
+        for split in ("train", "test"):
+            lines = "train/a.jpg 0\ntrain/b.jpg 1\n"
+            (folder / where / f"ImageNet_LT_{split}.txt").write_text(lines)
+        args = flags(list_dir="elsewhere" if where == "elsewhere" else None)
+        loaded = imagenet.load_imagenet(args)
+        assert loaded.cls_num_list == [1, 1]
+        views, label = loaded.train[1]
+        assert label == 1 and [view.shape for view in views] == [(3, 224, 224)] * 3
+        assert loaded.test[0][0].shape == (3, 224, 224)
+        with pytest.raises(UsageError, match="no ImageNet_LT_train"):
+            imagenet.load_imagenet(flags(list_dir="nowhere"))
 
 
 def test_batches_keep_views_labels_and_indices_together():

@@ -134,22 +134,27 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
-@pytest.mark.parametrize(("value", "where"), [
-    ({"state_dict": Trap()}, "entry 'state_dict' is of posix.mkdir"),
-    ({"epoch": 1, "args": {"lr": [0.1, decimal.Decimal(2)]}},
-     "entry 'args'['lr'][1] is of decimal.Decimal"),
-    (Trap(), "all of it is of posix.mkdir"),
-])  # fmt: skip
-def test_code_in_a_file_is_never_run_and_the_entry_named(tmp_path, monkeypatch, value, where):
-    monkeypatch.chdir(tmp_path)
-    torch.save(value, "evil.pth")
-    with pytest.raises(UsageError) as error:
-        checkpoint.load("evil.pth")
-    message = str(error.value)
-    assert message.startswith(f"evil.pth: refused, {where}, and to make one could run code; only")
-    assert "torch.save it anew" in message
-    assert "weights_only" not in message and "\n" not in message
-    assert not os.path.exists("sprung")
+def test_code_in_a_file_is_never_run_and_the_entry_named(tmp_path, monkeypatch):
+    cases = [
+        ({"state_dict": Trap()}, "entry 'state_dict' is of posix.mkdir"),
+        (
+            {"epoch": 1, "args": {"lr": [0.1, decimal.Decimal(2)]}},
+            "entry 'args'['lr'][1] is of decimal.Decimal",
+        ),
+        (Trap(), "all of it is of posix.mkdir"),
+    ]
+    for value, where in cases:
+        monkeypatch.chdir(tmp_path)
+        torch.save(value, "evil.pth")
+        with pytest.raises(UsageError) as error:
+            checkpoint.load("evil.pth")
+        message = str(error.value)
+        assert message.startswith(
+            f"evil.pth: refused, {where}, and to make one could run code; only"
+        )
+        assert "torch.save it anew" in message
+        assert "weights_only" not in message and "\n" not in message
+        assert not os.path.exists("sprung")
 
 
 def test_what_published_checkpoints_hold_is_read(tmp_path):

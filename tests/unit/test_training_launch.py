@@ -70,21 +70,19 @@ def test_batch_norm_with_one_value(capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("want", "amount"),
-    [
+def test_out_of_memory_is_one_line(capsys):
+    cases = [
         (lambda: torch.empty(2**53).bool(), " (tried to allocate 36028797018963968 bytes)"),
         (lambda: np.empty(2**55), " (unable to allocate 256. pib)"),
         (lambda: bytearray(2**62), ""),
-    ],
-)  # fmt: skip
-def test_out_of_memory_is_one_line(want, amount, capsys):
-    error = errors_of(lambda _: want(), capsys)
-    assert error.endswith(
-        f"error: out of memory{amount}: a smaller batch needs less. A training goes on from its "
-        "last checkpoint with --resume auto\n"
-    )
-    assert error.count("\n") == 1
+    ]
+    for want, amount in cases:
+        error = errors_of(lambda _: want(), capsys)
+        assert error.endswith(
+            f"error: out of memory{amount}: a smaller batch needs less. A training goes on from "
+            "its last checkpoint with --resume auto\n"
+        )
+        assert error.count("\n") == 1
 
 
 class Killed(torch.utils.data.Dataset):
@@ -134,17 +132,18 @@ def gpus(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(("count", "gpu", "words"), [
-    (2, 2, "--gpu 2: this machine has GPUs 0 to 1"),
-    (2, -1, "--gpu -1: this machine has GPUs 0 to 1"),
-    (0, 99, "--gpu 99: this machine has no GPU; leave --gpu out to use the CPU"),
-    (0, -1, "--gpu -1: this machine has no GPU; leave --gpu out to use the CPU"),
-])  # fmt: skip
-def test_a_gpu_that_is_not_there(gpus, count, gpu, words):
-    gpus(count)
-    with pytest.raises(UsageError) as error:
-        launch.start(gpu)
-    assert str(error.value) == words
+def test_a_gpu_that_is_not_there(gpus):
+    cases = [
+        (2, 2, "--gpu 2: this machine has GPUs 0 to 1"),
+        (2, -1, "--gpu -1: this machine has GPUs 0 to 1"),
+        (0, 99, "--gpu 99: this machine has no GPU; leave --gpu out to use the CPU"),
+        (0, -1, "--gpu -1: this machine has no GPU; leave --gpu out to use the CPU"),
+    ]
+    for count, gpu, words in cases:
+        gpus(count)
+        with pytest.raises(UsageError) as error:
+            launch.start(gpu)
+        assert str(error.value) == words
 
 
 def test_a_gpu_that_is_there(gpus):

@@ -25,22 +25,18 @@ def test_channels_last_where_it_is_faster_unless_the_user_says():
         assert speed.use_channels_last(asked, device, amp) is expected
 
 
-@pytest.mark.parametrize(
-    ("nominal", "device", "side", "gigabytes", "expected"),
-    [
+def test_evaluation_batches_grow_with_the_memory_of_a_gpu(monkeypatch):
+    cases = [
         (100, CPU, 32, 0, 100),
         (100, GPU, 32, 80, 4000),  # 12,207 fit
         (128, GPU, 32, 8, 1152),  # 1,220 fit
         (100, GPU, 224, 80, 200),
         (256, GPU, 224, 8, 256),
-    ],
-)
-def test_evaluation_batches_grow_with_the_memory_of_a_gpu(
-    monkeypatch, nominal, device, side, gigabytes, expected
-):
-    facts = Namespace(total_memory=gigabytes * 10**9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
-    assert speed.evaluation_batch(nominal, device, side) == expected
+    ]
+    for nominal, device, side, gigabytes, expected in cases:
+        facts = Namespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+        assert speed.evaluation_batch(nominal, device, side) == expected
 
 
 def forward(model, criterion, images, target, factor=1.0):
