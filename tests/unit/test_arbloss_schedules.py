@@ -1,10 +1,12 @@
 """Learning rates of every shipped configuration against the original's."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from arbloss import train_stage1, train_stage2
 from arbloss.opts import load_config
 from arbloss.schedules import cosine_lr, step_lr
 
@@ -66,6 +68,19 @@ def test_stage2_case(golden):
     np.testing.assert_allclose(arb["lr_s2_case0"][:, 1], lws, rtol=1e-12)
     classifier = rates(True, case["num_epochs"], case["lr"] * case["lr_factor"])
     np.testing.assert_allclose(arb["lr_s2_case0"][:, 0], classifier, rtol=1e-12)
+
+
+def test_each_stage_takes_its_rates_from_the_keys():
+    """For both parts of stage 1 the same; in stage 2 the classifier has a share of it."""
+    keys = {"lr": 0.1, "num_epochs": 200, "milestones": [120, 160], "lr_factor": 0.3}
+    cosine = SimpleNamespace(**keys, cos=True, stretch_schedule=False)
+    steps = SimpleNamespace(**keys, cos=False, stretch_schedule=False)
+    assert train_stage1.learning_rates(cosine, 100) == pytest.approx([0.05, 0.05])
+    assert train_stage1.learning_rates(steps, 100) == [0.1, 0.1]
+    assert train_stage1.learning_rates(steps, 120) == pytest.approx([0.01, 0.01])
+    steps.num_epochs, steps.stretch_schedule = 20, True
+    assert train_stage1.learning_rates(steps, 12) == pytest.approx([0.01, 0.01])
+    assert train_stage2.learning_rates(cosine, 100) == pytest.approx([0.015, 0.05])
 
 
 def test_the_second_drop_is_never_reached_in_200_epochs():

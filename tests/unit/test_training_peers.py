@@ -6,6 +6,8 @@ import signal
 import socket
 import sys
 from datetime import timedelta
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -51,24 +53,26 @@ ENDED = (
 )
 
 
-@pytest.mark.parametrize(("how", "codes", "words"), [
-    ("killed 1", [1, -9], ENDED),
-    ("killed 0", [-9, 1], ENDED),
-    ("refused everywhere", [2, 2], "train.py: error: --root nowhere: no such folder\n"),
-    ("refused 0", [2, 1], "train.py: error: --root nowhere: no such folder\n"),
-    ("refused 1", [1, 2], "train.py: error: --root nowhere: no such folder\n"),
-    ("failed 1", [1, 1], "train.py: error: disk full\n"),
-])  # fmt: skip
-def test_the_first_process_that_fails_says_why(tmp_path, how, codes, words):
-    context = multiprocessing.get_context("fork")
-    place = tools.free_port(), how, tmp_path / "stderr"
-    processes = [context.Process(target=child, args=(rank, *place)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == codes
-    assert (tmp_path / "stderr").read_text() == words
+def test_the_first_process_that_fails_says_why(tmp_path):
+    cases = [
+        ("killed 1", [1, -9], ENDED),
+        ("killed 0", [-9, 1], ENDED),
+        ("refused everywhere", [2, 2], "train.py: error: --root nowhere: no such folder\n"),
+        ("refused 0", [2, 1], "train.py: error: --root nowhere: no such folder\n"),
+        ("refused 1", [1, 2], "train.py: error: --root nowhere: no such folder\n"),
+        ("failed 1", [1, 1], "train.py: error: disk full\n"),
+    ]
+    for how, codes, words in cases:
+        folder = Path(mkdtemp(dir=tmp_path))
+        context = multiprocessing.get_context("fork")
+        place = tools.free_port(), how, folder / "stderr"
+        processes = [context.Process(target=child, args=(rank, *place)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == codes
+        assert (folder / "stderr").read_text() == words
 
 
 @pytest.mark.parametrize(("spoken", "exit_code", "code", "said"), [
