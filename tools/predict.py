@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.evaluation import Tally, group_line
+from common.evaluation import GROUPS, Tally
 from common.training import checkpoint, drawings, launch, report
 from common.training.errors import UsageError, writing
 from common.training.flags import Parser
@@ -74,6 +74,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--classes", metavar="FILE", help="their names, one a line; also of the labels in lists")
     add("--num_classes", type=int, metavar="C", help="instead of names")
     add("--image_size", type=int, metavar="PX", help="side of the images (default: the program's)")
+    add("--scale", type=float, metavar="S",
+        help="what the cosines of a cosine classifier are multiplied by for the probabilities "
+        "(default: 1)")  # fmt: skip
     return parser
 
 
@@ -129,7 +132,7 @@ def load_model(args: argparse.Namespace) -> Model:
     return Model(
         networks.load(program, network, state, source),
         from_description(transform),
-        float(about.get("scale", 1.0)),
+        float(about.get("scale", 1.0) if args.scale is None else args.scale),
         classes,
         about.get("cls_num_list"),
         names,
@@ -352,8 +355,9 @@ def evaluate(
         f"{figures['balanced_acc']:.2f} %, macro F1 {figures['macro_f1']:.2f} %"
     )
     if counts is not None:
-        print(f"accuracy of the classes with many (> 100), medium and few (< 20) training images: "
-              f"{group_line(figures)}")  # fmt: skip
+        print("accuracy of the classes with many (> 100), medium and few (< 20) training images: "
+              + ", ".join(f"{name} {figures[name]:.2f} %" for name in GROUPS
+                          if not math.isnan(figures[name])))  # fmt: skip
     # Loss and calibration would be those of unscaled logits.
     shown = {name: figure for name, figure in figures.items() if name not in ("loss", "ece")}
     write_json(out / "evaluation.json", {"images": len(known), **report.in_percent(shown)})

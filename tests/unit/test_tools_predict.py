@@ -84,7 +84,7 @@ def test_folders_named_like_classes_are_labels(capsys):
     ]  # fmt: skip
     out = capsys.readouterr().out
     assert "4 images with a label: top-1 75.00 %, balanced accuracy 83.33 %" in out
-    assert "many 50.000 medium 100.000 few 100.000" in out
+    assert "training images: many 50.00 %, medium 100.00 %, few 100.00 %\n" in out
     assert "red: 1 of 2 images are taken for another class\n   78.7 % blue: images/red/2.png" in out
     assert "green: 0 of 1 images" in out
     evaluation = json.loads(Path("predictions/evaluation.json").read_text())
@@ -139,6 +139,11 @@ def test_an_original_needs_to_be_told_what_it_is(here):
     assert run(*words)[0]["class"] == "0"
     (here / "names").write_text("rot\ngrün\nblau\n")
     assert run(*words, "--classes", "names")[0]["class"] == "rot"
+    odds = [
+        np.log(float(row["probability"]) / float(row["probability_2"]))
+        for row in (run(*words)[0], run(*words, "--scale", "2")[0])
+    ]
+    assert odds[1] == pytest.approx(2 * odds[0], abs=1e-3)
 
 
 def test_names_for_a_checkpoint_that_has_numbers(here):
