@@ -1,4 +1,4 @@
-# make demo: CE and IB side by side on embedded data.  make test: the whole test suite.
+# make demo: losses of all four papers on embedded data.  make test: the whole test suite.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready
-	$(BIN)/python ib_loss/demo.py
+	$(BIN)/python tools/compare.py --digits --imb_factor 0.05 --image_size 16 --batch_size 16 --epochs 24 --out runs/demo
 
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest -n auto

@@ -98,6 +98,9 @@ def get_parser() -> argparse.ArgumentParser:
         choices=IMAGENET_RESNETS,
         help="with --large, the network of all methods (default: each paper's, ResNet-50 and up)",
     )
+    add("--pretrained", action="store_true",
+        help="with --large, all methods start from torchvision's ImageNet weights")  # fmt: skip
+    add("--weights", metavar="FILE", help="from those in this file instead")
     add("--batch_size", type=int, metavar="N", help="for all methods (default: each paper's)")
     add = parser.add_argument_group("how").add_argument
     add(
@@ -185,8 +188,9 @@ def check(args: argparse.Namespace) -> None:
             "--large: takes the images of a folder as they are, at 224x224 pixels; leave out "
             "--digits, --imb_factor and --image_size"
         )
-    if args.arch and not args.large:
-        raise UsageError(f"--arch {args.arch}: a network for large images, goes with --large")
+    for flag in ("arch", "pretrained", "weights"):
+        if getattr(args, flag) and not args.large:
+            raise UsageError(f"--{flag}: says with what network --large starts; add --large")
     if args.imb_factor is not None and not 0 < args.imb_factor <= 1:
         raise UsageError(f"--imb_factor {args.imb_factor}: smallest / largest class, 0 < f <= 1")
 
@@ -254,7 +258,6 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
         "dataset": images.dataset,
         "root": images.root,
         "lists": images.lists,
-        "split": images.split,
         "classes": images.num_classes,
         "third": third,
         "two_thirds": images.num_classes - third,
@@ -263,6 +266,7 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
         "size": args.image_size,
         "arch": args.arch,
         "features": args.arch and feature_dim(args.arch),
+        "weights": args.weights and str(Path(args.weights).resolve()),
         "epochs": args.epochs,
         "batch_size": args.batch_size,
         "val_fraction": args.val_fraction,
@@ -280,6 +284,10 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
             more.append(program.size)
         if args.arch is not None:
             more.append(program.arch)
+        if args.weights is not None:
+            more.append(program.weights)
+        elif args.pretrained:
+            more.append(program.pretrained)
         if args.epochs is not None:
             more.append(program.epochs)
         if args.batch_size is not None:

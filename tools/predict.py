@@ -46,6 +46,7 @@ from datasets.images import SUFFIXES, read_rgb
 from datasets.listfile import ListFile
 from datasets.npz import read_split
 from tools import networks
+from tools.runner import usable_cores
 
 TOP = 5
 SHOWN = 20  # so many predictions are printed
@@ -303,7 +304,7 @@ def predict(
     loader = DataLoader(
         Images(samples, model.transform),
         args.batch_size,
-        num_workers=args.workers if len(samples) > args.batch_size else 0,
+        num_workers=min(args.workers, usable_cores()) if len(samples) > args.batch_size else 0,
         collate_fn=list,
     )
     progress = Progress("images", len(samples))

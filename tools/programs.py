@@ -17,12 +17,12 @@ class Program:
 
     Attributes:
         data: words that set data set and folder, for small images; empty: it takes none.
-        large: the same for a folder of large images; {lists} has list files of it, {split} is
-            what is evaluated.
+        large: the same for a folder of large images; {lists} has list files of it.
         parse: the program's own reading of a command line.
         whole: words for the training images as they are. tail: for a long tail cut out of them.
         classes: words for the number of classes. size: for images of another size than 32.
-        arch: words for another network, of those for large images.
+        arch: words for another network, of those for large images. pretrained, weights: words for
+            a start from torchvision's weights or from those of a file.
         epochs: words for a shortened, stretched run. batch: for another batch size.
         val: words for the part of the training images that chooses the best epoch.
         memory, amp: words for channels-last memory and for half precision.
@@ -37,6 +37,8 @@ class Program:
     classes: str = ""
     size: str = "--image_size {size}"
     arch: str = "--arch {arch}"
+    pretrained: str = "--pretrained"
+    weights: str = "--weights {weights}"
     epochs: str = "--epochs {epochs} --stretch_schedule"
     batch: str = "--batch-size {batch_size}"
     val: str = "--val_fraction {val_fraction}"
@@ -133,8 +135,7 @@ PROGRAMS = {
     "hmloss/inat_implementation/train_inat.py": Program(
         "",
         _inat,
-        large="--dataset_dir {root} --train_list {lists}/ImageNet_LT_train.txt "
-        "--val_list {lists}/ImageNet_LT_{split}.txt",
+        large="--dataset imagefolder --root {root}",
     ),
     "arbloss/train_stage1.py": Program(
         "dataset {dataset} data_path {root}",
@@ -146,6 +147,8 @@ PROGRAMS = {
         "med_class_idx [{third},{two_thirds}] tail_class_idx [{two_thirds},{classes}]",
         size="image_size {size}",
         arch="backbone {arch}_fe",
+        pretrained="pretrained True",
+        weights="weights {weights}",
         epochs="num_epochs {epochs} stretch_schedule True",
         batch="batch_size {batch_size}",
         val="val_fraction {val_fraction}",

@@ -1,13 +1,14 @@
 """tools/compare.py: which recipes it takes, how the programs are told, and what it refuses."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from common.training.errors import RunError, UsageError
 from tests.programs.tools import make_image_folder
 from tools import compare
-from tools.programs import PROGRAMS, fill, settings
+from tools.programs import PROGRAMS, ROOT, fill, settings
 from tools.table import PAPERS
 
 SMALL, LARGE = (compare.all_methods(large) for large in (False, True))
@@ -106,14 +107,28 @@ def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
 def test_one_network_for_all_methods_of_large_images(folder, tmp_path):
     names = [f"{p}/{row.method}" for (p, _), row in LARGE.items()]
     flags = ["--root", folder, "--large", "--out", tmp_path, "--methods", *names]
-    for row, job in jobs(*flags, "--arch", "resnet34"):
+    for row, job in jobs(*flags, "--arch", "resnet34", "--pretrained"):
         for command in job.commands:
             told = settings(command)
+            assert told["pretrained"] is True, row.id
             assert told.get("arch", told.get("backbone")) in ("resnet34", "resnet34_fe"), row.id
             if "--arch_t" in row.command and "student" in command:
                 assert (told["arch_t"], told["feat_t"]) == ("resnet34", 512)
+    for row, job in jobs(*flags, "--weights", "w.pth"):
+        told = settings(job.commands[-1])
+        assert told["weights"] == str(Path("w.pth").resolve()), row.id
     with pytest.raises(UsageError, match=r"^dbm_loss/GML: argument -a/--arch: invalid choice"):
         compare.check_commands(jobs(*flags, "--arch", "resnet10"))
+
+
+def test_the_demo_trains_one_method_of_each_paper(tmp_path):
+    """The Makefile's command, which README shows as well."""
+    (line,) = (x for x in (ROOT / "Makefile").read_text().splitlines() if "compare.py" in x)
+    command = line.strip().removeprefix("$(BIN)/python ")
+    assert f".venv/bin/python {command}\n" in (ROOT / "README.md").read_text()
+    found = jobs(*shlex.split(command)[1:], "--out", tmp_path)
+    compare.check_commands(found)
+    assert [row.method for row, _ in found] == ["CE", "IB", "DBM-BS", "HML", "ARB-Loss"]
 
 
 def test_the_commands_are_shown(folder, tmp_path, capsys):
@@ -149,7 +164,7 @@ def test_a_folder_of_another_command_is_not_gone_on_with(folder, tmp_path):
         (["--root", "x.npz"], "npz file .*x.npz: no such file"),
         (["--root", "x.npz", "--large"], "--root x.npz: --large takes a folder of images"),
         (["--digits", "--large"], "--large: takes the images of a folder as they are"),
-        (["--digits", "--arch", "resnet10"], "--arch resnet10: a network for large images, goes"),
+        (["--digits", "--arch", "resnet10"], "--arch: says with what network --large starts; add"),
         (["--runs", "x", "--digits"], "--runs: shows runs that exist; leave"),
         (["--digits", "--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--digits", "--jobs", "0"], "--jobs 0: must be at least 1"),
