@@ -146,17 +146,19 @@ def hml(process, loss_type, weighting_type, hml_stage):
     args = Namespace(**ARGS, loss_type=loss_type, weighting_type=weighting_type)
     criterion = engine.build_criterion(args, COUNTS, hml_stage)
     step = Step(process, Small())
-    return step.done(engine.train_one_epoch(
-        step.model, step.batch(), criterion, step.optimizer, SCALER, 0, args, process, record()
-    ))  # fmt: skip
+    learner = engine.Learner(step.model, step.optimizer, SCALER, engine.forward_pass)
+    return step.done(
+        engine.train_one_epoch(learner, step.batch(), criterion, 0, args, record(process))
+    )
 
 
 def isic(process, loss_type, weighting_type, hml_stage):
     args = Namespace(**ARGS, loss_type=loss_type, weighting_type=weighting_type)
     criterion = hmloss.engine.build_criterion(args, COUNTS, hml_stage)
-    step = Step(process, Small())
+    step, engine = Step(process, Small()), hmloss.engine
+    learner = engine.Learner(step.model, step.optimizer, SCALER, engine.forward_pass)
     return step.done(hmloss.isic2019_implementation.engine.train_one_epoch(
-        step.model, step.batch(), criterion, step.optimizer, SCALER, 0, lambda _: 1.0, args, process
+        learner, step.batch(), criterion, 0, lambda _: 1.0, args, process
     ))  # fmt: skip
 
 
