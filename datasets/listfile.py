@@ -31,6 +31,7 @@ PUBLISHED = {
 
 
 LINE = re.compile(rb"(.*\S)\s+(\d+)(?:\s+(.*\S))?")  # path, label, class name
+DETOUR = re.compile(rb"//|(?:^|/)\.\.?(?:/|$)")  # a//b, ./a, ../a
 
 
 class ListFile(Dataset):
@@ -194,7 +195,7 @@ class ListFile(Dataset):
         first: dict[bytes, int] = {}
         again, outside = [], []
         for index, path in enumerate(paths):
-            before = first.setdefault(path, index)
+            before = first.setdefault(self._plain(path), index)
             if before != index:
                 if self.targets[before] != self.targets[index]:
                     raise UsageError(
@@ -214,6 +215,13 @@ class ListFile(Dataset):
                     f"{len(indices)} of {len(paths)} paths {what} (such as "
                     f"{os.fsdecode(paths[indices[0]])}, line {self._lines[indices[0]]})"
                 )
+
+    def _plain(self, path: bytes) -> bytes:
+        """The path from the root without detours, the same for all spellings of it."""
+        if not (path.startswith(b"/") or DETOUR.search(path)):
+            return path
+        root = os.path.abspath(os.fsencode(self.root))
+        return os.path.relpath(os.path.join(root, path), root)
 
     def _check_files(self, paths: list[bytes]) -> None:
         """Look for all images by listing their folders, which is cheaper than asking for each."""
@@ -273,12 +281,19 @@ def _missing(folder: bytes, names: set[bytes]) -> set[bytes]:
     return {name for name in absent if not os.path.exists(os.path.join(folder, name))}
 
 
-def find_list(name: str, folders: Sequence[str | Path]) -> Path:
-    """The list file ``name`` in the first folder that has it; ``UsageError`` if none has."""
+def find_list(name: str, folders: Sequence[str | Path], flag: str) -> Path:
+    """The list file ``name`` in the first folder that has it.
+
+    Args:
+        flag: by which the user says where it is, for the message.
+    Raises:
+        UsageError: none has it.
+    """
     for folder in folders:
         if (found := Path(folder) / name).is_file():
             return found
-    raise UsageError(f"no {name} in {' or '.join(map(str, folders))}; {WHERE}")
+    where = " or ".join(map(str, folders))
+    raise UsageError(f"no {name} in {where}; put it there, or give {flag}; {WHERE}")
 
 
 def split_name(list_file: Path) -> str:

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,7 +109,8 @@ def load(path: str | Path, flag: str = "--resume") -> dict:
         raise UsageError(f"{flag} {path}: {what}; give a file that exists")
     try:
         _verify(path)
-        with torch.serialization.safe_globals(SAFE_TYPES):
+        with torch.serialization.safe_globals(SAFE_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(f"{path}: {_refusal(path, error)}") from None
@@ -117,7 +119,8 @@ def load(path: str | Path, flag: str = "--resume") -> dict:
     except UsageError:
         raise
     except Exception as error:  # whatever torch meets in a file of other bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        words = str(error).partition("\n")[0].partition(". ")[0]  # the rest is advice
+        reason = f"{type(error).__name__}: {words}".removesuffix(": ")
         raise UsageError(f"{path}: not a complete checkpoint, cut short? ({reason})") from None
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, not a checkpoint dictionary")

@@ -100,7 +100,8 @@ class TextLog:
         with writing(path):
             self._file = open(path, "r+b" if resumed else "wb")  # noqa: SIM115 (closed by close)
             if resumed:
-                self._file.truncate(offset)
+                length = self._file.seek(0, os.SEEK_END)  # less after a power failure
+                self._file.truncate(min(offset, length))
                 self._file.seek(0, os.SEEK_END)
 
     @property

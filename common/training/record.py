@@ -312,6 +312,24 @@ class Record:
         for key in (*modules, "optimizer"):  # they need no more memory
             self._state.pop(key, None)
 
+    def place(self, steps: int) -> tuple[int, torch.Tensor | None]:
+        """Steps that are done of the next epoch, and the sums of them; 0 and None at its start.
+
+        Args:
+            steps: of an epoch.
+
+        Raises:
+            UsageError: it has fewer than the checkpoint was taken after.
+        """
+        state = self._state or {}
+        done = state.get("step", 0)
+        if done >= steps:
+            raise UsageError(
+                f"{self._source}: taken after {done} steps of an epoch, which has {steps} here; go "
+                "on with the batch size that the run began with"
+            )
+        return done, state.get("sums")
+
     def open(self, seed: int) -> None:
         """Open the logs: empty, or cut back to where the checkpoint was taken."""
         if not self._claimed:

@@ -19,6 +19,16 @@ from common.training.checkpoint import load
 from common.training.errors import UsageError
 from common.training.precision import first_non_finite
 
+# What the record of a run holds.
+RECORD = {
+    "seed": int | None,
+    "history": list,
+    "best_row": dict | None,
+    "offsets": dict,
+    "settings": dict,
+    "facts": dict,
+}
+
 
 def check_checkpoint(state: Mapping[str, object], path: Path, *, weights_alone: bool) -> None:
     """Refuse a checkpoint whose epoch or record is no such thing; weights may be all it holds."""
@@ -41,10 +51,26 @@ def check_checkpoint(state: Mapping[str, object], path: Path, *, weights_alone: 
     step, sums = state.get("step", 0), state.get("sums")
     if not (isinstance(step, int) and step >= 0 and isinstance(sums, (torch.Tensor, type(None)))):
         raise UsageError(f"{path}: its 'step' and 'sums' are no place within an epoch")
-    run = state.get("run", {})
-    history = run.get("history", []) if isinstance(run, dict) else None
-    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-        raise UsageError(f"{path}: its 'run' is not the record of a run")
+    if (wrong := _no_record(state.get("run", {}))) is not None:
+        raise UsageError(f"{path}: its 'run' is not the record of a run, {wrong}")
+
+
+def _no_record(run: object) -> str | None:
+    """What in a record is of another kind than it should be; None if nothing is."""
+    if not isinstance(run, dict):
+        return f"but a {type(run).__name__}"
+    for key, value in run.items():
+        if not isinstance(value, RECORD.get(key, object)):
+            return f"{key!r} is a {type(value).__name__}"
+    for row in [*run.get("history", []), run.get("best_row") or {}]:
+        if not isinstance(row, dict):
+            return f"an epoch of it is of type {type(row).__name__}"
+        for figure in row.values():
+            if not isinstance(figure, (int, float, list, dict)):
+                return f"an epoch of it holds a {type(figure).__name__}"
+    if not all(isinstance(place, int) and place >= 0 for place in run.get("offsets", {}).values()):
+        return "'offsets' are no places in files"
+    return None
 
 
 def load_state_dict(path: str | Path, flag: str = "weights") -> dict[str, Tensor]:
@@ -110,6 +136,11 @@ def check_state_dict(state_dict: object, source: object) -> None:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind = type(value).__name__
             raise UsageError(f"{source}: entry {key!r} of its state dict is no tensor, but {kind}")
+        if value.is_complex() or value.is_quantized or value.layout != torch.strided:
+            raise UsageError(
+                f"{source}: entry {key!r} of its state dict is of {value.dtype}, {value.layout}; "
+                "save it as dense real numbers"
+            )
     if (key := first_non_finite(state_dict)) is not None:
         raise UsageError(
             f"{source}: {key} holds values that are not finite, the run that made it had "
@@ -172,6 +203,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, source: obje
         for index, entry in entries.items():
             shape = parameters[index].shape
             for key, value in entry.items():
+                if not isinstance(value, (Tensor, int, float, type(None))):
+                    kind = type(value).__name__
+                    raise UsageError(f"{wrong}: {key} of parameter {index} is a {kind}")
                 if isinstance(value, Tensor) and value.ndim and value.shape != shape:
                     raise UsageError(
                         f"{wrong}: {key} of parameter {index} is {tuple(value.shape)}, not "

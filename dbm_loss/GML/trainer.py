@@ -117,9 +117,8 @@ def train(
         scaler,
         optional={"criterion": "it holds no temperature, it starts at --moco-t"},  # the original's
     )
-    start_step, sums = 0, None
     if state is not None:
-        args.start_epoch, start_step, sums = record.epoch, state.get("step", 0), state.get("sums")
+        args.start_epoch = record.epoch
     partition(launch.unwrap(model), args)
 
     if args.evaluate:
@@ -127,6 +126,7 @@ def train(
         process.say(result_lines(result))
         return result
 
+    start_step, sums = record.place(len(train_loader))
     record.open(seed)
     if process.is_main:
         if state is None:

@@ -221,13 +221,11 @@ def _assemble(
 
 def _find_list(source: Source, name: str) -> Path:
     """In ``--list_dir`` if given; else in the root, or in a config folder as originally."""
-    if source.list_dir is not None:
-        return find_list(name, [source.list_dir])
     config = Path("config") / LISTS[source.dataset][0]
-    try:
-        return find_list(name, [source.root, Path(source.root) / config, config, HERE / config])
-    except UsageError as error:
-        raise UsageError(f"{error}; put them into --root or name their --list_dir") from None
+    folders = [source.root, Path(source.root) / config, config, HERE / config]
+    if source.list_dir is not None:
+        folders = [source.list_dir]
+    return find_list(name, folders, "--list_dir DIR")
 
 
 def _folder(source: Source, train_views: Views, test_view: View) -> LargeScale:

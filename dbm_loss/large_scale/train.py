@@ -125,9 +125,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         scaler,
         optional={"optimizer": "it holds no momentum, it starts at 0"},  # the original's
     )
-    start_step, sums = 0, None
     if state is not None:
-        args.start_epoch, start_step, sums = record.epoch, state.get("step", 0), state.get("sums")
+        args.start_epoch = record.epoch
     process.say("cls num list:")
     process.say(data.cls_num_list)
 
@@ -140,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         process.say(result_lines(result) + class_line(result["cls_acc"], most=100))
         return result
 
+    start_step, sums = record.place(len(train_loader))
     record.open(seed)
     if process.is_main:
         write_text(record.log_dir / "args.txt", str(args))

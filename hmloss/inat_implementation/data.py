@@ -78,15 +78,10 @@ def _lists(args: Namespace) -> Data:
     """The lists decide on the classes and their counts."""
     train_recipe, test_recipe = _recipes(args)
     folders = (".", args.dataset_dir)
-    train = ListFile(
-        find_list(args.train_list, folders), args.dataset_dir, train_recipe, names=args.classes
-    )
-    test = ListFile(
-        find_list(args.val_list, folders),
-        args.dataset_dir,
-        test_recipe,
-        num_classes=train.num_classes,
-    )
+    train_list = find_list(args.train_list, folders, "--train_list FILE")
+    val_list = find_list(args.val_list, folders, "--val_list FILE")
+    train = ListFile(train_list, args.dataset_dir, train_recipe, names=args.classes)
+    test = ListFile(val_list, args.dataset_dir, test_recipe, num_classes=train.num_classes)
     notes = []
     for data in (train, test):
         if warning := size_warning(data):

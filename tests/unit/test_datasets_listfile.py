@@ -151,6 +151,17 @@ def test_an_image_has_one_label(make_list):
     )
 
 
+def test_an_image_has_one_label_however_it_is_spelled(make_list):
+    list_file, root = make_list("d/a 0\nb 1\n")
+    for path in ("d//a", "d/./a", "e/../d/a", f"../{root.name}/d/a", f"{root}/d/a"):
+        list_file.write_text(f"d/a 0\nb 1\n{path} 1\n")
+        with pytest.raises(UsageError) as error:
+            ListFile(list_file, root)
+        assert str(error.value) == (
+            f"{list_file}: {path} has label 0 (line 1) and label 1 (line 3); an image has one class"
+        )
+
+
 def test_paths_out_of_the_root_are_a_note(make_list):
     list_file, root = make_list("a 0\nb..c 0\nd/e 0\n")
     list_file.write_text(f"b..c 0\nd/../a 0\n{root}/d/e 0\n")
@@ -309,9 +320,11 @@ def test_find_list(tmp_path):
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "x.txt").touch()
     folders = [tmp_path / "first", tmp_path / "second"]
-    assert find_list("x.txt", folders) == tmp_path / "second" / "x.txt"
-    with pytest.raises(UsageError, match=r"no y\.txt in .*first or .*second; the lists of"):
-        find_list("y.txt", folders)
+    assert find_list("x.txt", folders, "--list F") == tmp_path / "second" / "x.txt"
+    with pytest.raises(
+        UsageError, match=r"no y\.txt in .*first or .*second; put it there, or give --list F; the"
+    ):
+        find_list("y.txt", folders, "--list F")
 
 
 def test_size_warning(make_list):

@@ -6,6 +6,7 @@ import decimal
 import errno
 import io
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -93,6 +94,21 @@ def test_cut_short_is_said(tmp_path):
         path.write_bytes(path.read_bytes()[:length])
         with pytest.raises(UsageError, match=r"ckpt\.pth: (not a complete checkpoint|refused)"):
             checkpoint.load(path)
+
+
+def test_why_a_file_is_no_checkpoint_without_advice_or_warning(tmp_path, recwarn):
+    cases = [
+        (b"", "not a complete checkpoint, cut short? (EOFError)"),
+        (b"PK\x03\x04xxxx", "not a complete checkpoint, cut short? (RuntimeError: PytorchStream"),
+        (pickle.dumps([1], protocol=4), "damaged, or no checkpoint of torch.save"),
+    ]
+    for content, words in cases:
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(UsageError) as error:
+            checkpoint.load(tmp_path / "x.pth")
+        assert str(error.value).startswith(f"{tmp_path / 'x.pth'}: {words}")
+        assert len(str(error.value)) < len(str(tmp_path)) + 150
+    assert not recwarn.list
 
 
 def test_every_damaged_byte_is_noticed_or_changes_nothing(tmp_path):

@@ -27,6 +27,11 @@ def test_a_log_is_cut_back_to_the_checkpoint(tmp_path):
     again.write("zwei\n")
     again.close()
     assert path.read_text() == "one\nzwei\n"
+    path.write_text("on")  # what a power failure left of it
+    again = logs.TextLog(path, offset)
+    again.write("e\n")
+    again.close()
+    assert path.read_text() == "one\n"
     logs.TextLog(path).close()
     assert path.read_text() == ""
 

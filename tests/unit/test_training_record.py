@@ -337,8 +337,15 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
         ({"epoch": 2.5}, "its 'epoch' is 2.5, not a number of epochs"),
         ({"epoch": 9}, "9 epochs are done and 4 asked for; evaluate it, or ask for more"),
         ({"best_acc1": "high"}, "its 'best_acc1' is 'high', not a finite number"),
-        ({"run": [1]}, "its 'run' is not the record of a run"),
-        ({"run": {"history": [1]}}, "its 'run' is not the record of a run"),
+        ({"run": [1]}, "its 'run' is not the record of a run, but a list"),
+        ({"run": {"history": [1]}}, "its 'run' is .*, an epoch of it is of type int"),
+        ({"run": {"history": [{"top1": "x"}]}}, "its 'run' is .*, an epoch of it holds a str"),
+        ({"run": {"best_row": {"top1": None}}}, "its 'run' is .*, an epoch of it holds a NoneType"),
+        ({"run": {"best_row": "x"}}, "its 'run' is .*, 'best_row' is a str"),
+        ({"run": {"seed": "x"}}, "its 'run' is .*, 'seed' is a str"),
+        ({"run": {"facts": None}}, "its 'run' is .*, 'facts' is a NoneType"),
+        ({"run": {"settings": [1]}}, "its 'run' is .*, 'settings' is a list"),
+        ({"run": {"offsets": {"log": -5}}}, "its 'run' is .*, 'offsets' are no places in files"),
         (
             {"run": None, "epoch": 4},
             "4 epochs are done and 4 asked for; evaluate it, or ask for more",
@@ -356,6 +363,22 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
         change(path, **entries)
         with pytest.raises(UsageError, match=f"ckpt.pth.tar: {words}"):
             Run(folder / "b", str(path))
+
+
+def test_a_place_within_an_epoch_that_has_become_shorter(tmp_path):
+    run = Run(tmp_path).train(1)
+    assert run.record.place(4) == (0, None)
+    run.record.save(step=3, sums=torch.tensor([7.0]))
+    run.record.close()
+    record = Run(tmp_path, "auto").record
+    assert record.place(4) == (3, torch.tensor([7.0]))
+    with pytest.raises(UsageError) as error:
+        record.place(3)
+    assert str(error.value) == (
+        f"{record.latest}: taken after 3 steps of an epoch, which has 3 here; go on with the batch "
+        "size that the run began with"
+    )
+    record.close()
 
 
 def test_a_checkpoint_without_epoch_is_no_checkpoint(tmp_path):

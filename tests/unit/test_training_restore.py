@@ -20,6 +20,8 @@ def test_a_state_dict_of_something_else_is_named(tmp_path):
             {"w": torch.tensor([1, float("inf")])},
             "w holds values that are not finite, the run that",
         ),
+        ({"w": torch.ones(2) + 0j}, "entry 'w' of its state dict is of torch.complex64, torch.str"),
+        ({"w": torch.eye(2).to_sparse()}, "entry 'w' .* is of torch.float32, torch.sparse_coo; "),
     ]
     for state, words in cases:
         folder = Path(mkdtemp(dir=tmp_path))
@@ -106,6 +108,10 @@ def test_another_optimizer_is_refused():
         (
             {"state": {9: {}}, "param_groups": trained(sgd).state_dict()["param_groups"]},
             "IndexError",
+        ),
+        (
+            trained(sgd).state_dict() | {"state": {0: {"momentum_buffer": "x"}}},
+            "momentum_buffer of parameter 0 is a str",
         ),
     ]
     for state, words in cases:
