@@ -14,7 +14,7 @@ import torch
 from yacs.config import CfgNode
 
 from arbloss import opts
-from common.training import checkpoint, launch
+from common.training import checkpoint, launch, peers
 from common.training.errors import UsageError
 from common.training.launch import Process
 
@@ -40,7 +40,7 @@ def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, lis
     if local_rank is not None:
         env.setdefault("LOCAL_RANK", str(local_rank))
     if "WORLD_SIZE" in env:
-        if config.world_size not in (-1, int(env["WORLD_SIZE"])):
+        if config.world_size not in (-1, peers.number("WORLD_SIZE")):
             notes.append(
                 f"note: world_size {config.world_size} of the configuration gives way to the "
                 f"launcher's {env['WORLD_SIZE']} processes; batch_size stays the total of a machine"

@@ -89,6 +89,8 @@ def look(data: Sequence[str], root: str) -> Found:
                 found.lines.append(
                     f"{path}, {split}: {len(pixels)} images of {len(classes)} classes"
                 )
+        elif not path.exists():
+            raise UsageError(f"{path}: no such folder, list or npz file")
         else:
             part = ListFile(path, root, num_classes=num_classes, must_exist=False)
             num_classes = part.num_classes

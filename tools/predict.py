@@ -18,7 +18,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from common.training.logs import Progress, write_json
 from common.training.pictures import picture
 from datasets.augment.recipes import from_description
 from datasets.classes import read_names
-from datasets.folder import Skipped, image_files
+from datasets.folder import ENDINGS, Skipped, image_files
 from datasets.images import SUFFIXES, read_rgb
 from datasets.listfile import ListFile
 from datasets.npz import read_split
@@ -51,6 +51,15 @@ from tools.runner import usable_cores
 TOP = 5
 SHOWN = 20  # so many predictions are printed
 MISTAKES = 5  # and so many of each class
+# What a checkpoint says of itself, as far as it counts here.
+ABOUT = {
+    "program": str,
+    "network": dict,
+    "transform": dict | None,
+    "scale": float | int,
+    "classes": list | None,
+    "cls_num_list": list | None,
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -109,14 +118,13 @@ def load_model(args: argparse.Namespace) -> Model:
         UsageError: no checkpoint, or something is neither in it nor among the flags.
     """
     state = checkpoint.load(args.checkpoint, "CHECKPOINT")
-    about = state.get("about") or {}
     source = args.checkpoint
+    about = _about(state, source)
     program = args.program or about.get("program")
-    if program is None:
-        raise UsageError(
-            f"{source}: does not say which program it is of; give --program, one of "
-            f"{', '.join(networks.KINDS)}"
-        )
+    if program not in networks.KINDS:
+        what = f"is of {program}" if program else "does not say which program it is of"
+        known = ", ".join(networks.KINDS)
+        raise UsageError(f"{source}: {what}; give --program, one of {known}")
     kind = networks.KINDS[program]
     names = read_names(args.classes) if args.classes else None
     classes = _class_names(about.get("classes"), names, args)
@@ -139,6 +147,18 @@ def load_model(args: argparse.Namespace) -> Model:
         names,
         report.title_of(about | {"network": network}),
     )
+
+
+def _about(state: Mapping[str, object], source: str) -> dict[str, object]:
+    """What a checkpoint says of itself; nothing if it is an original's."""
+    about = state.get("about") or {}
+    if not isinstance(about, dict):
+        raise UsageError(f"{source}: its 'about' is a {type(about).__name__}, not a dictionary")
+    for key, value in about.items():
+        if not isinstance(value, ABOUT.get(key, object)):
+            kind = type(value).__name__
+            raise UsageError(f"{source}: {key!r} of its 'about' is a {kind}; take another copy")
+    return about
 
 
 def _class_names(
@@ -207,7 +227,7 @@ def find_samples(args: argparse.Namespace, model: Model) -> list[Sample]:
         else:
             found += _in_list(path, args, model)
     if not found:
-        raise UsageError(f"{' '.join(args.images)}: no images, files that end in {SUFFIXES}")
+        raise UsageError(f"{' '.join(args.images)}: no images, {ENDINGS}")
     return found
 
 

@@ -157,9 +157,8 @@ def start(
     """
     if not ("WORLD_SIZE" in os.environ and "RANK" in os.environ):
         return Process(_pick_device(gpu, flag) if use_cuda else torch.device("cpu"))
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, world_size = peers.number("RANK"), peers.number("WORLD_SIZE")
+    local_rank, local_world_size = peers.number("LOCAL_RANK"), peers.number("LOCAL_WORLD_SIZE", 1)
     if gpu not in (None, local_rank) and rank == 0:
         warnings.warn(f"{flag} {gpu}: a launcher gives each process its own GPU", stacklevel=2)
     gpus = torch.cuda.device_count() if use_cuda else 0
@@ -207,7 +206,7 @@ def fan_out(
     ``RANK``, and the GPUs of each are fanned out to.
     """
     launched = "WORLD_SIZE" in os.environ
-    alone = launched and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
+    alone = launched and peers.number("LOCAL_WORLD_SIZE", 1) == 1
     if gpu is not None or (launched and not (per_machine and alone)):
         return False
     processes = processes or torch.cuda.device_count()
@@ -215,8 +214,9 @@ def fan_out(
         return False
     argv = list(sys.argv[1:] if argv is None else argv)
     if launched:
-        machines, machine = int(os.environ["WORLD_SIZE"]), int(os.environ.get("RANK", "0"))
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        machines, machine = peers.number("WORLD_SIZE"), peers.number("RANK")
+        peers.require_place(machines)
+        address, port = os.environ["MASTER_ADDR"], peers.number("MASTER_PORT")
     else:
         machines, machine, address = 1, 0, "127.0.0.1"
         with socket.socket() as probe:

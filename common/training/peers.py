@@ -17,6 +17,26 @@ WAIT = timedelta(minutes=10)  # for a process that does not come, or does not an
 FAREWELL = timedelta(seconds=5)  # process 0 keeps the store: the others shall still learn of it
 
 
+def number(name: str, default: int = 0) -> int:
+    """A variable of the launcher.
+
+    Raises:
+        UsageError: it is no whole number.
+    """
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{name} {text!r}: not a whole number; start with torchrun") from None
+
+
+def require_place(world_size: int) -> None:
+    """Refuse to start without the place where the processes meet."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(f"WORLD_SIZE {world_size}, but no {missing[0]}: start with torchrun")
+
+
 def meet(backend: str, rank: int, world_size: int) -> None:
     """Join the other processes at MASTER_ADDR and MASTER_PORT.
 
@@ -26,9 +46,7 @@ def meet(backend: str, rank: int, world_size: int) -> None:
     """
     if not 0 <= rank < world_size:
         raise UsageError(f"RANK {rank}: WORLD_SIZE {world_size} has ranks 0 to {world_size - 1}")
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UsageError(f"WORLD_SIZE {world_size}, but no {missing[0]}: start with torchrun")
+    require_place(world_size)
     place = ":".join(_place())
     cure = "start all of them, with the same MASTER_ADDR and MASTER_PORT"
     try:
@@ -58,7 +76,7 @@ def explain(error: Exception) -> str | None:
 def first_to_fail() -> bool:
     """Whether this process is to say why the run ends: what the others meet then is no news."""
     if not dist.is_initialized():
-        return int(os.environ.get("LOCAL_RANK", "0")) == 0
+        return os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with _torch_silent():
             return _store().add("failed", 1) == 1

@@ -99,7 +99,7 @@ def test_an_npz_file(tmp_path, capsys):
 
 
 def test_data_that_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match="nowhere: no such list file"):
+    with pytest.raises(UsageError, match="nowhere: no such folder, list or npz file"):
         check.main([str(tmp_path / "nowhere")])
     (tmp_path / "train").mkdir()
     with pytest.raises(UsageError, match="neither val/ nor test/"):

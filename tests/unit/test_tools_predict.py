@@ -146,6 +146,19 @@ def test_an_original_needs_to_be_told_what_it_is(here):
     assert odds[1] == pytest.approx(2 * odds[0], abs=1e-3)
 
 
+def test_a_checkpoint_that_says_odd_things_of_itself():
+    for about, message in (
+        ("x", "odd: its 'about' is a str, not a dictionary"),
+        (ABOUT | {"program": "new.py"}, "odd: is of new.py; give --program, one of ib_loss/"),
+        (ABOUT | {"classes": 3}, "odd: 'classes' of its 'about' is a int; take another copy"),
+        (ABOUT | {"scale": "x"}, "odd: 'scale' of its 'about' is a str; take another copy"),
+    ):
+        torch.save({"state_dict": Colours(3).state_dict(), "about": about}, "odd")
+        with pytest.raises(UsageError) as error:
+            run("odd", "images/red/1.png")
+        assert str(error.value).startswith(message)
+
+
 def test_names_for_a_checkpoint_that_has_numbers(here):
     numbered = ABOUT | {"classes": ["2", "0", "1"]}  # sorted by size, as arbloss has them
     torch.save({"state_dict": Colours(3).state_dict(), "about": numbered}, "ckpt")

@@ -178,6 +178,16 @@ def test_each_process_has_its_gpu(gpus, launched, count, device, backend):
     assert launched == [(backend, 1, 2)]
 
 
+def test_what_a_launcher_cannot_have_said(gpus, launched, monkeypatch):
+    gpus(0)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "two")
+            with pytest.raises(UsageError) as error:
+                launch.start()
+        assert str(error.value) == f"{name} 'two': not a whole number; start with torchrun"
+
+
 def test_more_processes_than_gpus(gpus, launched):
     gpus(1)
     with pytest.raises(UsageError) as error:
