@@ -43,7 +43,8 @@ class ListData:
     Attributes:
         classes: names; the labels that the lists give them.
         split: which one the test set is, ``test`` or ``val``.
-        chosen_on: on what the best epoch is chosen: ``split`` or a ``held-out`` part.
+        chosen_on: on what the best epoch is chosen: ``split``, another list (``val``) or a
+            ``held-out`` part of the training images.
         notes: for the user.
         val: images by which the best epoch is chosen; None: it is chosen on the test set.
         name: what the data are, for the head of a picture.
@@ -69,8 +70,9 @@ def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
             ``num_classes``; a class without training images.
     """
     if config.dataset in CIFAR_LIKE:
-        if config.classes:
-            raise UsageError(f"classes {config.classes}: for list files, not for {config.dataset}")
+        for key in ("classes", "val_list"):
+            if config[key]:
+                raise UsageError(f"{key} {config[key]}: for list files, not for {config.dataset}")
         data = long_tail.load_long_tailed(
             config.dataset,
             config.data_path,
@@ -102,15 +104,22 @@ def _load_lists(config: CfgNode) -> ListData:
             f"num_classes {config.num_classes}: {train_list} has {train.num_classes} classes"
         )
     test = ListFile(test_list, root, augment.recipes.imagenet_eval(**colours), train.num_classes)
+    lists, split, chosen_on = [train, test], split_name(test_list), HELD_OUT
+    val_set = config.val_list or None
+    if val_set is not None:
+        lists.append(ListFile(val_set, root, test.transform, train.num_classes))
     class_map = largest_first(train.cls_num_list)
-    train.relabel(class_map)
-    test.relabel(class_map)
+    for images in lists:
+        images.relabel(class_map)
+    kept, val = hold_out(train, config.val_fraction, test.transform, val_set)
+    if val_set is not None:
+        val, chosen_on = lists[-1], "val"
+    elif val is not None:
+        val_set = part_name(config.val_fraction)
     warnings = [text for text in (size_warning(train), size_warning(test)) if text]
-    kept, val = hold_out(train, config.val_fraction, test.transform)
-    val_set = part_name(config.val_fraction) if config.val_fraction else None
-    split = split_name(test_list)
     facts = evaluation_facts(str(test_list), len(test), val_set, val and len(val))
-    notes = [*warnings, *train.notes, *test.notes, *evaluation_notes(facts, split)]
+    notes = [text for images in lists for text in images.notes]
+    notes = [*warnings, *notes, *evaluation_notes(facts, split)]
     facts |= {
         "dataset": config.dataset,
         "train_images": len(kept),
@@ -119,6 +128,9 @@ def _load_lists(config: CfgNode) -> ListData:
         "targets_sha256": fingerprint(kept.targets.astype("<i8")),
         "test_targets_sha256": fingerprint(test.targets.astype("<i8")),
     }
+    if config.val_list:
+        facts["val_list_sha256"] = fingerprint(val.paths)
+        facts["val_targets_sha256"] = fingerprint(val.targets.astype("<i8"))
     if warnings:
         facts["warnings"] = warnings
     return ListData(
@@ -128,7 +140,7 @@ def _load_lists(config: CfgNode) -> ListData:
         np.bincount(kept.targets, minlength=train.num_classes).tolist(),
         facts,
         split,
-        split if val is None else HELD_OUT,
+        split if val is None else chosen_on,
         notes,
         val,
         NAMES[config.dataset],

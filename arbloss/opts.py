@@ -67,6 +67,7 @@ DEFAULTS = {
     "diagnostic": False,
     "list_path": "",
     "classes": "",
+    "val_list": "",
     "val_fraction": 0.0,
     "eval_every": 1,
     "pretrained": False,

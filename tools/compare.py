@@ -202,14 +202,15 @@ class Images:
     Attributes:
         dataset: as the programs for small images call it. root: absolute; unused by the digits.
         num_classes: of it. lists: folder of the list files, for programs that take large images
-            from such. split: what of a folder is evaluated, "test" or "val".
+            from such. splits: what a folder has beside train/: the first is evaluated, the second,
+            if it is there, chooses the best epoch.
     """
 
     dataset: str
     root: str
     num_classes: int
     lists: str = ""
-    split: str = "test"
+    splits: Sequence[str] = ("test",)
 
     def name(self, imb_factor: float | None) -> str:
         """In words, with the long tail that is cut out of it."""
@@ -230,7 +231,7 @@ def find_images(args: argparse.Namespace) -> Images:
     if root.suffix != ".npz":
         classes = read_folder(root, "train").classes
         lists = str(args.out.resolve() / "lists")
-        return Images("imagefolder", str(root), len(classes), lists, held_out(root)[0])
+        return Images("imagefolder", str(root), len(classes), lists, held_out(root))
     if args.large:
         raise UsageError(f"--root {args.root}: --large takes a folder of images")
     return Images("npz", str(root), len(open_source("npz", root, "train").classes))
@@ -241,7 +242,7 @@ def write_lists(images: Images) -> None:
     root = Path(images.root)
     for split in HELD_OUT:  # of an earlier start, when others were there
         (Path(images.lists) / f"ImageNet_LT_{split}.txt").unlink(missing_ok=True)
-    for split in ("train", images.split):
+    for split in ("train", *images.splits):
         part = read_folder(root, split)
         lines = [
             f"{Path(file).relative_to(root).as_posix()}\t{label}\t{part.classes[label]}\n"
@@ -294,6 +295,8 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
             more.append(program.batch)
         if args.val_fraction:
             more.append(program.val)
+        elif args.large and len(images.splits) == 2:
+            more.append(program.val_list)
         if args.amp != "none":
             more.append(program.amp)
         words += [word for text in more for word in shlex.split(text)]

@@ -24,7 +24,8 @@ class Program:
         arch: words for another network, of those for large images. pretrained, weights: words for
             a start from torchvision's weights or from those of a file.
         epochs: words for a shortened, stretched run. batch: for another batch size.
-        val: words for the part of the training images that chooses the best epoch.
+        val: words for the part of the training images that chooses the best epoch. val_list: for
+            a list of other images, where val/ beside test/ is not seen anyway.
         memory, amp: words for channels-last memory and for half precision.
         resume: words that go on from the run's own checkpoint.
     """
@@ -42,6 +43,7 @@ class Program:
     epochs: str = "--epochs {epochs} --stretch_schedule"
     batch: str = "--batch-size {batch_size}"
     val: str = "--val_fraction {val_fraction}"
+    val_list: str = ""
     memory: str = "--channels_last"
     amp: str = "--amp {amp}"
     resume: str = "--resume auto"
@@ -152,6 +154,7 @@ PROGRAMS = {
         epochs="num_epochs {epochs} stretch_schedule True",
         batch="batch_size {batch_size}",
         val="val_fraction {val_fraction}",
+        val_list="val_list {lists}/ImageNet_LT_val.txt",
         memory="channels_last True",
         amp="amp {amp}",
         resume="resume auto",

@@ -13,6 +13,7 @@ from arbloss.data import load_data
 from arbloss.opts import check, load_config
 from common.models.resnet import resnet10
 from common.training.errors import UsageError
+from common.training.report import fingerprint
 from tests.programs.arbloss_data import CONFIG, GROUPS, make_lists
 from tools import predict
 
@@ -102,6 +103,24 @@ def test_a_part_of_the_list_may_choose(lists):
     assert len(data.test) == 10
     first, again = data.val[0][0], data.val[0][0]
     assert first.shape == (3, 224, 224) and first.equal(again)  # not augmented
+
+
+def test_another_list_may_choose(lists):
+    lines = (lists["imagenet"] / FILES["imagenet"][1]).read_text().splitlines()
+    chosen = lists["imagenet"] / "mine.txt"
+    chosen.write_text("\n".join(lines[::2]))
+    words = ["data_path", str(lists["imagenet"]), "val_list", str(chosen)]
+    data = load_data(config("imagenet", *words))
+    assert data.val.targets.tolist() == data.test.targets.tolist()[::2]
+    assert (data.chosen_on, data.split) == ("val", "test")
+    assert data.notes[-2:] == [
+        f"evaluated on {data.facts['test_set']}, 10 images; the best epoch is chosen on {chosen}, "
+        "5 images",
+        "note: the epochs are evaluated on the validation set, the test set at the end",
+    ]
+    assert data.facts["val_list_sha256"] == fingerprint(data.val.paths)
+    with pytest.raises(UsageError, match=r"mine\.txt is for validation already"):
+        load_data(config("imagenet", *words, "val_fraction", "0.4"))
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "places"])

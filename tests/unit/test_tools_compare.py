@@ -1,6 +1,7 @@
 """tools/compare.py: which recipes it takes, how the programs are told, and what it refuses."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
     assert lines[3] == "train/class_001/0000.jpg\t1\tclass_001"
     lines = (tmp_path / "lists" / "ImageNet_LT_test.txt").read_text().splitlines()
     assert lines[0] == "test/class_000/0000.jpg\t0\tclass_000" and len(lines) == 4
+
+
+def test_validation_images_choose_for_arbloss_as_well(folder, tmp_path):
+    both = tmp_path / "both"
+    for split in ("train", "test"):
+        shutil.copytree(folder / split, both / split)
+    shutil.copytree(folder / "test", both / "val")
+    flags = ["--root", both, "--large", "--out", tmp_path, "--methods", "ARB"]
+    ((_, job),) = jobs(*flags)
+    lists = tmp_path / "lists"
+    assert settings(job.commands[-1])["val_list"] == str(lists / "ImageNet_LT_val.txt")
+    compare.write_lists(compare.Images("imagefolder", str(both), 4, str(lists), ("test", "val")))
+    assert (lists / "ImageNet_LT_val.txt").read_text().startswith("val/class_000/0000.jpg\t0")
 
 
 def test_one_network_for_all_methods_of_large_images(folder, tmp_path):
