@@ -71,7 +71,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 def remove_parts(*folders: Path, of: str | None = None) -> None:
     """Remove what ``atomic_file`` left there where a kill cut it short.
 
-    ``of``: name of a file of which alone it is removed, where others write, too.
+    ``of``: only what is left of the file of this name, in a folder where others write, too.
     """
     pattern = ".*.part" if of is None else f".{glob.escape(of)}.*.part"
     for folder in folders:

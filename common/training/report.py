@@ -230,7 +230,7 @@ def title_of(about: Mapping[str, object]) -> str:
 
 
 def epoch_title(about: Mapping[str, object], split: str, chosen_on: str, epoch: int) -> str:
-    """The same, and below it on what the reported epoch is shown, and why that one."""
+    """``title_of``, and below it the set, the epoch and why that one."""
     title = f"{title_of(about)}\n{full(split)} set, epoch {epoch}"
     return title if split == chosen_on else f"{title}, the best on the {full(chosen_on)} set"
 

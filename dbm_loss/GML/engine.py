@@ -105,7 +105,7 @@ def partition(moco: MoCo, args: Namespace) -> None:
         counts = torch.tensor(args.cls_num_list, dtype=torch.float32)
         moco.set_cls_weight(counts / counts.sum(), args.base_k)
     except ValueError as error:
-        raise UsageError(f"--{error} (--moco-k)") from None
+        raise UsageError(f"--{error}; K is --moco-k") from None
 
 
 def load_teacher(args: Namespace) -> nn.Module:
