@@ -229,10 +229,9 @@ def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
     original = trainer.train_one_epoch
     times: dict[str, list[float]] = {"plain": [], "ours": []}
     plain: list[Callable] = []
-    counted = 0
+    counted = {}  # images in an epoch; arbloss's second stage has a batch more than the plain loop
 
     def both(*args: object, **options: object) -> object:
-        nonlocal counted
         bound = inspect.signature(original).bind(*args, **options)
         bound.apply_defaults()
         call = {**bound.arguments, "function": original}
@@ -243,13 +242,15 @@ def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
             model = copy.deepcopy(unwrap(call["network" if "network" in call else "model"]))
             model = model.to(memory_format=torch.contiguous_format)
             criterion = copy.deepcopy(unwrap(call["criterion"]))
-            plain.append(plain_epoch(call, plain_data(call, case), model, criterion))
+            data = plain_data(call, case)
+            plain.append(plain_epoch(call, data, model, criterion))
+            counted["plain"] = len(data) // _batch_size(call) * _batch_size(call)
         results = []
         times["ours"].append(seconds(lambda: results.append(original(*args, **options)),
                                      process.device))  # fmt: skip
         times["plain"].append(seconds(plain[0], process.device))
-        counted = len(call["loaders"][0] if "loaders" in call else call["loader"])
-        counted *= _batch_size(call)
+        batches = len(call["loaders"][0] if "loaders" in call else call["loader"])
+        counted["ours"] = batches * _batch_size(call)
         return results[0]
 
     flags = case.flags.format(images=images, rounds=rounds + 1).split()
@@ -265,7 +266,7 @@ def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
     finally:
         trainer.train_one_epoch = original
         plain.clear()  # ends its workers before the next program is measured
-    per_s = {name: counted / statistics.median(spent[1:]) for name, spent in times.items()}
+    per_s = {name: counted[name] / statistics.median(spent[1:]) for name, spent in times.items()}
     return rates(f"epoch of `{case.program}`, images/s", per_s["plain"], per_s["ours"])
 
 
