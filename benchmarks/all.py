@@ -39,21 +39,21 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 def measure(device: torch.device, quick: bool) -> list[Row]:
     """Every benchmark, with settings that take ten minutes together on two cores."""
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     steps = (
         ("start", lambda: start.rows(2 * rounds)),
         (
             "programs",
-            lambda: programs.rows(*((128, 16, 1) if quick else (640, 32, 2))),
+            lambda: programs.rows(*((128, 16, 1) if quick else (384, 48, 2))),
         ),
-        ("epoch", lambda: cifar_epoch.rows(128 if quick else 1280, rounds, "resnet32", device)),
+        ("epoch", lambda: cifar_epoch.rows(128 if quick else 640, rounds, "resnet32", device)),
         ("memory", lambda: [cifar_epoch.memory_row("resnet32")] if device.type == "cpu" else []),
         ("augmentation", lambda: augment.rows(128, 2 * rounds, device)),
         ("losses", lambda: losses.rows(rounds, device)),
         (
             "large images",
             lambda: large_scale_step.rows(
-                images=16 if quick else 128,
+                images=16 if quick else 64,
                 loader_batch=16,
                 batch=256 if device.type == "cuda" else 8,
                 arch="resnet50",
