@@ -24,6 +24,9 @@ from common.training.seeds import derive
 
 Order = Callable[[torch.Generator], torch.Tensor]
 
+# More workers than cores, by default on a small machine: said when a loader is made and iterated.
+warnings.filterwarnings("ignore", message="This DataLoader will create")
+
 
 def shuffled(num_samples: int) -> Order:
     """Every sample once, in random order."""
@@ -220,16 +223,14 @@ class WorkersLoader:
         self._device, self._memory_format, self._finish = process.device, memory_format, finish
         order = order or (shuffled if train else in_order)(len(dataset))
         self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
-        with warnings.catch_warnings():  # more workers than cores, by default on a small machine
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            self._loader = DataLoader(
-                _Seeded(dataset),
-                batch_sampler=_KeyedBatches(self._plan),
-                num_workers=workers,
-                pin_memory=process.device.type == "cuda",
-                persistent_workers=workers > 0,
-                generator=torch.Generator(),  # else each epoch draws from the program's generator
-            )
+        self._loader = DataLoader(
+            _Seeded(dataset),
+            batch_sampler=_KeyedBatches(self._plan),
+            num_workers=workers,
+            pin_memory=process.device.type == "cuda",
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each epoch draws from the program's generator
+        )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch that the next iteration yields, from its ``start_batch``-th batch on."""
