@@ -26,6 +26,7 @@ from arbloss.start import new_folder, start_process
 from common.training import checkpoint, launch, report, speed
 from common.training.errors import UsageError
 from common.training.logs import TextLog, prepare_folders, write_json
+from common.training.selection import full
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         facts["calibration"] = calibration(tally.bins)
         write_json(folder / "eval.json", report.in_percent(figures) | facts)
         report.write_tables(folder, tally, table, data.test.files)
-        title = f"{report.title_of(about)}\n{report.full(data.split)} set"
+        title = f"{report.title_of(about)}\n{full(data.split)} set"
         draw_reliability_diagram(tally.bins, folder / "reliability.png", title)
     test_loader.close()
     log.close()

@@ -14,7 +14,7 @@ import torch
 from yacs.config import CfgNode
 
 from arbloss import opts
-from common.training import checkpoint, launch, peers
+from common.training import changes, checkpoint, launch, peers
 from common.training.errors import UsageError
 from common.training.launch import Process
 
@@ -143,18 +143,13 @@ def changed_settings(folder: Path, config: CfgNode) -> list[str]:
         before = opts.load_config(folder / config.log_dir / "config.yaml")
     except UsageError:
         return ["it has no config.yaml to compare"]
-    return [
-        f"{key} {before[key]} -> {value}"
-        for key, value in config.items()
-        if before[key] != value and key not in PLACE_KEYS
-    ]
+    return changes.changed_settings(before, config, PLACE_KEYS)
 
 
 def other_images(stage1: Mapping[str, object], facts: Mapping[str, object]) -> list[str]:
     """A note where stage 1 was trained on other images than those of ``facts``, stage 2's."""
-    before = stage1.get("run", {}).get("facts", {})
-    prints = [key for key in facts if key.endswith("sha256") and not key.startswith("test_")]
-    changed = [key for key in prints if before.get(key, facts[key]) != facts[key]]
+    changed = changes.changed_data(stage1.get("run", {}).get("facts", {}), facts)
+    changed = [key for key in changed if not key.startswith("test_")]
     if not changed:
         return []
     return [

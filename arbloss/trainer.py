@@ -33,9 +33,11 @@ from arbloss.start import BEST, LATEST, other_images, run_folder, start_process
 from common import models
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, restore, seeds, speed
+from common.training.files import Files
 from common.training.logs import write_text
-from common.training.record import Files, Record
+from common.training.record import Record
 from common.training.report import epoch_title
+from common.training.selection import Selection
 from datasets.long_tail import LongTailed
 
 
@@ -75,8 +77,7 @@ def train(
         {**config, "channels_last": channels_last},
         data.facts,
         about=about(config, data, stage),
-        split=data.split,
-        chosen_on=data.chosen_on,
+        selection=Selection(data.split, data.chosen_on),
         dashes="",
     )
     state, stage1 = None, None
@@ -181,11 +182,11 @@ def train(
             row |= gradient_norms(norms, epoch, record, say)
         if record.is_best(row):
             its_ece = row["ece"]
-        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
-        if record.score in row:
+        best_acc1 = record.best_score_with(row)
+        if "top1" in row:  # not every epoch, with eval_every
             for line in result_lines(row, tally, counts, config):
                 say(line)
-            say(f"Best {record.score_name}: {best_acc1:.3f}% ECE: {its_ece:.3f}%\n")
+            say(f"Best {record.selection.score_name}: {best_acc1:.3f}% ECE: {its_ece:.3f}%\n")
         log_scalars(record.writer, row)
         best_acc1 = torch.tensor(best_acc1, dtype=torch.float64)
         record.end_epoch(row, best_acc1=best_acc1, its_ece=its_ece)
@@ -203,9 +204,9 @@ def train(
     for loader in loaders:
         loader.close()
     if process.is_main:
-        epoch = (last if data.chosen_on == data.split else record.best_result)["epoch"]
-        title = epoch_title(record.about, data.split, data.chosen_on, epoch)
-        draw_reliability_diagram(record.reported.bins, record.log_dir / "reliability.png", title)
+        title = epoch_title(record.about, record.selection, record.outcome.epoch)
+        bins = record.outcome.tally.bins
+        draw_reliability_diagram(bins, record.log_dir / "reliability.png", title)
     return last
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from common.training.checkpoint import find, remove_parts
 from common.training.errors import UsageError
+from common.training.files import Files
 from common.training.launch import Process
 from common.training.logs import write_csv
-from common.training.record import Files, Record
+from common.training.record import Record
 from common.training.seeds import choose_seed
 
 COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries

@@ -112,14 +112,15 @@ def train_run(
             row |= tally.result(cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
+        best_acc1 = record.best_score_with(row)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
     last = record.finish(tally, test, files=loaders.files)
+    best = record.outcome.best
     for loader in loaders[:3]:
         loader.close()
     return {
-        "best_epoch": record.best_result["epoch"],
-        "best_top1": record.best_result["top1"],
+        "best_epoch": best["epoch"],
+        "best_top1": best["top1"],
         **{name: last[name] for name in COLUMNS if name != "best_top1"},
     }

@@ -205,7 +205,7 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
         "lr": row["lr"],
     }
     if "top1" in row:  # not every epoch, with --eval_every
-        text = result_lines(row) + f"Best {record.score_name}: {best_acc1:.3f}\n"
+        text = result_lines(row) + f"Best {record.selection.score_name}: {best_acc1:.3f}\n"
         print(text + group_line(row) + "\n", flush=True)
         record.log["log_test.csv"].write(text + "\n")
         scalars |= {

@@ -13,8 +13,10 @@ from torch import nn
 from common.evaluation import Tally, group_line, result_lines
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
+from common.training.files import Files
 from common.training.logs import write_text
-from common.training.record import Files, Record
+from common.training.record import Record
+from common.training.selection import Selection
 from datasets import augment
 from datasets.augment import batch, described
 from datasets.loaders import drawn_by_weight
@@ -101,8 +103,7 @@ def train(
         vars(args),
         data.facts,
         about=about(args, data, program),
-        split=data.split,
-        chosen_on=data.chosen_on,
+        selection=Selection(data.split, data.chosen_on),
     )
     state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
@@ -180,7 +181,7 @@ def train(
             row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
+        best_acc1 = record.best_score_with(row)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
     last = record.finish(tally, test, files=data.test.files)

@@ -15,9 +15,9 @@ import numpy as np
 
 from common.evaluation import GROUPS, class_groups
 from common.training import drawings
+from common.training.changes import FREE_TO_CHANGE
 from common.training.errors import UsageError
-from common.training.record import FREE_TO_CHANGE
-from common.training.report import full
+from common.training.selection import full
 from tools.table import PAPERS
 
 FIGURES = {

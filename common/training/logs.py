@@ -39,13 +39,6 @@ def prepare_folders(*folders: str | Path) -> None:
             ) from None
 
 
-def prepare_files(*files: Path) -> None:
-    """Refuse a folder where a file will be written, before the training rather than after it."""
-    for file in files:
-        if file.is_dir():
-            raise UsageError(f"{file}: a folder is where this file goes; move it away")
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as file:

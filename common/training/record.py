@@ -1,4 +1,4 @@
-"""The record of a run: its folders, logs, history and checkpoints, and what goes on from them.
+"""The record of a run: its history, logs and checkpoints, and what goes on from them.
 
     record = Record(Files(log_dir, model_dir), process, vars(args), data.facts)
     state = record.resume(args.resume, args.epochs)
@@ -17,53 +17,20 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import nn
 
 from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report, restore
-from common.training.errors import NonFiniteLoss, UsageError, writing
+from common.training.changes import FREE_TO_CHANGE, changed_data, changed_settings
+from common.training.errors import NonFiniteLoss, UsageError
+from common.training.files import Files
 from common.training.launch import Process
-from common.training.lock import lock_folders
-
-# Settings whose change on resume is not noted: where files and processes are, how often something
-# is printed, and the first epoch, which the checkpoint decides. A seed counts where one is given.
-FREE_TO_CHANGE = {
-    "resume", "overwrite", "other_data", "workers", "gpu", "local_rank", "print_freq", "evaluate",
-    "start_epoch", "root_log", "root_model", "out", "root_path", "root", "data", "data_dir",
-    "save_every",
-}  # fmt: skip
-
-REPORTS = (
-    "metrics.csv", "report.json", "curves.png", "per_class.png", "confusion.png", "per_class.csv",
-    "confusion.csv", "predictions.csv",
-)  # fmt: skip
-
-
-@dataclass
-class Files:
-    """Where a run writes, and the names that its original gave to the files.
-
-    Attributes:
-        log_dir: logs, metrics.csv, report.json, pictures, tensorboard events.
-        model_dir: checkpoints.
-        latest, best: names of checkpoints; numbered: of those that are kept, ``{}`` for the epoch.
-        text_logs: names of the text logs, written by ``record.log[name].write``.
-        events: folder of the tensorboard events within ``log_dir``.
-    """
-
-    log_dir: str | Path
-    model_dir: str | Path
-    latest: str = "ckpt.pth.tar"
-    best: str = "ckpt.best.pth.tar"
-    numbered: str = ""
-    text_logs: Sequence[str] = ()
-    events: str = ""
+from common.training.selection import Selection
 
 
 class Record:
@@ -80,19 +47,15 @@ class Record:
             case), "transform" (of an image to evaluate: ``datasets.augment.described``), "scale"
             (what the loss multiplies the logits by: probabilities are softmax(scale * logits)),
             "classes" (names), "cls_num_list".
-        split: the set that is reported, "test" or "val".
-        chosen_on: the set on which each epoch is evaluated and the best chosen; None: ``split``.
-        score: the figure that chooses; None: top-1, as in the papers, and on a set of its own,
-            which may be as long-tailed as the training images, the balanced accuracy.
-        later_of_equals: of epochs with the same score the last is the best, not the first.
+        selection: how the best epoch is chosen.
         dashes: how the program's flags begin, for messages; arbloss has keys instead.
 
     Attributes:
+        log_dir, model_dir, latest, best: of ``files``.
         epoch: epochs that are finished, and so the 0-based number of the next one.
         history: one dictionary per finished epoch. best_row: the best of them, or None.
         best_score: what an epoch has to beat to be the best.
-        best_result: after ``finish``: the best epoch's row, with its figures on the test set.
-        reported: after ``finish``: the evaluation that the report is about.
+        outcome: after ``finish``: the tests of the last and of the best epoch.
         seed: of the run, None if it is not known yet.
         log: {name: TextLog}. writer: tensorboard writer (None in other processes).
     """
@@ -105,44 +68,29 @@ class Record:
         facts: Mapping[str, object] | None = None,
         *,
         about: Mapping[str, object] | None = None,
-        split: str = "test",
-        chosen_on: str | None = None,
-        score: str | None = None,
-        later_of_equals: bool = False,
+        selection: Selection | None = None,
         dashes: str = "--",
     ) -> None:
-        self.log_dir, self.model_dir = Path(files.log_dir), Path(files.model_dir)
-        self.latest, self.best = self.model_dir / files.latest, self.model_dir / files.best
+        self.log_dir, self.model_dir = files.log_dir, files.model_dir
+        self.latest, self.best = files.latest, files.best
         self.process = process
         self.settings, self.facts = logs.plain(dict(settings)), dict(facts or {})
+        self.about, self.selection = logs.plain(dict(about or {})), selection or Selection()
         self.epoch = 0
         self.history: list[dict] = []
         self.best_row: dict | None = None
         self.best_score = 0.0
-        self.best_result: dict | None = None
-        self.reported: Tally | None = None
+        self.outcome: report.Outcome | None = None
         self.seed: int | None = None
-        self.about = logs.plain(dict(about or {}))
-        self.split, self.chosen_on = split, chosen_on or split
-        self.score = score or ("top1" if self.chosen_on == split else "balanced_acc")
         self.log: dict[str, logs.TextLog] = {}
-        self.writer = None
-        self._better = operator.ge if later_of_equals else operator.gt
-        self._numbered = files.numbered
-        self._dashes = dashes
-        self._text_logs = files.text_logs
-        self._events = self.log_dir / files.events
-        self._claimed, self._locks = False, []
+        self.writer: logs.Events | None = None
+        self._files, self._dashes = files, dashes
+        self._locks: list[TextIO] = []
+        self._only_weights = bool(self.settings.get("evaluate"))
         self._source: Path | None = None  # the checkpoint, and what is in it
         self._state: dict | None = None
-        self._continues = False  # a run in these folders
-        self._only_weights = bool(self.settings.get("evaluate"))
+        self._continues = False  # a run in these folders, whose logs have these lengths
         self._offsets: dict[str, int] = {}
-
-    @property
-    def score_name(self) -> str:
-        """The figure that chooses, as the original programs' logs call it."""
-        return "Prec@1" if self.score == "top1" else report.SCORES[self.score]
 
     def claim(self, flag: str) -> None:
         """Lock the folders for this run and refuse those that hold another one.
@@ -153,7 +101,7 @@ class Record:
         Raises:
             UsageError: they cannot be written, another process writes them, or they hold a run.
         """
-        own = flag == "auto" or (flag and Path(flag).resolve().parent == self.model_dir.resolve())
+        own = flag == "auto" or (flag and self._is_own(Path(flag)))
         overwrite = self.settings.get("overwrite")
         if overwrite and own:
             raise UsageError(
@@ -162,16 +110,11 @@ class Record:
             )
 
         def claim() -> None:
-            logs.prepare_folders(self.log_dir, self.model_dir)
-            names = [*self._text_logs, *REPORTS]
-            logs.prepare_files(self.latest, self.best, *(self.log_dir / name for name in names))
-            self._locks = lock_folders([self.log_dir, self.model_dir])
-            checkpoint.remove_parts(self.log_dir, self.model_dir)
+            self._locks = self._files.claim()
             if not (own or overwrite):
                 self._refuse_a_run()
 
         launch.in_main(claim)
-        self._claimed = True
 
     def resume(self, flag: str, epochs: int) -> dict | None:
         """Read the checkpoint that ``--resume`` names and take up its history; None without one.
@@ -184,19 +127,18 @@ class Record:
             epochs: of the whole run.
 
         Raises:
-            UsageError: see ``claim``, which is called where it has not been; the file is no
-                checkpoint, its data are others, or nothing is left to be done.
+            UsageError: see ``claim``; the file is no checkpoint, its data are others, or nothing is
+                left to be done.
         """
-        evaluate = self._only_weights
-        if not (self._claimed or evaluate):
+        if not self._only_weights:
             self.claim(flag)
         path = checkpoint.find(flag, self.latest)
         if path is None:
-            if evaluate:
+            if self._only_weights:
                 raise UsageError(f"--evaluate --resume {flag}: there is no {self.latest} yet")
             return None
         state = checkpoint.load(path)
-        restore.check_checkpoint(state, path, weights_alone=evaluate)
+        restore.check_checkpoint(state, path, weights_alone=self._only_weights)
         run = state.get("run", {})
         self.epoch = operator.index(state.get("epoch", epochs))
         self._source, self._state = path, state
@@ -204,30 +146,31 @@ class Record:
         self.history, self.best_row = run.get("history", []), run.get("best_row")
         for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
             row["epoch"] = epoch  # some programs counted from 1 once
-        scores = [row[self.score] for row in [self.best_row] if row and self.score in row]
-        scores += [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
-        self.best_score = max(scores, default=0.0)
+        scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
+        self.best_score = max([(self.best_row or {}).get(self.selection.score, 0.0), *scores])
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
-        if evaluate:
+        if self._only_weights:
             return state
         if self.epoch > epochs or (self.epoch == epochs and not self.history):
             raise UsageError(
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
             )
-        self._continues = "run" in state and path.resolve().parent == self.model_dir.resolve()
+        self._continues = "run" in state and self._is_own(path)
         if self._continues:  # the logs of another run are not this one's
             self._offsets = run.get("offsets", {})
         elif flag != "auto" and not self.settings.get("overwrite"):
             launch.in_main(self._refuse_a_run)
-        self._compare_data(run.get("facts", {}), path)
-        self._note_changes(run.get("settings", {}))
+        self._compare(run.get("facts", {}), run.get("settings", {}))
         return state
 
+    def _is_own(self, path: Path) -> bool:
+        """Whether a checkpoint lies in this run's folder."""
+        return path.resolve().parent == self.model_dir.resolve()
+
     def _refuse_a_run(self) -> None:
-        files = [self.latest, self.best, *(self.log_dir / name for name in REPORTS[:2])]
-        if any(file.exists() for file in files) or self._numbered_files():
+        if self._files.hold_a_run():
             raise UsageError(
                 f"{self.model_dir}: holds a run already; go on with {self._flag('resume', 'auto')}"
                 f", replace it with {self._flag('overwrite')}, or give this run another folder"
@@ -237,34 +180,22 @@ class Record:
         """A flag as the user of this program writes it."""
         return f"{self._dashes}{name} {value or ('' if self._dashes else True)}".rstrip()
 
-    def _numbered_files(self) -> list[Path]:
-        pattern = re.sub(r"{.*?}", "*", self._numbered)
-        return list(self.model_dir.glob(pattern)) if pattern else []
-
-    def _compare_data(self, before: Mapping[str, object], path: Path) -> None:
+    def _compare(self, facts: Mapping[str, object], settings: Mapping[str, object]) -> None:
+        """Refuse, or note, other data than the checkpoint's; note other settings."""
         changed = [
-            f"{key} was {str(before[key])[:12]}… and is {str(value)[:12]}…"
-            for key, value in self.facts.items()
-            if key.endswith("sha256") and before.get(key, value) != value
-        ]
-        if not changed:
-            return
-        changes = f"{path}: the data are not those of this run, {'; '.join(changed)}"
-        if not self.settings.get("other_data"):
-            accept = self._flag("other_data")
-            raise UsageError(f"{changes}. Bring them back, or accept these with {accept}")
-        self.process.say(f"note: {changes}")
-
-    def _note_changes(self, before: Mapping[str, object]) -> None:
-        changed = [
-            f"{key} {before[key]} -> {value}"
-            for key, value in self.settings.items()
-            if key in before
-            and before[key] != value
-            and key not in FREE_TO_CHANGE
-            and not (key == "seed" and value is None)  # the run keeps the one that it has
+            f"{key} was {str(facts[key])[:12]}… and is {str(self.facts[key])[:12]}…"
+            for key in changed_data(facts, self.facts)
         ]
         if changed:
+            changes = f"{self._source}: the data are not those of this run, {'; '.join(changed)}"
+            if not self.settings.get("other_data"):
+                accept = self._flag("other_data")
+                raise UsageError(f"{changes}. Bring them back, or accept these with {accept}")
+            self.process.say(f"note: {changes}")
+        free = FREE_TO_CHANGE
+        if self.settings.get("seed") is None:  # the run keeps the one that it has
+            free = free | {"seed"}
+        if changed := changed_settings(settings, self.settings, free):
             self.process.say(f"note: resuming with changed settings: {', '.join(changed)}")
 
     def restore(
@@ -332,24 +263,16 @@ class Record:
 
     def open(self, seed: int) -> None:
         """Open the logs: empty, or cut back to where the checkpoint was taken."""
-        if not self._claimed:
-            self.claim("")
         self.seed = seed
         writes = self.process.is_main
         if writes and not self._continues:
-            stale = [self.latest, self.best, *self._numbered_files()]
-            stale += [self.log_dir / name for name in REPORTS]
-            stale += self._events.glob("events.out.tfevents.*")
-            for file in stale:  # of the run that is replaced, or of one killed in its first epoch
-                if self._source is None or file.resolve() != self._source.resolve():
-                    with writing(file):
-                        file.unlink(missing_ok=True)
+            self._files.clear(keep=self._source)
         self.log = {
             name: logs.TextLog(self.log_dir / name if writes else None, self._offsets.get(name))
-            for name in self._text_logs
+            for name in self._files.text_logs
         }
         if writes:
-            self.writer = logs.Events(self._events, start_epoch=self.epoch)
+            self.writer = logs.Events(self._files.events, start_epoch=self.epoch)
 
     def evaluates(self, epoch: int, epochs: int, every: int) -> bool:
         """Whether ``epoch`` is evaluated: the first, from there each ``every``-th, and the last."""
@@ -357,10 +280,13 @@ class Record:
 
     def is_best(self, row: Mapping[str, object]) -> bool:
         """Whether an epoch beats ``best_score``; the first does in any case."""
-        if self.score not in row:  # it was not evaluated
-            return False
-        first = self.best_row is None and self.best_score == 0
-        return first or self._better(row[self.score], self.best_score)
+        if self.best_row is None and self.best_score == 0:
+            return self.selection.score in row  # else it was not evaluated
+        return self.selection.beats(row, self.best_score)
+
+    def best_score_with(self, row: Mapping[str, object]) -> float:
+        """``best_score`` once the epoch of ``row`` counts, too."""
+        return max(row.get(self.selection.score, 0.0), self.best_score)
 
     def end_epoch(self, row: dict, *, numbered: bool = False, **entries: object) -> None:
         """Append a finished epoch to the history, rewrite metrics.csv, and write the checkpoint.
@@ -382,14 +308,13 @@ class Record:
         self.epoch = row["epoch"] + 1
         paths = [self.latest]
         if numbered:
-            paths.insert(0, self.model_dir / self._numbered.format(self.epoch))
+            paths.insert(0, self.model_dir / self._files.numbered.format(self.epoch))
         if self.is_best(row):
-            self.best_score = row[self.score]
+            self.best_score = row[self.selection.score]
             paths.insert(0, self.best)  # the latest is the last: a kill before repeats the epoch
         self.history.append(row)
-        if self.best_row is None or (
-            self.score in row and self._better(row[self.score], self.best_row[self.score])
-        ):
+        best = self.best_row
+        if best is None or self.selection.beats(row, best[self.selection.score]):
             self.best_row = row
         for past in self.history[:-1]:
             if past is not self.best_row:  # 8142 numbers an epoch would swell the checkpoint
@@ -417,8 +342,7 @@ class Record:
 
     def _write(self, state: Mapping[str, object], *paths: Path) -> None:
         if self.process.is_main:
-            if self.writer is not None:
-                self.writer.flush()
+            self.writer.flush()
             run = {
                 "seed": self.seed,
                 "history": self.history,
@@ -439,7 +363,7 @@ class Record:
         figures: Callable[[Tally], dict] | None = None,
         files: Sequence[str] | None = None,
         **facts: object,
-    ) -> dict | None:
+    ) -> dict:
         """Evaluate on the test set what was not, write the report, close the logs.
 
         The model then has the weights of the reported epoch.
@@ -451,80 +375,53 @@ class Record:
             files: the test images, if they are files.
             facts: what else the report says.
 
-        Returns: the last epoch's row, with its figures on the test set; None if there is no epoch.
+        Returns: the last epoch's row, with its figures on the test set.
         """
-        last = None
-        if self.history:
-            evaluation = self._test(tally, test, figures)
-            if self.process.is_main:
-                report.write_report(
-                    self.log_dir,
-                    history=self.history,
-                    about=self.about,
-                    split=self.split,
-                    chosen_on=self.chosen_on,
-                    score=self.score,
-                    files=files,
-                    settings=self.settings,
-                    device=self.process.device,
-                    seed=self.seed,
-                    **evaluation,
-                    **{**self.facts, **facts},
-                )
-            last = self.history[-1] | evaluation["final_test"].figures
-            best = evaluation.get("best_test", report.Evaluation(None, {}))
-            self.best_result = evaluation["best"] | best.figures
-            self.reported = evaluation.get("best_test", evaluation["final_test"]).tally
-            self._say_results(last, evaluation)
-        self.close()
-        return last
-
-    def _test(
-        self,
-        tally: Tally | None,
-        test: Callable[[int], Tally],
-        figures: Callable[[Tally], dict] | None,
-    ) -> dict[str, object]:
-        """What the report needs of the best and of the last epoch, as its arguments."""
         figures = figures or (lambda tally: tally.result(self.about["cls_num_list"]))
+        self.outcome = self._tested(tally, test, figures)
+        if self.process.is_main:
+            report.write_report(
+                self.log_dir,
+                self.history,
+                self.outcome,
+                self.about,
+                self.selection,
+                files=files,
+                settings=self.settings,
+                device=self.process.device,
+                seed=self.seed,
+                **{**self.facts, **facts},
+            )
+        line = report.summary(self.outcome, self.selection, self.log_dir)
+        self.process.say(line)
+        if self.selection.validated:
+            for log in [*self.log.values()][-1:]:  # the others are of training
+                log.write(line + "\n")
+        self.close()
+        return self.outcome.final
+
+    def _tested(
+        self, tally: Tally | None, test: Callable[[int], Tally], figures: Callable[[Tally], dict]
+    ) -> report.Outcome:
+        """The last epoch on the test set, and the best one where another set chose it."""
         last, best = self.history[-1], self.best_row
-        validated = self.chosen_on != self.split
-        if tally is None or validated:
+        if tally is None or self.selection.validated:
             tally = test(last["epoch"])
-        final_test = report.Evaluation(tally, figures(tally))
-        if not validated:
-            return {"best": best, "final_test": final_test}
+        if not self.selection.validated:
+            return report.Outcome(last, best, tally)
+        final = last | figures(tally)
         if best["epoch"] != last["epoch"] and not self.best.is_file():
             # An earlier run's that was gone on from, in another folder or another stage.
             self.process.say(f"note: {self.best} is not there: the last epoch is reported")
             best = last
-        best_test = final_test
-        if best["epoch"] != last["epoch"]:
-            state = checkpoint.load(self.best)
-            for key, module in self._modules.items():
-                restore.load_weights(module, state[key], str(self.best))
-            tally = test(best["epoch"])
-            best_test = report.Evaluation(tally, figures(tally))
-        return {"best": best, "final_test": final_test, "best_test": best_test}
-
-    def _say_results(self, last: Mapping[str, object], evaluation: dict[str, object]) -> None:
-        best = self.best_result
-        scores, where = [self.score], ""
-        if "best_test" in evaluation:
-            scores = dict.fromkeys(["top1", self.score])
-            where = f"both on the {report.full(self.split)} set; "
-        shown = [
-            ", ".join(f"{report.SCORES[score]} {row[score]:.3f}" for score in scores)
-            for row in (last, best)
-        ]
-        line = (
-            f"last epoch {last['epoch']}: {shown[0]}; best on the {report.full(self.chosen_on)} "
-            f"set, epoch {best['epoch']}: {shown[1]}; {where}report in {self.log_dir}"
-        )
-        self.process.say(line)
-        if where:
-            for log in [*self.log.values()][-1:]:  # the others are of training
-                log.write(line + "\n")
+        if best["epoch"] == last["epoch"]:
+            return report.Outcome(final, final, tally, {"final": last, "best": best})
+        state = checkpoint.load(self.best)
+        for key, module in self._modules.items():
+            restore.load_weights(module, state[key], str(self.best))
+        tally = test(best["epoch"])
+        chosen = best | figures(tally)
+        return report.Outcome(final, chosen, tally, {"final": last, "best": best})
 
     def close(self) -> None:
         """Close logs and event file, and unlock the folders."""

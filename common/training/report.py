@@ -21,16 +21,35 @@ import torch
 from common.evaluation import Tally, class_groups
 from common.training import drawings, pictures
 from common.training.logs import write_csv, write_json, write_text
+from common.training.selection import SCORES, Selection, full
 
 UNIT = "percent: accuracies, precision, recall, F1, AUC, calibration errors"
-SCORES = {"top1": "top-1", "balanced_acc": "balanced accuracy", "bacc": "bacc"}
 
 
-class Evaluation(NamedTuple):
-    """An epoch's evaluation: the counts, and the figures that the program makes of them."""
+class Outcome(NamedTuple):
+    """What a run came to, on the set that is reported.
 
+    Attributes:
+        final, best: figures of the last epoch and of the best one.
+        tally: evaluation of the best one if a set of its own chose it, else of the last: on the set
+            that it is chosen on, the best one looks better than it is.
+        validation: the same two on that other set, {"final": …, "best": …}; None if there is none.
+    """
+
+    final: dict
+    best: dict
     tally: Tally
-    figures: dict
+    validation: dict[str, dict] | None = None
+
+    @property
+    def which(self) -> str:
+        """The epoch that tables and pictures are about, "final" or "best"."""
+        return "final" if self.validation is None else "best"
+
+    @property
+    def epoch(self) -> int:
+        """Its number, from 0."""
+        return getattr(self, self.which)["epoch"]
 
 
 def fingerprint(array: np.ndarray) -> str:
@@ -57,15 +76,11 @@ def write_metrics(folder: str | Path, history: Sequence[dict]) -> None:
 
 def write_report(
     folder: str | Path,
-    *,
     history: Sequence[dict],
-    best: dict,
+    outcome: Outcome,
     about: Mapping[str, object],
-    final_test: Evaluation,
-    best_test: Evaluation | None = None,
-    split: str = "test",
-    chosen_on: str = "test",
-    score: str = "top1",
+    selection: Selection,
+    *,
     files: Sequence[str] | None = None,
     settings: dict | None = None,
     device: torch.device | str = "cpu",
@@ -73,43 +88,33 @@ def write_report(
 ) -> None:
     """Write ``report.json``, ``metrics.csv``, and tables and pictures of the reported epoch.
 
-    That is the best one if a validation set chose it, else the last: on the set that it is chosen
-    on, the best one looks better than it is.
-
     Args:
         history: a dictionary per epoch ("epoch", "lr", "train_loss", "train_top1", and the keys of
-            ``Tally.result``), evaluated on the set ``chosen_on``.
-        best: the history entry of the best epoch, by ``score``.
+            ``Tally.result``), evaluated on the set ``selection.chosen_on``.
         about: what was trained, see ``Record``.
-        final_test: the last epoch on the set ``split``. best_test: the best one on it, where
-            ``chosen_on`` is another set.
-        files: the images of ``split``, if they are files.
+        files: the images of ``selection.split``, if they are files.
         settings: the parsed flags. device: what it was trained on.
         facts: anything else worth keeping, as JSON-able values.
     """
     folder = Path(folder)
-    cls_num_list = about["cls_num_list"]
-    rows = {"final": history[-1], "best": best}
-    which, tally = "final", final_test.tally
-    results, extra = rows, {}
-    if best_test is not None:
-        which, tally = "best", best_test.tally
-        results = {"final": history[-1] | final_test.figures, "best": best | best_test.figures}
-        extra = {"validation": {name: in_percent(row) for name, row in rows.items()}}
-    note = _note(split, chosen_on, score)
-    if (evaluated := sum(score in row for row in history)) < len(history):
+    note = selection.note()
+    if (evaluated := sum(selection.score in row for row in history)) < len(history):
         note += f"; {evaluated} of {len(history)} epochs were evaluated"
-    table = class_table(tally, cls_num_list, about["classes"])
+    validation = {name: in_percent(row) for name, row in (outcome.validation or {}).items()}
+    table = class_table(outcome.tally, about["cls_num_list"], about["classes"])
     write_metrics(folder, history)
     write_json(
         folder / "report.json",
         {
-            **{name: in_percent(row) for name, row in results.items()},
+            "final": in_percent(outcome.final),
+            "best": in_percent(outcome.best),
             "note": note,
             "unit": UNIT,
-            "evaluated": split,
-            "reported": {"epoch": rows[which]["epoch"], "which": which, "split": split},
-            **extra,
+            "evaluated": selection.split,
+            "reported": {
+                "epoch": outcome.epoch, "which": outcome.which, "split": selection.split,
+            },
+            **({"validation": validation} if validation else {}),
             "per_class": table,
             "epochs": len(history),
             "wall_time_s": sum(row.get("epoch_s", 0.0) for row in history),
@@ -119,30 +124,31 @@ def write_report(
             **about,
             **facts,
         },
+    )  # fmt: skip
+    write_tables(folder, outcome.tally, table, files)
+    _draw(folder, history, outcome, about, selection)
+
+
+def summary(outcome: Outcome, selection: Selection, folder: Path) -> str:
+    """A line for the screen: scores of the last and of the best epoch."""
+    scores, where = [selection.score], ""
+    if selection.validated:
+        scores = dict.fromkeys(["top1", selection.score])
+        where = f"both on the {full(selection.split)} set; "
+    final, best = (
+        f"{row['epoch']}: {', '.join(f'{SCORES[score]} {row[score]:.3f}' for score in scores)}"
+        for row in (outcome.final, outcome.best)
     )
-    write_tables(folder, tally, table, files)
-    _draw(folder, history, rows[which], tally, about, split=split, chosen_on=chosen_on)
+    return (
+        f"last epoch {final}; best on the {full(selection.chosen_on)} set, epoch {best}; "
+        f"{where}report in {folder}"
+    )
 
 
 def in_percent(row: Mapping[str, object]) -> dict:
     """A row of the history with its class accuracies in percent, as the other figures are."""
     percent = [100 * accuracy for accuracy in row.get("cls_acc", ())]
     return dict(row) | ({"cls_acc": percent} if percent else {})
-
-
-def full(split: str) -> str:
-    """The name of a split in words: ``val`` is the validation set."""
-    return "validation" if split == "val" else split
-
-
-def _note(split: str, chosen_on: str, score: str) -> str:
-    split, chosen_on = full(split), full(chosen_on)
-    if split != chosen_on:
-        return (
-            f"best is the epoch of the highest {SCORES[score]} on the {chosen_on} set; its figures "
-            f"and those of the last epoch, final, are of the {split} set"
-        )
-    return f"best is chosen on the {split} set, as in the papers; final is the last epoch"
 
 
 def class_table(
@@ -201,24 +207,21 @@ def write_rows(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> N
 def _draw(
     folder: Path,
     history: Sequence[dict],
-    row: dict,
-    tally: Tally,
+    outcome: Outcome,
     about: Mapping[str, object],
-    *,
-    split: str,
-    chosen_on: str,
+    selection: Selection,
 ) -> None:
-    """``curves.png`` of all epochs, ``per_class.png`` and ``confusion.png`` of ``row``'s."""
+    """``curves.png`` of all epochs, ``per_class.png`` and ``confusion.png`` of the reported one."""
     classes, cls_num_list = about["classes"], about["cls_num_list"]
-    what, validation = full(split), full(chosen_on)
-    title, epoch = title_of(about), epoch_title(about, split, chosen_on, row["epoch"])
-    recall = tally.precision_recall_f1()[1].tolist()
-    pictures.picture(folder / "curves.png", drawings.curves, history, validation, title)
+    split, chosen_on = full(selection.split), full(selection.chosen_on)
+    title, epoch = title_of(about), epoch_title(about, selection, outcome.epoch)
+    recall = outcome.tally.precision_recall_f1()[1].tolist()
+    pictures.picture(folder / "curves.png", drawings.curves, history, chosen_on, title)
     pictures.picture(
-        folder / "per_class.png", drawings.per_class, recall, cls_num_list, classes, what, epoch
+        folder / "per_class.png", drawings.per_class, recall, cls_num_list, classes, split, epoch
     )
-    if tally.confusion is not None:
-        counts = tally.confusion.cpu().numpy()
+    if outcome.tally.confusion is not None:
+        counts = outcome.tally.confusion.cpu().numpy()
         pictures.picture(
             folder / "confusion.png", drawings.confusion, counts, cls_num_list, classes, epoch
         )
@@ -229,10 +232,12 @@ def title_of(about: Mapping[str, object]) -> str:
     return f"{about['method']}, {about['network']['arch']}, on {about['data']}"
 
 
-def epoch_title(about: Mapping[str, object], split: str, chosen_on: str, epoch: int) -> str:
+def epoch_title(about: Mapping[str, object], selection: Selection, epoch: int) -> str:
     """``title_of``, and below it the set, the epoch and why that one."""
-    title = f"{title_of(about)}\n{full(split)} set, epoch {epoch}"
-    return title if split == chosen_on else f"{title}, the best on the {full(chosen_on)} set"
+    title = f"{title_of(about)}\n{full(selection.split)} set, epoch {epoch}"
+    if not selection.validated:
+        return title
+    return f"{title}, the best on the {full(selection.chosen_on)} set"
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:

@@ -329,9 +329,9 @@ def log_epoch(record: Record, row: dict, best: float, args: Namespace) -> None:
     """Print a finished epoch in the original's words and write its tensorboard scalars."""
     if record.writer is None:
         return
-    score = record.score_name
-    if record.score in row:  # not every epoch, with --eval_every
-        print(f"Current {score}: {row[record.score]:.3f}\nBest {score}: {best:.3f}\n", flush=True)
+    if "top1" in row:  # not every epoch, with --eval_every
+        name, current = record.selection.score_name, row[record.selection.score]
+        print(f"Current {name}: {current:.3f}\nBest {name}: {best:.3f}\n", flush=True)
     train = "Train/losses", "Train/top1", "Train/top5"
     if args.program == "main":
         train = "Train/Loss", "Train/Acc@1", "Train/Acc@5"

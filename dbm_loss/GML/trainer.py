@@ -13,8 +13,10 @@ from torch import nn
 
 from common import models
 from common.training import launch, precision, seeds, speed
+from common.training.files import Files
 from common.training.logs import write_text
-from common.training.record import Files, Record
+from common.training.record import Record
+from common.training.selection import Selection
 from datasets.long_tail import LongTailed
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
@@ -81,8 +83,7 @@ def train(
         vars(args),
         data.facts,
         about=about(args, data, transform),
-        split=data.split,
-        chosen_on=data.chosen_on,
+        selection=Selection(data.split, data.chosen_on),
     )
     state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
@@ -157,7 +158,7 @@ def train(
             say(record, result_lines(row))
         row["epoch_s"] = time.perf_counter() - start
 
-        best = max(row.get(record.score, 0.0), record.best_score)
+        best = record.best_score_with(row)
         log_epoch(record, row, best, args)
         keep = args.program != "main" and (epoch + 1) % args.print_freq == 0
         record.end_epoch(row, numbered=keep, arch=args.arch, acc=best)

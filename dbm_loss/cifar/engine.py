@@ -272,6 +272,6 @@ def log_end(log: Log, record: Record) -> None:
     minutes, seconds = divmod(sum(row["epoch_s"] for row in record.history), 60)
     hours, minutes = divmod(int(minutes), 60)
     log("Final performance...")
-    log(f"best bAcc ({record.chosen_on}):\t{best['top1']}", level=2)
+    log(f"best bAcc ({record.selection.chosen_on}):\t{best['top1']}", level=2)
     log(f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
     log(f"Training Time: {hours}:{minutes:02d}:{seconds:05.2f}")

@@ -27,7 +27,9 @@ from common.evaluation import Tally
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.errors import UsageError
-from common.training.record import Files, Record
+from common.training.files import Files
+from common.training.record import Record
+from common.training.selection import Selection
 from datasets.augment import described
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import (
@@ -100,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         vars(args),
         data.facts,
         about=about(args, data),
-        split=data.split,
-        chosen_on=data.chosen_on,
-        later_of_equals=True,
+        selection=Selection(data.split, data.chosen_on, later_of_equals=True),
     )
     record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)

@@ -236,7 +236,7 @@ def log_epoch(record: Record, row: dict, best_acc1: float) -> None:
     """Print and log a finished epoch, and write its tensorboard scalars."""
     if record.writer is None:
         return
-    best = f"Best {record.score_name}: {best_acc1:.3f}\n\n"
+    best = f"Best {record.selection.score_name}: {best_acc1:.3f}\n\n"
     scalars = {
         "loss/train": row["train_loss"],
         "acc/train_top1": row["train_top1"],

@@ -27,8 +27,10 @@ import torch
 from common.evaluation import Tally
 from common.models import pretrained
 from common.training import launch, precision, seeds, speed
+from common.training.files import Files
 from common.training.logs import write_text
-from common.training.record import Files, Record
+from common.training.record import Record
+from common.training.selection import Selection
 from dbm_loss.flags import logit_scale, margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
@@ -89,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         vars(args),
         data.facts,
         about=about(args, data),
-        split=data.split,
-        chosen_on=data.chosen_on,
+        selection=Selection(data.split, data.chosen_on),
     )
     state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
             row |= tally.result(data.cls_num_list)
         row["epoch_s"] = time.perf_counter() - start
 
-        best_acc1 = max(row.get(record.score, 0.0), record.best_score)
+        best_acc1 = record.best_score_with(row)
         log_epoch(record, row, best_acc1)
         keep = (epoch + 1) % KEEP_EVERY == 0
         record.end_epoch(row, numbered=keep, arch=args.arch, best_acc1=best_acc1)

@@ -19,7 +19,9 @@ from common.training import interrupt
 interrupt.during_imports(__name__)
 
 from common.training import launch, seeds, speed
-from common.training.record import Files, Record
+from common.training.files import Files
+from common.training.record import Record
+from common.training.selection import Selection
 from datasets.augment import described
 from datasets.long_tail import Augmentation, load_long_tailed, make_loaders, require_images
 from hmloss import flags, repeats
@@ -97,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                     data.classes,
                     described.cifar(data.test.images.shape[1]),
                 ),
-                split=data.split,
-                chosen_on=data.chosen_on,
+                selection=Selection(data.split, data.chosen_on),
             )
             state = record.resume(args.resume, args.epochs)
             seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)

@@ -31,11 +31,13 @@ import torch
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.errors import UsageError
+from common.training.files import Files
 from common.training.launch import Process
 from common.training.logs import prepare_folders, write_text
 from common.training.pictures import picture
-from common.training.record import Files, Record
+from common.training.record import Record
 from common.training.report import title_of
+from common.training.selection import Selection
 from datasets.augment import described
 from datasets.loaders import WorkersLoader
 from datasets.validation import evaluation_facts, evaluation_notes
@@ -124,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             vars(args),
             isic.fingerprints(table) | evaluated,
             about=about(args, data),
-            chosen_on="val",
-            score="bacc",
-            later_of_equals=True,
+            selection=Selection("test", "val", "bacc", later_of_equals=True),
         )
         state = record.resume(args.resume, args.num_epochs)
         rows_in_percent(record)

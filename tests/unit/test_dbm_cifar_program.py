@@ -9,8 +9,10 @@ import torch
 
 from common.imbalance import class_counts, inverse_frequency_weights
 from common.training.errors import UsageError
+from common.training.files import Files
 from common.training.launch import Process
-from common.training.record import Files, Record
+from common.training.record import Record
+from common.training.selection import Selection
 from dbm_loss.augment.policies import POLICY_NAMES
 from dbm_loss.cifar import engine, opts
 from dbm_loss.cifar.models import build_model
@@ -57,6 +59,7 @@ def test_log_of_the_arguments(golden, tmp_path):
     facts = golden("dbm_loss_cifar").facts["e2e"]["bcl"]
     args, _ = opts.parse_args([*facts["argv"], "--workers", "0"])
     record = Record(Files(tmp_path, tmp_path, text_logs=("log.txt",)), CPU, {})
+    record.claim("")
     record.open(0)
     args.num_class = 10
     engine.log_arguments(engine.Log(record), args)
@@ -347,10 +350,14 @@ def test_log_lines_are_the_original(golden, tmp_path):
         {"epoch": 1, "train_loss": 4.4688, "loss": 2.3564, "medium": 0.0, "few": 20.0, **shared},
     ]
     record = Record(
-        Files(tmp_path, tmp_path, text_logs=("log.txt",)), CPU, {}, later_of_equals=True
+        Files(tmp_path, tmp_path, text_logs=("log.txt",)),
+        CPU,
+        {},
+        selection=Selection(later_of_equals=True),
     )
     model = torch.nn.Linear(1, 1)
     record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
+    record.claim("")
     record.open(0)
     log = engine.Log(record)
     for row in rows:

@@ -12,8 +12,9 @@ import torch
 from common.imbalance import class_counts
 from common.models.resnet_cifar import resnet20
 from common.training.errors import UsageError
+from common.training.files import Files
 from common.training.launch import Process
-from common.training.record import Files, Record
+from common.training.record import Record
 from ib_loss import engine, opts
 from ib_loss.losses import IB_FocalLoss, IBLoss
 from ib_loss.schedule import CIFAR, TINY_IMAGENET, in_ib_phase, learning_rate
@@ -192,6 +193,7 @@ def test_training_steps_are_the_originals(golden, case, tmp_path, monkeypatch):
     record = Record(
         Files(tmp_path / "log", tmp_path / "model", text_logs=("log_train.csv",)), CPU, {}
     )
+    record.claim("")
     record.open(seed=0)
     losses = []
     compute = engine.compute_loss

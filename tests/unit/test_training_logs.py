@@ -75,15 +75,12 @@ def test_a_log_on_a_full_disk_is_one_line(tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
-    for name in ("log", "ckpt.pth.tar"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "log").mkdir()
     with pytest.raises(RunError, match=r"/log: cannot be written \(Is a directory\)"):
         logs.TextLog(tmp_path / "log")
     with pytest.raises(RunError, match=r"/log: cannot be written \(Is a directory\)"):
         logs.write_json(tmp_path / "log", {})
-    with pytest.raises(UsageError, match=r"ckpt\.pth\.tar: a folder is where this file goes"):
-        logs.prepare_files(tmp_path / "ckpt.pth.tar")
-    assert sorted(os.listdir(tmp_path)) == ["ckpt.pth.tar", "log"]
+    assert os.listdir(tmp_path) == ["log"]
 
 
 def test_names_that_are_no_text_are_written_as_they_are(tmp_path):

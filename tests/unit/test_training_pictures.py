@@ -6,7 +6,8 @@ import torch
 
 from common.evaluation import Tally
 from common.training import pictures
-from common.training.report import Evaluation, versions, write_report
+from common.training.report import Outcome, versions, write_report
+from common.training.selection import Selection
 
 
 def write(figure, texts):
@@ -50,10 +51,7 @@ def test_a_report_of_any_names_is_drawn(tmp_path, capsys):
         "network": {"arch": "resnet20"},
     }
     history = [{"epoch": 0, "lr": 0.1, "train_loss": 2.0, "top1": 1.0, "cls_acc": [0.5, 0.2, 0.1]}]
-    write_report(
-        tmp_path, history=history, best=history[0],
-        about=about, final_test=Evaluation(tally, {}),
-    )  # fmt: skip
+    write_report(tmp_path, history, Outcome(history[0], history[0], tally), about, Selection())
     assert all((tmp_path / f"{x}.png").is_file() for x in ("per_class", "confusion", "curves"))
     assert (tmp_path / "predictions.csv").read_bytes().count(b"caf\xe9") == 1
     assert capsys.readouterr() == ("", "")

@@ -9,7 +9,8 @@ import torch
 
 from common.evaluation import Tally
 from common.training import drawings, pictures
-from common.training.report import Evaluation, write_report
+from common.training.report import Outcome, write_report
+from common.training.selection import Selection
 
 CLASSES = ["cat, tabby", "dog", "emu"]  # the rarest in the middle, a comma in a name
 COUNTS = [40, 6, 120]
@@ -25,11 +26,12 @@ TRUE, PREDICTED = [0, 0, 1, 1, 2, 2], [0, 2, 2, 2, 2, 2]
 
 
 def evaluation(true=TRUE, predicted=PREDICTED):
+    """An evaluation, and its figures."""
     logits = 2.0 * torch.eye(3)[torch.tensor(predicted)]
     tally = Tally(3)
     tally.update(logits, torch.tensor(true), 0.25)
     tally.reduce()
-    return Evaluation(tally, tally.result(COUNTS))
+    return tally, tally.result(COUNTS)
 
 
 @pytest.fixture
@@ -52,11 +54,11 @@ def epoch(number, figures):
 
 
 def test_tables_and_report_of_the_last_epoch(tmp_path, drawn):
-    figures = evaluation().figures
+    tally, figures = evaluation()
     history = [epoch(0, {**figures, "top1": 80.0}), epoch(1, figures)]
     write_report(
-        tmp_path, history=history, best=history[0], about=ABOUT,
-        final_test=evaluation(), files=[f"test/{i}.png" for i in range(6)], seed=3,
+        tmp_path, history, Outcome(history[1], history[0], tally), ABOUT, Selection(),
+        files=[f"test/{i}.png" for i in range(6)], seed=3,
     )  # fmt: skip
     assert rows(tmp_path / "per_class.csv") == [
         ["class", "group", "train_images", "test_images", "correct", "precision", "recall", "f1"],
@@ -95,12 +97,13 @@ def test_tables_and_report_of_the_last_epoch(tmp_path, drawn):
 
 
 def test_the_best_epoch_on_the_validation_set_is_reported_on_the_test_set(tmp_path, drawn):
-    on_val, final, best = evaluation([0, 1, 2], [0, 1, 0]), evaluation(), evaluation(TRUE, TRUE)
-    history = [epoch(4, on_val.figures), epoch(5, {**on_val.figures, "top1": 10.0})]
-    write_report(
-        tmp_path, history=history, best=history[0], about=ABOUT,
-        final_test=final, best_test=best, chosen_on="val", score="balanced_acc",
+    on_val, (_, final), (tally, best) = (
+        evaluation([0, 1, 2], [0, 1, 0])[1], evaluation(), evaluation(TRUE, TRUE)
     )  # fmt: skip
+    history = [epoch(4, on_val), epoch(5, {**on_val, "top1": 10.0})]
+    validation = {"best": history[0], "final": history[1]}
+    outcome = Outcome(history[1] | final, history[0] | best, tally, validation)
+    write_report(tmp_path, history, outcome, ABOUT, Selection(chosen_on="val"))
     written = json.loads((tmp_path / "report.json").read_text())
     assert (written["best"]["epoch"], written["best"]["top1"]) == (4, 100)
     assert (written["final"]["epoch"], written["final"]["top1"]) == (5, 50)
@@ -176,7 +179,7 @@ def test_bars_have_the_colour_of_their_group():
 
 
 def test_confusion_is_sorted_by_size_and_in_percent():
-    confusion = evaluation().tally.confusion.numpy()
+    confusion = evaluation()[0].confusion.numpy()
     figure = figure_of(drawings.confusion, confusion, COUNTS, CLASSES, "title")
     axes = figure.axes[0]
     assert ticks(axes.xaxis) == ticks(axes.yaxis) == ["emu", "cat, tabby", "dog"]
@@ -187,7 +190,7 @@ def test_confusion_is_sorted_by_size_and_in_percent():
 
 def test_curves_leave_out_what_no_epoch_has():
     for epochs in [1, 3]:
-        history = [epoch(e, evaluation().figures | {"few": float("nan")}) for e in range(epochs)]
+        history = [epoch(e, evaluation()[1] | {"few": float("nan")}) for e in range(epochs)]
         figure = figure_of(drawings.curves, history, "validation", "title")
         labels = [line.get_label() for line in figure.axes[1].lines]
         assert labels == ["validation", "validation, many", "validation, medium"]

@@ -1,0 +1,80 @@
+"""The folders of a run: the names in them, whose they are, and what an earlier run left there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from common.training.checkpoint import remove_parts
+from common.training.errors import UsageError, writing
+from common.training.lock import lock_folders
+from common.training.logs import prepare_folders
+
+REPORTS = (
+    "metrics.csv", "report.json", "curves.png", "per_class.png", "confusion.png", "per_class.csv",
+    "confusion.csv", "predictions.csv",
+)  # fmt: skip
+
+
+@dataclass
+class Files:
+    """Where a run writes, and the names that its original gave to the files.
+
+    Attributes:
+        log_dir: logs, metrics.csv, report.json, pictures, tensorboard events.
+        model_dir: checkpoints.
+        latest, best: checkpoints, given by their names in ``model_dir``.
+        numbered: name of those that are kept, ``{}`` for the epoch.
+        text_logs: names of the text logs, written by ``record.log[name].write``.
+        events: tensorboard's, given by the name of their folder in ``log_dir``.
+    """
+
+    log_dir: str | Path
+    model_dir: str | Path
+    latest: str | Path = "ckpt.pth.tar"
+    best: str | Path = "ckpt.best.pth.tar"
+    numbered: str = ""
+    text_logs: Sequence[str] = ()
+    events: str | Path = ""
+
+    def __post_init__(self) -> None:
+        self.log_dir, self.model_dir = Path(self.log_dir), Path(self.model_dir)
+        self.latest, self.best = self.model_dir / self.latest, self.model_dir / self.best
+        self.events = self.log_dir / self.events
+
+    def claim(self) -> list[TextIO]:
+        """Create the folders and lock them until the returned files are closed.
+
+        Raises:
+            UsageError: they cannot be written, a folder is where a file goes, or another process
+                writes there.
+        """
+        prepare_folders(self.log_dir, self.model_dir)
+        names = [*self.text_logs, *REPORTS]
+        for file in (self.latest, self.best, *(self.log_dir / name for name in names)):
+            if file.is_dir():
+                raise UsageError(f"{file}: a folder is where this file goes; move it away")
+        locks = lock_folders([self.log_dir, self.model_dir])
+        remove_parts(self.log_dir, self.model_dir)
+        return locks
+
+    def hold_a_run(self) -> bool:
+        """Whether there are checkpoints, metrics or a report of an earlier run."""
+        files = [self.latest, self.best, *(self.log_dir / name for name in REPORTS[:2])]
+        return any(file.exists() for file in files) or bool(self._kept())
+
+    def clear(self, keep: Path | None) -> None:
+        """Remove what an earlier run, or one killed in its first epoch, left; all but ``keep``."""
+        stale = [self.latest, self.best, *self._kept(), *(self.log_dir / name for name in REPORTS)]
+        for file in [*stale, *self.events.glob("events.out.tfevents.*")]:
+            if keep is None or file.resolve() != keep.resolve():
+                with writing(file):
+                    file.unlink(missing_ok=True)
+
+    def _kept(self) -> list[Path]:
+        """The numbered checkpoints."""
+        pattern = re.sub(r"{.*?}", "*", self.numbered)
+        return list(self.model_dir.glob(pattern)) if pattern else []
