@@ -22,9 +22,9 @@ from arbloss.losses import (
 from arbloss.mixup import mixup_criterion, mixup_data
 from common.evaluation import Running, Tally, accuracy, finite_mean
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import AverageMeter, Events, Progress, TextLog
 from common.training.precision import FiniteGuard, autocast
-from common.training.speed import Forward
 
 FIELDS = (("Time", "6.3f"), ("Loss", ".3f"), ("Acc@1", "6.3f"), ("Acc@5", "6.3f"))
 Say = Callable[..., None]  # a line, and optionally the function that shows it
@@ -65,7 +65,7 @@ def class_counter(
 
 
 def forward_pass(
-    network: nn.Module,
+    model: nn.Module,
     criterion: nn.Module,
     images: Tensor,
     target: Tensor,
@@ -77,7 +77,7 @@ def forward_pass(
 
     ``counts`` are the class counts (C,) that the criterion takes, if it takes any.
     """
-    logits, features = network(images)
+    logits, features = model(images)
     logits = full_precision(logits)
     if other is not None:
         loss = mixup_criterion(criterion, logits, target, other, lam, counts)
@@ -89,34 +89,31 @@ def forward_pass(
 
 
 def train_one_epoch(
-    network: nn.Module,
+    learner: Learner,
     loader: Iterable,
     criterion: nn.Module,
     count: Callable[[Tensor], Tensor] | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     config: CfgNode,
     process: Process,
     say: Say,
-    forward: Forward = forward_pass,
 ) -> tuple[dict[str, float], Tensor | None]:
     """Train on every batch once.
 
     Args:
         criterion: called with logits and labels, and class counts if there is ``count``.
         count: see ``class_counter``; it sees the un-mixed labels.
-        forward: ``forward_pass``, or that compiled.
 
     Returns: the epoch's means {"train_loss", "train_top1", "train_top5"}; and with
         ``config.diagnostic`` the mean over batches of ``attraction_repulsion``, (C, C).
     """
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
     meters = batch_time, losses, top1, top5 = [AverageMeter() for _ in FIELDS]
     lr = optimizer.param_groups[0]["lr"]
-    guard = FiniteGuard(network, optimizer)
-    bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
+    guard = FiniteGuard(model, optimizer)
+    progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
     norms = None
-    network.train()
+    model.train()
     end = time.perf_counter()
     for step, (images, target, _) in enumerate(loader):
         counts = None if count is None else count(target)
@@ -126,7 +123,7 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, config.amp):
             batch = (images, target, counts, *mixed)
-            loss, logits, features = forward(network, criterion, *batch)
+            loss, logits, features = learner.forward(model, criterion, *batch)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         if config.diagnostic:
             matrix = attraction_repulsion(logits, features, target, counts)
@@ -143,11 +140,11 @@ def train_one_epoch(
 
         batch_time.update(time.perf_counter() - end)
         end = time.perf_counter()
-        bar.step()
+        progress.step()
         if step % config.print_freq == 0 and process.is_main:
-            say(progress_line(f"Epoch: [{epoch}]", step, len(loader), meters), bar.line)
+            say(progress_line(f"Epoch: [{epoch}]", step, len(loader), meters), progress.line)
     guard.close()
-    bar.close()
+    progress.close()
     for meter in (losses, top1, top5):
         meter.reduce(process.device)
     if norms is not None:
@@ -158,17 +155,17 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, loader: Iterable, config: CfgNode, process: Process, say: Say
+    model: nn.Module, loader: Iterable, config: CfgNode, process: Process, say: Say
 ) -> Tally:
     """Evaluate with cross entropy on every test image once; counts of all processes."""
     batch_time = AverageMeter()
-    sync_buffers(network)
-    network = unwrap(network).eval()
+    sync_buffers(model)
+    model = unwrap(model).eval()
     tally = Tally(config.num_classes, process.device)
     end = time.perf_counter()
     for step, (images, target, index) in enumerate(loader):
         with autocast(process.device, config.amp):
-            logits, _ = network(images)
+            logits, _ = model(images)
         loss = nn.functional.cross_entropy(logits.float(), target)
         tally.update(logits, target, loss, index)
         batch_time.update(time.perf_counter() - end)

@@ -34,6 +34,7 @@ from common import models
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.files import Files
+from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.report import epoch_title
@@ -91,9 +92,9 @@ def train(
             record.best_score = float(stage1.get("best_acc1", 0.0))
     else:
         state = record.resume(folder.resume, config.num_epochs)
-    start = state or stage1 or {}
-    check_classes(start, data.classes, folder.resume)
-    its_ece = float(start.get("its_ece", 100.0))  # of the best epoch
+    before = state or stage1 or {}
+    check_classes(before, data.classes, folder.resume)
+    its_ece = float(before.get("its_ece", 100.0))  # of the best epoch
 
     wanted = 0 if config.seed is None and config.deterministic else config.seed
     seed = seeds.choose_seed(record.seed if wanted is None else wanted)
@@ -157,9 +158,10 @@ def train(
         say(f"Use GPU: {process.device.index} for training")
 
     forward = speed.compiled(forward_pass, config.compile, process, train_loader.full_batch)
+    learner = Learner(model, optimizer, scaler, forward)
     tally = None
     for epoch in range(record.epoch, config.num_epochs):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         seeds.seed_everything(seed, "training", epoch)
         train_loader.set_epoch(epoch)
         for group, lr in zip(optimizer.param_groups, learning_rates(config, epoch), strict=True):
@@ -167,16 +169,15 @@ def train(
 
         row = {"epoch": epoch, "lr": lr}
         means, norms = train_one_epoch(
-            model, train_loader, criterion, count, optimizer, scaler, epoch, config, process, say,
-            forward,
-        )  # fmt: skip
+            learner, train_loader, criterion, count, epoch, config, process, say
+        )
         row |= means
-        seconds = time.perf_counter() - begin - speed.compile_seconds(process)
+        seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = len(data.train.targets) / seconds
         if record.evaluates(epoch, config.num_epochs, config.eval_every):
             tally = evaluate(model, val_loader, config, process, say)
             row |= results(tally, counts, config)
-        row["epoch_s"] = time.perf_counter() - begin
+        row["epoch_s"] = time.perf_counter() - start
 
         if norms is not None:
             row |= gradient_norms(norms, epoch, record, say)

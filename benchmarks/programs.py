@@ -39,6 +39,7 @@ from arbloss.mixup import mixup_data
 from benchmarks.timing import Row, machine, rates, seconds, table
 from common.training import launch
 from common.training.launch import Process, unwrap
+from common.training.learner import Learner
 from datasets.augment import recipes
 from datasets.memory import ArrayDataset
 from dbm_loss.augment import recipes as dbm_recipes
@@ -162,10 +163,10 @@ def plain_epoch(call: dict, data: Dataset, model: nn.Module, criterion: nn.Modul
     """The usual loop over ``data``, with what a program gave its ``train_one_epoch``."""
     settings = call.get("args") or call["config"]
     process = call.get("process") or call["record"].process
-    kind, defaults = type(call["optimizer"]), call["optimizer"].defaults
+    trained: Learner = call["learner"]
+    kind, defaults = type(trained.optimizer), trained.optimizer.defaults
     same = {key: defaults[key] for key in ("momentum", "weight_decay") if key in defaults}
     optimizer = kind(model.parameters(), lr=1e-4, **same)
-    forward = call["forward"] or inspect.getmodule(call["function"]).forward_pass(settings.loss_fn)
     loader = DataLoader(
         data,
         _batch_size(call),
@@ -198,7 +199,7 @@ def plain_epoch(call: dict, data: Dataset, model: nn.Module, criterion: nn.Modul
                     rest = (counts, *mixed)
             elif hasattr(settings, "loss_fn"):  # DBM
                 rest = (0,)
-            loss = forward(model, criterion, images, target, *rest)[0]
+            loss = trained.forward(model, criterion, images, target, *rest)[0]
             loss.item()  # the originals read it in every step
             optimizer.zero_grad()
             loss.backward()
@@ -234,12 +235,10 @@ def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
     def both(*args: object, **options: object) -> object:
         bound = inspect.signature(original).bind(*args, **options)
         bound.apply_defaults()
-        call = {**bound.arguments, "function": original}
-        if "learner" in call:
-            call |= vars(call["learner"])
+        call = bound.arguments
         process: Process = call.get("process") or call["record"].process
         if not plain:
-            model = copy.deepcopy(unwrap(call["network" if "network" in call else "model"]))
+            model = copy.deepcopy(unwrap(call["learner"].model))
             model = model.to(memory_format=torch.contiguous_format)
             criterion = copy.deepcopy(unwrap(call["criterion"]))
             data = plain_data(call, case)

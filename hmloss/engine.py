@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,10 @@ from common.evaluation import Running, Tally, accuracy, group_line, result_lines
 from common.gather import gather_batch
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
-from common.training.speed import Forward
 from hmloss.flags import LDAM_SCALE, logit_scale
 from hmloss.losses import CELoss, FocalLoss, HMLoss, LDAMLoss
 
@@ -53,20 +52,6 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], hml_stage: boo
     if args.loss_type == "HML2":  # the class's δ of 1e10 in both stages, whatever --delta says
         return HMLoss(weight) if hml_stage else HMLoss()
     return HMLoss(weight, args.delta) if hml_stage else CELoss()
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A network and what trains it.
-
-    Attributes:
-        scaler: of the gradients, for fp16. forward: ``forward_pass``, or that compiled.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    forward: Forward
 
 
 def forward_pass(

@@ -12,11 +12,11 @@ import torch
 from common import models
 from common.evaluation import Tally, group_line, result_lines
 from common.training import launch, precision, seeds, speed
+from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from datasets.loaders import DeviceLoader, WorkersLoader
 from hmloss.engine import (
-    Learner,
     build_criterion,
     evaluate,
     forward_pass,

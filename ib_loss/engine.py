@@ -13,10 +13,10 @@ from common.evaluation import Running, Tally, accuracy, group_line, result_lines
 from common.gather import gather_batch
 from common.imbalance import effective_number_weights, inverse_frequency_weights
 from common.training.launch import Process, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
-from common.training.speed import Forward
 from ib_loss.losses import FocalLoss, IB_FocalLoss, IBLoss, LDAMLoss
 from ib_loss.schedule import in_ib_phase
 
@@ -93,21 +93,16 @@ def forward_pass(
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loader,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
-    process: Process,
     record: Record,
-    forward: Forward = forward_pass,
 ) -> dict[str, float]:
-    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}.
-
-    ``forward`` is ``forward_pass``, or that compiled.
-    """
+    """Train on every batch once; returns the epoch's means {"train_loss", "train_top1", …}."""
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
+    process = record.process
     batch_time, data_time = AverageMeter(), AverageMeter()
     losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
@@ -119,7 +114,7 @@ def train_one_epoch(
         data_time.update(time.perf_counter() - end)
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            loss, logits = forward(model, criterion, images, target)
+            loss, logits = learner.forward(model, criterion, images, target)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
 
         acc1, acc5 = accuracy(logits, target, topk=(1, 5))

@@ -14,6 +14,7 @@ from common.evaluation import Tally, group_line, result_lines
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.files import Files
+from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
@@ -156,6 +157,7 @@ def train(
 
     record.open(seed)
     forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
+    learner = Learner(model, optimizer, scaler, forward)
     if process.is_main:
         write_text(record.log_dir / "args.txt", str(args))
     tally = None
@@ -171,9 +173,7 @@ def train(
         criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
         criterion = criterion.to(process.device)
         row = {"epoch": epoch, "lr": lr}
-        row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, args, process, record, forward
-        )
+        row |= train_one_epoch(learner, train_loader, criterion, epoch, args, record)
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = len(data.train.targets) / seconds
         if record.evaluates(epoch, args.epochs, args.eval_every):

@@ -16,11 +16,11 @@ from common.models import archs
 from common.training import restore
 from common.training.errors import UsageError
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.seeds import seed_everything
-from common.training.speed import Forward
 from datasets.loaders import DeviceLoader, WorkersLoader
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo
@@ -218,29 +218,26 @@ def forward_pass(
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loader: Loader,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
     record: Record,
     means: Means,
-    forward: Forward = forward_pass,
 ) -> dict[str, float]:
     """Train on the batches of the epoch from ``means.start_step`` on; returns the epoch's means.
 
     The loader yields a list of views. A checkpoint is written every ``--save_every`` steps.
-    ``forward`` is ``forward_pass``, or that compiled.
     """
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
     process, start_step = record.process, means.start_step
     steps = len(loader)
     lr = optimizer.param_groups[0]["lr"]
     contrast = num_views(args) == 3
     guard = FiniteGuard(model, optimizer)
-    bar = Progress(f"epoch {epoch}", steps, enabled=process.is_main)
-    bar.step(start_step)
+    progress = Progress(f"epoch {epoch}", steps, enabled=process.is_main)
+    progress.step(start_step)
     batch_time, data_time = AverageMeter(), AverageMeter()
     model.train()
     end = time.perf_counter()
@@ -250,7 +247,7 @@ def train_one_epoch(
         seed_everything(record.seed, "moco", epoch, step)
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            loss, logits = forward(model, criterion, views, target, index, contrast)
+            loss, logits = learner.forward(model, criterion, views, target, index, contrast)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         means.update(loss, logits, target)
 
@@ -259,12 +256,12 @@ def train_one_epoch(
         scaler.update()
 
         batch_time.update(time.perf_counter() - end)
-        bar.step()
+        progress.step()
         line = None
         if process.is_main:
             line = train_line(args, epoch, step, steps, means, batch_time, data_time)
         if line is not None:
-            bar.line(line)
+            progress.line(line)
             record.log[f"{args.mark}.log"].write(line + "\n")
         done = step + 1
         if args.save_every and done % args.save_every == 0 and done < steps:
@@ -273,7 +270,7 @@ def train_one_epoch(
             record.save(step=done, sums=sums, arch=args.arch, acc=record.best_score)
         end = time.perf_counter()
     guard.close()
-    bar.close()
+    progress.close()
     return means.row()
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from common import models
 from common.training import launch, precision, seeds, speed
 from common.training.files import Files
+from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
@@ -135,6 +136,7 @@ def train(
         cls_weight = launch.unwrap(criterion).cls_weight.tolist()
         write_text(folder / "cls_weight.txt", " ".join(map(str, cls_weight)) + "\n")
     forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
+    learner = Learner(model, optimizer, scaler, forward)
     tally = None
     for epoch in range(args.start_epoch, args.epochs):
         start = time.perf_counter()
@@ -145,9 +147,7 @@ def train(
         means = Means(process, start_step, sums)
 
         row = {"epoch": epoch, "lr": lr}
-        row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, args, record, means, forward
-        )
+        row |= train_one_epoch(learner, train_loader, criterion, epoch, args, record, means)
         trained = len(data.train.targets) * (1 - start_step / len(train_loader))  # since this start
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = trained / seconds

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.evaluation import Tally
 from common.gather import gather_batch
 from common.training.launch import Process, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
@@ -134,27 +135,23 @@ def forward_pass(loss_fn: str) -> Forward:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loader: Iterable,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
     process: Process,
     balanced: Iterable | None = None,
-    forward: Forward | None = None,
 ) -> dict[str, float]:
     """Train on every batch once; returns {"train_loss"}, the mean over the epoch's images.
 
     ``balanced``: as many batches of class-balanced images. With it (CMO) every second batch, by the
-    coin of numpy's global generator, has a box of such images pasted in. ``forward``:
-    ``forward_pass(args.loss_fn)``, or that compiled.
+    coin of numpy's global generator, has a box of such images pasted in.
     """
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
     losses = AverageMeter()
     lr = optimizer.param_groups[0]["lr"]
     guard = FiniteGuard(model, optimizer)
-    forward = forward or forward_pass(args.loss_fn)
     stage = drw_stage(criterion, epoch)
     progress = Progress(f"Training {epoch + 1}", len(loader), enabled=process.is_main)
     model.train()
@@ -167,7 +164,7 @@ def train_one_epoch(
             pasted = labels, cutmix(images, patches)
         optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, args.amp):
-            loss, _ = forward(model, criterion, images, target, stage, *pasted)
+            loss, _ = learner.forward(model, criterion, images, target, stage, *pasted)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         losses.update(loss, len(target))
 

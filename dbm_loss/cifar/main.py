@@ -28,6 +28,7 @@ from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
 from common.training.errors import UsageError
 from common.training.files import Files
+from common.training.learner import Learner
 from common.training.record import Record
 from common.training.selection import Selection
 from datasets.augment import described
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     forward = speed.compiled(
         forward_pass(args.loss_fn), args.compile, process, train_loader.full_batch
     )
+    learner = Learner(model, optimizer, scaler, forward)
     tally = None
     for epoch in range(record.epoch, args.epochs):
         start = time.perf_counter()
@@ -183,10 +185,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             balanced = balanced_loader
 
         row = {"epoch": epoch, "lr": lr}
-        row |= train_one_epoch(
-            model, train_loader, criterion, optimizer, scaler, epoch, args, process, balanced,
-            forward,
-        )  # fmt: skip
+        row |= train_one_epoch(learner, train_loader, criterion, epoch, args, process, balanced)
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = len(data.train.targets) / seconds
         if record.evaluates(epoch, args.epochs, args.eval_every):

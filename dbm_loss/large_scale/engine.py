@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.evaluation import Tally
 from common.gather import gather_batch
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
@@ -125,30 +126,27 @@ class Sums:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loaders: tuple[WorkersLoader, WorkersLoader | None],
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     epoch: int,
     args: Namespace,
     record: Record,
     sums: Sums,
-    forward: Forward | None = None,
 ) -> dict[str, float]:
     """Train on the batches of ``epoch`` from ``sums.start_step`` on; returns the epoch's means.
 
     The second of ``loaders`` is CMO's second stream of images, or None. A checkpoint is written
-    every ``--save_every`` steps. ``forward``: ``forward_pass(args.loss_fn)``, or that compiled.
+    every ``--save_every`` steps.
     """
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
     loader, balanced = loaders
     process, start_step = record.process, sums.start_step
-    forward = forward or forward_pass(args.loss_fn)
     stage = drw_stage(criterion, epoch)
     device, lr = process.device, optimizer.param_groups[0]["lr"]
     guard = FiniteGuard(model, optimizer)
-    bar = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
-    bar.step(start_step)
+    progress = Progress(f"epoch {epoch}", len(loader), enabled=process.is_main)
+    progress.step(start_step)
     pasted = None if balanced is None else iter(balanced)
     model.train()
     data_time, end = 0.0, time.perf_counter()
@@ -163,7 +161,7 @@ def train_one_epoch(
                 mixed = labels, cutmix(x, foreground)
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, args.amp):
-            loss, logits = forward(model, criterion, x, target, stage, *mixed)
+            loss, logits = learner.forward(model, criterion, x, target, stage, *mixed)
         guard.check(loss, epoch=epoch, step=step, lr=lr)
         sums.update(loss.detach(), logits.detach(), target)
 
@@ -171,14 +169,14 @@ def train_one_epoch(
         scaler.step(optimizer)
         scaler.update()
 
-        bar.step()
+        progress.step()
         done = step + 1
         if step % args.print_freq == 0 and process.is_main:
             line = (
                 f"Epoch: [{epoch}][{step}/{len(loader)}], lr: {lr:.5f}\t"
                 f"Data {data_time / (done - start_step):.3f}\tLoss {float(loss.detach()):.4f}"
             )
-            bar.line(line)
+            progress.line(line)
             record.log["log_train.csv"].write(line + "\n")
         if args.save_every and done % args.save_every == 0 and done < len(loader):
             guard.close()
@@ -186,7 +184,7 @@ def train_one_epoch(
             record.save(step=done, sums=sums.total(), arch=args.arch, best_acc1=best_acc1)
         end = time.perf_counter()
     guard.close()
-    bar.close()
+    progress.close()
     return sums.means()
 
 

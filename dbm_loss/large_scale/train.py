@@ -28,6 +28,7 @@ from common.evaluation import Tally
 from common.models import pretrained
 from common.training import launch, precision, seeds, speed
 from common.training.files import Files
+from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
@@ -149,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     forward = speed.compiled(
         forward_pass(args.loss_fn), args.compile, process, train_loader.full_batch
     )
+    learner = Learner(model, optimizer, scaler, forward)
     tally = None
     for epoch in range(args.start_epoch, args.epochs):
         process.say("START!!")
@@ -164,9 +166,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         sums = Sums(process, start_step, sums)
 
         row = {"epoch": epoch, "lr": lr}
-        row |= train_one_epoch(
-            model, loaders, criterion, optimizer, scaler, epoch, args, record, sums, forward
-        )
+        row |= train_one_epoch(learner, loaders, criterion, epoch, args, record, sums)
         trained = len(data.train) * (1 - start_step / len(train_loader))  # since this start
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = trained / seconds

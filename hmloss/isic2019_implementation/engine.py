@@ -13,9 +13,9 @@ from torch import nn
 from common.evaluation import Tally, accuracy
 from common.training.errors import NonFiniteLoss
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
+from common.training.learner import Learner
 from common.training.logs import AverageMeter, Progress
 from common.training.precision import CURE, FiniteGuard, autocast
-from hmloss.engine import Learner
 from hmloss.flags import logit_scale
 from hmloss.isic2019_implementation.metrics import figures
 

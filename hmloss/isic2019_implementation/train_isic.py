@@ -33,6 +33,7 @@ from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.launch import Process
+from common.training.learner import Learner
 from common.training.logs import prepare_folders, write_text
 from common.training.pictures import picture
 from common.training.record import Record
@@ -42,7 +43,7 @@ from datasets.augment import described
 from datasets.loaders import WorkersLoader
 from datasets.validation import evaluation_facts, evaluation_notes
 from hmloss import flags, repeats
-from hmloss.engine import Learner, build_criterion, forward_pass
+from hmloss.engine import build_criterion, forward_pass
 from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import opts
 from hmloss.isic2019_implementation.engine import (

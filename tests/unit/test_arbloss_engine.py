@@ -27,6 +27,7 @@ from arbloss.models import Network
 from arbloss.opts import DEFAULTS
 from common.evaluation import Tally
 from common.training.launch import Process
+from common.training.learner import Learner
 from common.training.logs import AverageMeter
 from tests.unit import fill_rules
 from tests.unit.fill_rules import fill
@@ -58,6 +59,11 @@ class Spy(nn.Module):
         value = self.criterion(*args)
         self.values.append(value.item())
         return value
+
+
+def learner(network, optimizer=None, forward=forward_pass):
+    optimizer = optimizer or torch.optim.SGD(network.parameters(), 0.1)
+    return Learner(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), forward)
 
 
 class Epoch:
@@ -92,8 +98,7 @@ class Epoch:
         np.random.seed(facts["np_seed"])
         torch.manual_seed(facts["torch_seed"])
         self.means, self.norms = train_one_epoch(
-            network, batches, self.criterion, count, optimizer,
-            torch.amp.GradScaler("cpu", enabled=False), 0, config, CPU,
+            learner(network, optimizer), batches, self.criterion, count, 0, config, CPU,
             lambda line, show: self.lines.append(line),
         )  # fmt: skip
         self.network = network
@@ -284,11 +289,8 @@ def test_losses_are_float32_under_autocast():
             return criterion(logits, *args)
 
         batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), None)]
-        train_one_epoch(
-            network, batches, spy, class_counter(config, 1, [5, 3, 1], CPU.device),
-            torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False),
-            0, config, CPU, lambda *_: None,
-        )  # fmt: skip
+        count = class_counter(config, 1, [5, 3, 1], CPU.device)
+        train_one_epoch(learner(network), batches, spy, count, 0, config, CPU, lambda *_: None)
         assert seen == [torch.float32]
 
 
@@ -303,9 +305,8 @@ def test_mixup_has_the_alpha_of_the_keys():
             return forward_pass(network, criterion, images, target, counts, other, lam)
 
         train_one_epoch(
-            network, [(images, target, None)], nn.CrossEntropyLoss(), None,
-            torch.optim.SGD(network.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False),
-            0, settings(num_classes=3, mixup=True, alpha=alpha), CPU, lambda *_: None, spy,
+            learner(network, forward=spy), [(images, target, None)], nn.CrossEntropyLoss(), None,
+            0, settings(num_classes=3, mixup=True, alpha=alpha), CPU, lambda *_: None,
         )  # fmt: skip
         assert seen == [pytest.approx(share, abs=0.01)]
 
@@ -336,11 +337,10 @@ def test_memory_is_flat_over_200_steps():
     optimizer = torch.optim.SGD(small.parameters(), 0.01)
     batches = [(torch.randn(64, 1, 8, 8), torch.randint(100, (64,)), None)] * 50
     count = class_counter(config, 1, [], CPU.device)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def epoch():
         train_one_epoch(
-            small, batches, ARBLoss(), count, optimizer, scaler, 0, config, CPU, lambda *_: None
+            learner(small, optimizer), batches, ARBLoss(), count, 0, config, CPU, lambda *_: None
         )
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -26,6 +26,7 @@ import hmloss.isic2019_implementation.engine
 import ib_loss.engine
 from common.gather import gather_batch
 from common.training.launch import Process, distribute, unwrap
+from common.training.learner import Learner
 from common.training.logs import TextLog
 from datasets.loaders import DeviceLoader
 from dbm_loss.cifar.models import KeyQueue, NCLModel
@@ -102,7 +103,7 @@ class Encoder(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def record(process=None):
+def record(process):
     log = collections.defaultdict(lambda: TextLog(None))
     return SimpleNamespace(log=log, seed=0, process=process)
 
@@ -118,6 +119,9 @@ class Step:
             parameters += criterion.parameters()
         self.optimizer = torch.optim.SGD([p for p in parameters if p.requires_grad], lr=1.0)
         self.before = {k: p.detach().clone() for k, p in unwrap(model).named_parameters()}
+
+    def learner(self, forward):
+        return Learner(self.model, self.optimizer, SCALER, forward)
 
     def batch(self, views=1):
         images = [view[self.rows].clone() for view in PIXELS[:views]]
@@ -136,9 +140,10 @@ def ib(process, loss_type, train_rule):
     args = Namespace(**ARGS, loss_type=loss_type, train_rule=train_rule)
     criterion = engine.build_criterion(args, COUNTS, epoch=0, drw_epoch=0).double()
     step = Step(process, Small())
-    return step.done(engine.train_one_epoch(
-        step.model, step.batch(), criterion, step.optimizer, SCALER, 0, args, process, record()
-    ))  # fmt: skip
+    learner = step.learner(engine.forward_pass)
+    return step.done(
+        engine.train_one_epoch(learner, step.batch(), criterion, 0, args, record(process))
+    )
 
 
 def hml(process, loss_type, weighting_type, hml_stage):
@@ -146,7 +151,7 @@ def hml(process, loss_type, weighting_type, hml_stage):
     args = Namespace(**ARGS, loss_type=loss_type, weighting_type=weighting_type)
     criterion = engine.build_criterion(args, COUNTS, hml_stage)
     step = Step(process, Small())
-    learner = engine.Learner(step.model, step.optimizer, SCALER, engine.forward_pass)
+    learner = step.learner(engine.forward_pass)
     return step.done(
         engine.train_one_epoch(learner, step.batch(), criterion, 0, args, record(process))
     )
@@ -156,7 +161,7 @@ def isic(process, loss_type, weighting_type, hml_stage):
     args = Namespace(**ARGS, loss_type=loss_type, weighting_type=weighting_type)
     criterion = hmloss.engine.build_criterion(args, COUNTS, hml_stage)
     step, engine = Step(process, Small()), hmloss.engine
-    learner = engine.Learner(step.model, step.optimizer, SCALER, engine.forward_pass)
+    learner = step.learner(engine.forward_pass)
     return step.done(hmloss.isic2019_implementation.engine.train_one_epoch(
         learner, step.batch(), criterion, 0, lambda _: 1.0, args, process
     ))  # fmt: skip
@@ -172,9 +177,10 @@ def dbm_cifar(process, loss_fn, cmo=False):
     views = {"ncl": 2, "bcl": 3}.get(loss_fn, 1)
     np.random.seed(2)  # the coin says yes
     pasted = [(PIXELS[1][step.rows], TARGET.flip(0)[step.rows], None)] if cmo else None
-    return step.done(engine.train_one_epoch(
-        step.model, step.batch(views), criterion, step.optimizer, SCALER, 0, args, process, pasted
-    ))  # fmt: skip
+    learner = step.learner(engine.forward_pass(loss_fn))
+    return step.done(
+        engine.train_one_epoch(learner, step.batch(views), criterion, 0, args, process, pasted)
+    )
 
 
 def dbm_large(process, loss_fn, cmo=False):
@@ -187,9 +193,9 @@ def dbm_large(process, loss_fn, cmo=False):
     ((_, target, index),) = step.batch()
     batch = [(PIXELS[:views, step.rows].flatten(0, 1), target, index)]
     pasted = [(PIXELS[1][step.rows], TARGET.flip(0)[step.rows], index)] if cmo else None
+    learner, loaders = step.learner(engine.forward_pass(loss_fn)), (batch, pasted)
     return step.done(engine.train_one_epoch(
-        step.model, (batch, pasted), criterion, step.optimizer, SCALER, 0, args, record(process),
-        engine.Sums(process),
+        learner, loaders, criterion, 0, args, record(process), engine.Sums(process)
     ))  # fmt: skip
 
 
@@ -204,9 +210,10 @@ def gml(process, use_dbm):
     step = Step(process, moco, criterion=criterion, **ddp)
     temperature = criterion.log_T_c__no_wd__
     before = temperature.detach().clone()
+    learner = step.learner(engine.forward_pass)
     step.done(engine.train_one_epoch(
-        step.model, step.batch(views=3), distribute(criterion, process, **ddp), step.optimizer,
-        SCALER, 0, args, record(process), engine.Means(process),
+        learner, step.batch(views=3), distribute(criterion, process, **ddp), 0, args,
+        record(process), engine.Means(process),
     ))  # fmt: skip
     step.grads["temperature"] = before - temperature.detach()
     return step
@@ -222,10 +229,10 @@ def arb(process, stage, global_counts, **switches):
     criterion = engine.build_criterion(config, stage, COUNTS).double()
     count = engine.class_counter(config, stage, COUNTS, process.device)
     step = Step(process, Small("logits features"))
+    learner = step.learner(engine.forward_pass)
     row, _ = engine.train_one_epoch(
-        step.model, step.batch(), criterion, count, step.optimizer, SCALER, 0, config, process,
-        lambda *_: None,
-    )  # fmt: skip
+        learner, step.batch(), criterion, count, 0, config, process, lambda *_: None
+    )
     return step.done(row)
 
 

@@ -11,6 +11,7 @@ from common.imbalance import class_counts, inverse_frequency_weights
 from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.launch import Process
+from common.training.learner import Learner
 from common.training.record import Record
 from common.training.selection import Selection
 from dbm_loss.augment.policies import POLICY_NAMES
@@ -270,16 +271,11 @@ def run_steps(case, counts, steps):
     np.random.seed(case["seed"] + 2)
     torch.manual_seed(case["seed"] + 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    learner = Learner(model, optimizer, scaler, engine.forward_pass(args.loss_fn))
+    balanced = balanced[:steps] if balanced else None
     result = engine.train_one_epoch(
-        model,
-        loader[:steps],
-        criterion,
-        optimizer,
-        torch.amp.GradScaler("cpu", enabled=False),
-        case["epoch"],
-        args,
-        CPU,
-        balanced[:steps] if balanced else None,
+        learner, loader[:steps], criterion, case["epoch"], args, CPU, balanced
     )
     return model, before, values, result["train_loss"], optimizer.param_groups[0]["lr"]
 

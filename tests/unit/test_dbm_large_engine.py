@@ -11,6 +11,7 @@ from torch import nn
 
 from common.evaluation import Tally
 from common.training.launch import Process
+from common.training.learner import Learner
 from common.training.logs import TextLog
 from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.large_scale.engine import (
@@ -72,11 +73,12 @@ def test_cmo_pastes_as_often_as_the_flag_says():
             return criterion(logits, target), logits
 
         record = SimpleNamespace(process=CPU, seed=0, log={"log_train.csv": TextLog(None)})
-        train_one_epoch(
-            model, (batches, batches), nn.CrossEntropyLoss(),
-            torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False),
-            0, args, record, Sums(CPU), forward,
+        learner = Learner(
+            model, torch.optim.SGD(model.parameters(), 0.1),
+            torch.amp.GradScaler("cpu", enabled=False), forward,
         )  # fmt: skip
+        loaders = batches, batches
+        train_one_epoch(learner, loaders, nn.CrossEntropyLoss(), 0, args, record, Sums(CPU))
         assert len(pasted) == 40 and least <= sum(pasted) <= most
 
 

@@ -10,9 +10,9 @@ import torch
 from common.models.resnet_cifar import resnet32
 from common.training.errors import UsageError
 from common.training.launch import Process
+from common.training.learner import Learner
 from hmloss.cifar_implementation import opts as cifar_opts
 from hmloss.engine import (
-    Learner,
     build_criterion,
     evaluate,
     forward_pass,

@@ -14,6 +14,7 @@ from common.models.resnet_cifar import resnet20
 from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.launch import Process
+from common.training.learner import Learner
 from common.training.record import Record
 from ib_loss import engine, opts
 from ib_loss.losses import IB_FocalLoss, IBLoss
@@ -195,6 +196,7 @@ def test_training_steps_are_the_originals(golden, case, tmp_path, monkeypatch):
     )
     record.claim("")
     record.open(seed=0)
+    learner = Learner(model, optimizer, scaler, engine.forward_pass)
     losses = []
     compute = engine.compute_loss
 
@@ -207,9 +209,7 @@ def test_training_steps_are_the_originals(golden, case, tmp_path, monkeypatch):
         optimizer.param_groups[0]["lr"] = step[f"lr_epoch{epoch}"]
         loader = [(images[i], targets[i], None) for i in range(3 * epoch, 3 * epoch + 3)]
         criterion = engine.build_criterion(args, step["cls_num_list"], epoch, drw_epoch=160)
-        engine.train_one_epoch(
-            model, loader, criterion, optimizer, scaler, epoch, args, CPU, record
-        )
+        engine.train_one_epoch(learner, loader, criterion, epoch, args, record)
     record.close()
     losses = torch.stack(losses).detach()
     np.testing.assert_allclose(losses, g[f"step{case}_losses"], rtol=1e-6)
