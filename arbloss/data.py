@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
 from arbloss.opts import CIFAR_LIKE
 from common.training.errors import UsageError
 from common.training.launch import Process
-from common.training.report import fingerprint
 from datasets import augment, long_tail
+from datasets.assembly import evaluation_loaders, load_lists
 from datasets.augment import described
 from datasets.augment.colours import INAT_MEAN, INAT_STD, Triple
-from datasets.listfile import ListFile, find_list, size_warning, split_name
+from datasets.data import Data
+from datasets.listfile import ListFile, find_list
 from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
-from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 
 LISTS = {
     "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
@@ -36,33 +34,7 @@ NUM_SAMPLES_CLS = 4  # images that the class-aware order takes of a class at a t
 Loader = DeviceLoader | WorkersLoader
 
 
-@dataclass(frozen=True)
-class ListData:
-    """Training and test images given by list files; class 0 is the largest.
-
-    Attributes:
-        classes: names; the labels that the lists give them.
-        split: which one the test set is, ``test`` or ``val``.
-        chosen_on: on what the best epoch is chosen: ``split``, another list (``val``) or a
-            ``held-out`` part of the training images.
-        notes: for the user.
-        val: images by which the best epoch is chosen; None: it is chosen on the test set.
-        name: what the data are, for the head of a picture.
-    """
-
-    train: Dataset
-    test: ListFile
-    classes: list[str]
-    cls_num_list: list[int]
-    facts: dict[str, object]
-    split: str
-    chosen_on: str
-    notes: list[str]
-    val: Dataset | None
-    name: str
-
-
-def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
+def load_data(config: CfgNode) -> Data:
     """Read the data set that the configuration names.
 
     Raises:
@@ -87,7 +59,7 @@ def load_data(config: CfgNode) -> long_tail.LongTailed | ListData:
     return _load_lists(config)
 
 
-def _load_lists(config: CfgNode) -> ListData:
+def _load_lists(config: CfgNode) -> Data:
     root = _either_spelling(Path(config.data_path))
     folders = [Path(config.list_path)] if config.list_path else [root, SHIPPED_LISTS]
     colours = _colours(config)
@@ -103,51 +75,17 @@ def _load_lists(config: CfgNode) -> ListData:
         raise UsageError(
             f"num_classes {config.num_classes}: {train_list} has {train.num_classes} classes"
         )
-    test = ListFile(test_list, root, augment.recipes.imagenet_eval(**colours), train.num_classes)
-    lists, split, chosen_on = [train, test], split_name(test_list), HELD_OUT
-    val_set = config.val_list or None
-    if val_set is not None:
-        lists.append(ListFile(val_set, root, test.transform, train.num_classes))
+    evaluation = augment.recipes.imagenet_eval(**colours)
+    lists = [train, ListFile(test_list, root, evaluation, train.num_classes)]
+    if config.val_list:
+        lists.append(ListFile(config.val_list, root, evaluation, train.num_classes))
     class_map = largest_first(train.cls_num_list)
     for images in lists:
         images.relabel(class_map)
-    kept, val = hold_out(train, config.val_fraction, test.transform, val_set)
-    if val_set is not None:
-        val, chosen_on = lists[-1], "val"
-    elif val is not None:
-        val_set = part_name(config.val_fraction)
-    warnings = [text for text in (size_warning(train), size_warning(test)) if text]
-    facts = evaluation_facts(str(test_list), len(test), val_set, val and len(val))
-    notes = [text for images in lists for text in images.notes]
-    notes = [*warnings, *notes, *evaluation_notes(facts, split)]
-    facts |= {
-        "dataset": config.dataset,
-        "train_images": len(kept),
-        "train_list_sha256": fingerprint(train.paths),
-        "test_list_sha256": fingerprint(test.paths),
-        "targets_sha256": fingerprint(kept.targets.astype("<i8")),
-        "test_targets_sha256": fingerprint(test.targets.astype("<i8")),
-    }
-    if config.val_list:
-        facts["val_list_sha256"] = fingerprint(val.paths)
-        facts["val_targets_sha256"] = fingerprint(val.targets.astype("<i8"))
-    if warnings:
-        facts["warnings"] = warnings
-    return ListData(
-        kept,
-        test,
-        train.classes,
-        np.bincount(kept.targets, minlength=train.num_classes).tolist(),
-        facts,
-        split,
-        split if val is None else chosen_on,
-        notes,
-        val,
-        NAMES[config.dataset],
-    )
+    return load_lists(*lists, name=NAMES[config.dataset], val_fraction=config.val_fraction)
 
 
-def transform(config: CfgNode, data: long_tail.LongTailed | ListData) -> dict[str, object]:
+def transform(config: CfgNode, data: Data) -> dict[str, object]:
     """What a test image goes through, as plain data."""
     if config.dataset in CIFAR_LIKE:
         return described.cifar(data.test.images.shape[1])
@@ -171,7 +109,7 @@ def _either_spelling(root: Path) -> Path:
 
 
 def make_loaders(
-    data: long_tail.LongTailed | ListData,
+    data: Data,
     config: CfgNode,
     *,
     batch_size: int,
@@ -193,13 +131,10 @@ def make_loaders(
     shared = {
         "workers": workers, "seed": seed, "process": process, "memory_format": memory_format
     }  # fmt: skip
-    if isinstance(data, ListData):
+    if config.dataset not in CIFAR_LIKE:
         test_batch_size = -(-batch_size // process.world_size)  # as large as those of training
         train_loader = WorkersLoader(data.train, batch_size, order=order, **shared)
-        val_loader = test_loader = WorkersLoader(data.test, test_batch_size, train=False, **shared)
-        if data.val is not None:
-            val_loader = WorkersLoader(data.val, test_batch_size, train=False, **shared)
-        return train_loader, val_loader, test_loader
+        return train_loader, *evaluation_loaders(data, test_batch_size, **shared)
     return long_tail.make_loaders(
         data,
         long_tail.Augmentation(),
@@ -211,7 +146,7 @@ def make_loaders(
     )
 
 
-def _class_aware(data: long_tail.LongTailed | ListData, batch_size: int) -> Order:
+def _class_aware(data: Data, batch_size: int) -> Order:
     """MiSLAS stops the class-aware order, max(n) * C images long, after ceil(N / B) + 1 batches."""
     targets, counts = data.train.targets, data.cls_num_list
     batches = -(-len(targets) // batch_size) + 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from arbloss import opts
-from arbloss.data import ListData, load_data, make_loaders, transform
+from arbloss.data import load_data, make_loaders, transform
 from arbloss.engine import (
     Say,
     build_criterion,
@@ -39,7 +39,7 @@ from common.training.logs import write_text
 from common.training.record import Record
 from common.training.report import epoch_title
 from common.training.selection import Selection
-from datasets.long_tail import LongTailed
+from datasets.data import Data
 
 
 def train(
@@ -200,7 +200,7 @@ def train(
         tally,
         test,
         figures=lambda tally: results(tally, counts, config),
-        files=getattr(data.test, "files", None),
+        files=data.files,
     )
     for loader in loaders:
         loader.close()
@@ -225,7 +225,7 @@ def gradient_norms(norms: Tensor, epoch: int, record: Record, say: Say) -> dict[
     return {"attraction": attraction, "repulsion": repulsion}
 
 
-def about(config: CfgNode, data: LongTailed | ListData, stage: int) -> dict[str, object]:
+def about(config: CfgNode, data: Data, stage: int) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     if stage == 1:  # as build_criterion chooses
         names, other = {"LAS": "LAS", "arbloss": "ARB-Loss"}, "CE"

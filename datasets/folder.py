@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.training.errors import UsageError
+from common.training.report import names_fingerprint
 from datasets.classes import lacking, read_names
 from datasets.images import SUFFIXES, read_rgb, read_squares
 from datasets.sources import Source
@@ -40,16 +41,31 @@ class Split:
 
 
 class FolderImages(Dataset):
-    """``dataset[i]`` is (transformed RGB image, label) of image ``i`` of a split."""
+    """``dataset[i]`` is (transformed RGB image, label) of image ``i`` of ``root``/``split``.
 
-    def __init__(self, split: Split, transform: Callable) -> None:
-        self.files, self.targets, self.transform = split.files, split.targets, transform
+    Attributes:
+        files, targets, classes, notes: see ``Split``.
+        source: the folder, in words.
+
+    Raises:
+        UsageError: see ``read_folder``.
+    """
+
+    def __init__(self, root: Path, split: str, transform: Callable) -> None:
+        found = read_folder(root, split)
+        self.files, self.targets, self.transform = found.files, found.targets, transform
+        self.classes, self.notes = found.classes, found.notes
+        self.source, self._root = str(root / split), root
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple:
         return self.transform(read_rgb(self.files[index])), int(self.targets[index])
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the images' names below the root, for the facts of a report."""
+        return {"files_sha256": names_fingerprint(self.files, self._root)}
 
 
 def held_out(root: Path) -> list[str]:

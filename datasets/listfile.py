@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.training.errors import UsageError
+from common.training.report import fingerprint
 from datasets.classes import lacking, read_names
 from datasets.images import read_rgb
 
@@ -88,6 +89,15 @@ class ListFile(Dataset):
         if names:
             self.classes = self._read_names(names)
         self.notes += lacking(self.targets, self.classes, self.list_file)
+
+    @property
+    def source(self) -> str:
+        """The list, in words."""
+        return str(self.list_file)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the images' paths, for the facts of a report."""
+        return {"list_sha256": fingerprint(self.paths)}
 
     @property
     def cls_num_list(self) -> list[int]:

@@ -16,6 +16,7 @@ from common.training.launch import Process
 from common.training.report import fingerprint
 from datasets import augment
 from datasets.augment import batch
+from datasets.data import Data, Images
 from datasets.loaders import DeviceLoader, Order, WorkersLoader
 from datasets.memory import ArrayDataset
 from datasets.sources import Source, held_out, open_source, place
@@ -32,42 +33,6 @@ from datasets.validation import (
 Loader = DeviceLoader | WorkersLoader
 
 
-@dataclass(frozen=True)
-class Images:
-    """uint8 images (N, H, W, 3), labels (N,) int64, and paths if each image is a file."""
-
-    images: np.ndarray
-    targets: np.ndarray
-    files: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class LongTailed:
-    """A training set made long-tailed, the untouched test set, and what identifies them.
-
-    Attributes:
-        cls_num_list: training images per class.
-        facts: for the report: data set, SHA-256 of the chosen indices and of the pixels and labels,
-            what is evaluated.
-        split: which one the test set is, ``test`` or ``val``.
-        chosen_on: on what the best epoch is chosen: ``split``, ``val`` or a ``held-out`` part.
-        notes: for the user.
-        val: images by which the best epoch is chosen; None: it is chosen on the test set.
-        name: what the data are, for the head of a picture.
-    """
-
-    train: Images
-    test: Images
-    classes: list[str]
-    cls_num_list: list[int]
-    facts: dict[str, object]
-    split: str = "test"
-    chosen_on: str = "test"
-    notes: Sequence[str] = ()
-    val: Images | None = None
-    name: str = ""
-
-
 def load_long_tailed(
     dataset: str,
     root: str,
@@ -78,7 +43,7 @@ def load_long_tailed(
     image_size: int = 32,
     num_classes: int | None = None,
     val_fraction: float = 0.0,
-) -> LongTailed:
+) -> Data:
     """Load a data set and keep ``class_counts(…, imb_type, imb_factor)`` training images per class.
 
     Args:
@@ -125,7 +90,7 @@ def load_long_tailed(
     facts = evaluation_facts(
         place(dataset, root, split), len(test.targets), val_set, val and len(val.targets)
     )
-    return LongTailed(
+    return Data(
         Images(pixels, targets),
         test_images,
         train.classes,
@@ -188,7 +153,7 @@ class Augmentation:
 
 
 def make_loaders(
-    data: LongTailed,
+    data: Data,
     augmentation: Augmentation,
     *,
     loader: str,

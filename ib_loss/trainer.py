@@ -20,10 +20,10 @@ from common.training.record import Record
 from common.training.selection import Selection
 from datasets import augment
 from datasets.augment import batch, described
+from datasets.data import Data
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import (
     Augmentation,
-    LongTailed,
     load_long_tailed,
     make_loaders,
     require_images,
@@ -184,13 +184,13 @@ def train(
         best_acc1 = record.best_score_with(row)
         log_epoch(record, row, best_acc1)
         record.end_epoch(row, arch=args.arch, best_acc1=torch.tensor(best_acc1))
-    last = record.finish(tally, test, files=data.test.files)
+    last = record.finish(tally, test, files=data.files)
     for loader in (train_loader, val_loader, test_loader):
         loader.close()
     return last
 
 
-def about(args: Namespace, data: LongTailed, program: str) -> dict[str, object]:
+def about(args: Namespace, data: Data, program: str) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     rule = "" if args.train_rule == "None" else f", {args.train_rule}"
     tiny = program.endswith("tinyimage_train.py")

@@ -14,10 +14,9 @@ from common.training import speed
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.augment import described
+from datasets.data import Data, Images
 from datasets.long_tail import (
     Augmentation,
-    Images,
-    LongTailed,
     load_long_tailed,
     make_loaders,
     require_images,
@@ -40,7 +39,7 @@ def cifar_batch_views(count: int) -> Callable[[Tensor, torch.Generator], tuple[T
     return lambda images, generator: tuple(view(images, generator) for _ in range(count))
 
 
-def load_cifar(args: Namespace) -> LongTailed:
+def load_cifar(args: Namespace) -> Data:
     """The long-tailed data that the flags ask for, or generated images."""
     if not args.fake_data:
         data = load_long_tailed(
@@ -62,7 +61,7 @@ def load_cifar(args: Namespace) -> LongTailed:
     # At least 1 each: the loss divides by the counts.
     counts = np.maximum(np.bincount(sets[0].targets, minlength=args.num_classes), 1)
     names = [str(c) for c in range(args.num_classes)]
-    return LongTailed(*sets, names, counts.tolist(), {"dataset": "fake"}, name="generated images")
+    return Data(*sets, names, counts.tolist(), {"dataset": "fake"}, name="generated images")
 
 
 def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int:
@@ -86,7 +85,7 @@ def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int
 
 
 def cifar_loaders(
-    args: Namespace, data: LongTailed, *, process: Process, **feed: object
+    args: Namespace, data: Data, *, process: Process, **feed: object
 ) -> tuple[Loader, Loader, Loader]:
     """Training loader, which drops a last batch that is not full, validation and test loader.
 
@@ -106,6 +105,6 @@ def cifar_loaders(
     )
 
 
-def cifar_transform(args: Namespace, data: LongTailed) -> dict[str, object]:
+def cifar_transform(args: Namespace, data: Data) -> dict[str, object]:
     """Of a test image, as plain data."""
     return described.cifar(data.test.images.shape[1])

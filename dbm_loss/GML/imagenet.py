@@ -11,8 +11,10 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from common.training.launch import Process
+from datasets.assembly import evaluation_loaders
 from datasets.augment import described
 from datasets.augment.batch import normalize
+from datasets.data import Data
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment import recipes
 from dbm_loss.GML.data import train_batch_size
@@ -37,7 +39,7 @@ def imagenet_views(args: Namespace, count: int) -> list[T.Compose]:
     return [recipe[name](mean=mean, std=std) for name in (first, other, other)[:count]]
 
 
-def load_imagenet(args: Namespace) -> large_scale.LargeScale:
+def load_imagenet(args: Namespace) -> Data:
     """ImageNet-LT, iNaturalist, an image folder or generated images; no pixel is read yet.
 
     The lists are looked for in ``--list_dir``, else in ``imagenet_inat/data/`` as in the original,
@@ -77,7 +79,7 @@ def normalized(args: Namespace) -> Callable[[Tensor | list[Tensor]], Tensor | li
 
 
 def imagenet_loaders(
-    args: Namespace, data: large_scale.LargeScale, *, process: Process, **feed: object
+    args: Namespace, data: Data, *, process: Process, **feed: object
 ) -> tuple[WorkersLoader, WorkersLoader, WorkersLoader]:
     """Training loader, which drops a last batch that is not full, validation and test loader.
 
@@ -88,13 +90,10 @@ def imagenet_loaders(
     share = max(batch_size // process.world_size, 1)
     feed |= {"process": process, "workers": -(-args.workers // local), "finish": normalized(args)}
     train_loader = WorkersLoader(data.train, share * process.world_size, drop_last=True, **feed)
-    val_loader = test_loader = WorkersLoader(data.test, share, train=False, **feed)
-    if data.val is not None:
-        val_loader = WorkersLoader(data.val, share, train=False, **feed)
-    return train_loader, val_loader, test_loader
+    return train_loader, *evaluation_loaders(data, share, **feed)
 
 
-def imagenet_transform(args: Namespace, data: large_scale.LargeScale) -> dict[str, object]:
+def imagenet_transform(args: Namespace, data: Data) -> dict[str, object]:
     """Of a test image, as plain data."""
     mean, std = large_scale.MEAN_STD[_large_scale_name(args)]
     return described.imagenet(mean=mean, std=std)

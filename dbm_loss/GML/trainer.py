@@ -18,7 +18,7 @@ from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
-from datasets.long_tail import LongTailed
+from datasets.data import Data
 from dbm_loss.flags import margin_notes
 from dbm_loss.GML import opts
 from dbm_loss.GML.engine import (
@@ -162,11 +162,13 @@ def train(
         log_epoch(record, row, best, args)
         keep = args.program != "main" and (epoch + 1) % args.print_freq == 0
         record.end_epoch(row, numbered=keep, arch=args.arch, acc=best)
-    files = getattr(data.test, "files", None)
-    return record.finish(tally, lambda _: evaluate(model, test_loader, args, record), files=files)
+    last = record.finish(
+        tally, lambda _: evaluate(model, test_loader, args, record), files=data.files
+    )
+    return last
 
 
-def about(args: Namespace, data: LongTailed, transform: Callable[..., dict]) -> dict[str, object]:
+def about(args: Namespace, data: Data, transform: Callable[..., dict]) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     method = "balanced softmax" if args.program == "cifar_ce" else "GML"
     head = {} if args.program == "main" else {"head": "fc"}  # where it is not the only name

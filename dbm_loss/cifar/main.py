@@ -32,10 +32,10 @@ from common.training.learner import Learner
 from common.training.record import Record
 from common.training.selection import Selection
 from datasets.augment import described
+from datasets.data import Data
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import (
     Augmentation,
-    LongTailed,
     load_long_tailed,
     make_loaders,
     require_images,
@@ -197,10 +197,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         hundredth = (epoch + 1) % 100 == 0
         record.end_epoch(row, numbered=hundredth and record.is_best(row))
     log_end(log, record)
-    return record.finish(tally, test, files=data.test.files)
+    return record.finish(tally, test, files=data.files)
 
 
-def about(args: Namespace, data: LongTailed) -> dict[str, object]:
+def about(args: Namespace, data: Data) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     method = args.loss_fn.upper().replace("_", "-")
     return {

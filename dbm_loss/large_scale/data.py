@@ -21,17 +21,17 @@ from torchvision import transforms as T
 
 from common.training.errors import UsageError
 from common.training.launch import Process
-from common.training.report import fingerprint, names_fingerprint
 from common.training.seeds import derive
+from datasets.assembly import evaluation_loaders, load_folder, load_lists
 from datasets.augment import described
 from datasets.augment.batch import normalize
 from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, INAT_MEAN, INAT_STD
 from datasets.augment.recipes import imagenet_eval
-from datasets.folder import FolderImages, held_out, read_folder
+from datasets.data import Data
 from datasets.images import read_rgb
-from datasets.listfile import ListFile, find_list, size_warning, split_name
+from datasets.listfile import ListFile, find_list
 from datasets.loaders import WorkersLoader, drawn_by_weight
-from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
+from datasets.validation import HELD_OUT, hold_out
 from dbm_loss.augment import recipes
 
 # Training list and the list that the original evaluates on, in its config/ folder.
@@ -80,13 +80,13 @@ class FakeImages(Dataset):
     def __init__(self, num_images: int, num_classes: int, transform: Callable):
         self.targets = np.arange(num_images) % num_classes
         self.transform = transform
-        self.files = [fake_jpeg(seed) for seed in range(min(num_images, 64))]
+        self._jpegs = [fake_jpeg(seed) for seed in range(min(num_images, 64))]
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple:
-        image = read_rgb(io.BytesIO(self.files[index % len(self.files)]))
+        image = read_rgb(io.BytesIO(self._jpegs[index % len(self._jpegs)]))
         return self.transform(image), int(self.targets[index])
 
 
@@ -100,37 +100,6 @@ def fake_jpeg(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG", quality=90)
     return file.getvalue()
-
-
-@dataclass(frozen=True)
-class LargeScale:
-    """A training set as it is, the set that is evaluated every epoch, and what identifies them.
-
-    Attributes:
-        classes: their names, (C,); numbers where the data have no names.
-        cls_num_list: training images of each class (C,).
-        notes: for the user.
-        facts: for the report.
-        split: which one the test set is, ``test`` or ``val``.
-        chosen_on: on what the best epoch is chosen: ``split``, ``val`` or a ``held-out`` part.
-        val: images by which the best epoch is chosen; None: it is chosen on the test set.
-        name: what the data are, for the head of a picture.
-    """
-
-    train: Dataset
-    test: Dataset
-    classes: list[str]
-    cls_num_list: list[int]
-    notes: list[str]
-    facts: dict[str, object]
-    split: str = "test"
-    chosen_on: str = "test"
-    val: Dataset | None = None
-    name: str = ""
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.cls_num_list)
 
 
 @dataclass(frozen=True)
@@ -151,7 +120,7 @@ class Source:
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
 
-def load_data(source: Source, views: Sequence[T.Compose]) -> LargeScale:
+def load_data(source: Source, views: Sequence[T.Compose]) -> Data:
     """Open what ``source`` says; no pixel is read.
 
     Args:
@@ -162,61 +131,31 @@ def load_data(source: Source, views: Sequence[T.Compose]) -> LargeScale:
     train_views = Views([to_bytes(view) for view in views])
     test_view = to_bytes(imagenet_eval())
     if source.fake_data:
-        data = _fake(source, train_views, test_view)
-    elif source.dataset == "imagefolder":
-        data = _folder(source, train_views, test_view)
+        return _fake(source, train_views, test_view)
+    if source.dataset == "imagefolder":
+        if source.classes:
+            raise UsageError(
+                f"--classes {source.classes}: for list files; an image folder's classes are its "
+                "folders, whose order a classes.txt in it gives"
+            )
+        data = load_folder(source.root, train_views, test_view, source.val_fraction)
     else:
         data = _lists(source, train_views, test_view)
-    if source.num_classes not in (None, data.num_classes):
+    if source.num_classes not in (None, len(data.classes)):
         raise UsageError(
             f"--num_classes {source.num_classes}: {data.facts['train_set']} has "
-            f"{data.num_classes} classes; give that number"
+            f"{len(data.classes)} classes; give that number"
         )
     return data
 
 
-def _lists(source: Source, train_views: Views, test_view: View) -> LargeScale:
+def _lists(source: Source, train_views: Views, test_view: View) -> Data:
     _, train_name, test_name = LISTS[source.dataset]
     train = ListFile(_find_list(source, train_name), source.root, train_views, names=source.classes)
     test_list = source.eval_list or _find_list(source, test_name)
     test = ListFile(test_list, source.root, test_view, num_classes=train.num_classes)
-    notes = [note for note in (size_warning(train), size_warning(test)) if note]
-    notes += train.notes + test.notes
-    facts = {
-        "train_set": str(train.list_file),
-        "test_set": str(test.list_file),
-        "train_list_sha256": fingerprint(train.paths),
-        "test_list_sha256": fingerprint(test.paths),
-    }
-    split = split_name(test.list_file)
     name = {"imgnet": "ImageNet-LT", "inat": "iNaturalist 2018"}[source.dataset]
-    kept, val = hold_out(train, source.val_fraction, test_view)
-    return _assemble(source, kept, val, test, train.classes, notes, facts, split=split, name=name)
-
-
-def _assemble(
-    source: Source,
-    train: Dataset,
-    val: Dataset | None,
-    test: Dataset,
-    classes: list[str],
-    notes: list[str],
-    facts: dict[str, object],
-    *,
-    split: str,
-    name: str,
-    val_set: str | None = None,
-) -> LargeScale:
-    """``val_set``: what ``val`` is; None: the part that ``--val_fraction`` says."""
-    chosen_on = split if val is None else "val"
-    if val is not None and val_set is None:
-        chosen_on, val_set = HELD_OUT, part_name(source.val_fraction)
-    facts |= evaluation_facts(facts["test_set"], len(test), val_set, val and len(val))
-    facts["targets_sha256"] = fingerprint(train.targets.astype("<i8"))
-    facts["test_targets_sha256"] = fingerprint(test.targets.astype("<i8"))
-    counts = np.bincount(train.targets, minlength=len(classes)).tolist()
-    notes = [*notes, *evaluation_notes(facts, split)]
-    return LargeScale(train, test, classes, counts, notes, facts, split, chosen_on, val, name)
+    return load_lists(train, test, name=name, val_fraction=source.val_fraction)
 
 
 def _find_list(source: Source, name: str) -> Path:
@@ -228,55 +167,23 @@ def _find_list(source: Source, name: str) -> Path:
     return find_list(name, folders, "--list_dir DIR")
 
 
-def _folder(source: Source, train_views: Views, test_view: View) -> LargeScale:
-    root = Path(source.root)
-    if source.classes:
-        raise UsageError(
-            f"--classes {source.classes}: for list files; an image folder's classes are its "
-            "folders, whose order a classes.txt in it gives"
-        )
-    train = read_folder(root, "train")
-    split, *others = held_out(root)
-    test = read_folder(root, split)
-    val_set = str(root / others[0]) if others else None
-    kept, val = hold_out(FolderImages(train, train_views), source.val_fraction, test_view, val_set)
-    notes = [*train.notes, *test.notes]
-    if others:
-        found = read_folder(root, others[0])
-        val, notes = FolderImages(found, test_view), [*notes, *found.notes]
-    return _assemble(
-        source,
-        kept,
-        val,
-        FolderImages(test, test_view),
-        train.classes,
-        notes,
-        {
-            "train_set": str(root / "train"),
-            "test_set": str(root / split),
-            "train_files_sha256": names_fingerprint(train.files, root),
-            "test_files_sha256": names_fingerprint(test.files, root),
-        },
-        split=split,
-        name=root.resolve().name,
-        val_set=val_set,
-    )
-
-
-def _fake(source: Source, train_views: Views, test_view: View) -> LargeScale:
+def _fake(source: Source, train_views: Views, test_view: View) -> Data:
     num_images, num_classes = source.fake_data, source.num_classes
     train = FakeImages(num_images, num_classes, train_views)
     train, val = hold_out(train, source.val_fraction, test_view)
     test = FakeImages(max(1, num_images // 4), num_classes, test_view)
     # At least 1 each: the losses divide by the counts.
     counts = np.maximum(np.bincount(train.targets, minlength=num_classes), 1).tolist()
-    note = f"note: --fake_data {num_images}: generated images, the accuracy means nothing"
-    classes = [str(c) for c in range(num_classes)]
-    facts = {"train_set": "fake", "test_set": "fake"}
-    name = "generated images"
-    chosen_on = "test" if val is None else HELD_OUT
-    return LargeScale(
-        train, test, classes, counts, [note], facts, chosen_on=chosen_on, val=val, name=name
+    return Data(
+        train,
+        test,
+        [str(c) for c in range(num_classes)],
+        counts,
+        {"train_set": "fake", "test_set": "fake"},
+        chosen_on="test" if val is None else HELD_OUT,
+        notes=[f"note: --fake_data {num_images}: generated images, the accuracy means nothing"],
+        val=val,
+        name="generated images",
     )
 
 
@@ -293,7 +200,7 @@ def balanced_weights(
 
 
 def make_loaders(
-    data: LargeScale,
+    data: Data,
     args: Namespace,
     *,
     seed: int,
@@ -317,11 +224,8 @@ def make_loaders(
         its_seed = derive(seed, "balanced")
         balanced = WorkersLoader(data.train, args.batch_size, seed=its_seed, order=order, **shared)
     train_loader = WorkersLoader(data.train, args.batch_size, seed=seed, **shared)
-    test = {"seed": seed, "train": False, **shared}
-    val_loader = test_loader = WorkersLoader(data.test, test_batch_size, **test)
-    if data.val is not None:
-        val_loader = WorkersLoader(data.val, test_batch_size, **test)
-    return train_loader, val_loader, test_loader, balanced
+    evaluation = evaluation_loaders(data, test_batch_size, seed=seed, **shared)
+    return train_loader, *evaluation, balanced
 
 
 def test_transform(args: Namespace) -> dict[str, object]:

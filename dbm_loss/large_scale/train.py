@@ -32,10 +32,10 @@ from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
+from datasets.data import Data
 from dbm_loss.flags import logit_scale, margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
-    LargeScale,
     Source,
     load_data,
     make_loaders,
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         process.say(note)
     for note in margin_notes(args, data.cls_num_list, data.classes):
         process.say(note)
-    args.num_classes = data.num_classes
+    args.num_classes = len(data.classes)
     args.cls_num_list = data.cls_num_list
 
     record = Record(
@@ -184,13 +184,13 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     took = f"It took {hms(time.perf_counter() - began)} to execute the program"
     process.say(took)
     record.log["log_test.csv"].write(took + "\n")
-    last = record.finish(tally, test, files=getattr(data.test, "files", None))
+    last = record.finish(tally, test, files=data.files)
     for loader in filter(None, (train_loader, val_loader, test_loader, balanced_loader)):
         loader.close()
     return last
 
 
-def about(args: Namespace, data: LargeScale) -> dict[str, object]:
+def about(args: Namespace, data: Data) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     method = args.loss_fn.upper().replace("_", "-")
     return {

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 process=process,
                 memory_format=speed.memory_format(args.channels_last),
             )
-            loaders = Loaders(*loaders, data.test.files)
+            loaders = Loaders(*loaders, data.files)
             figures = train_run(args, schedule, record, state, seed, loaders)
             if args.evaluate:
                 return [figures]

@@ -22,7 +22,8 @@ interrupt.during_imports(__name__)
 from common.training import launch, seeds, speed
 from common.training.files import Files
 from common.training.record import Record
-from common.training.selection import Selection
+from common.training.selection import Selection, full
+from datasets.assembly import evaluation_loaders
 from datasets.loaders import WorkersLoader
 from hmloss import flags, repeats
 from hmloss.engine import EVALUATION_BATCH
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     data = load_data(args)
     for note in data.notes:
         process.say(note)
+    images = f"{len(data.train)} training and {len(data.test)} {full(data.split)} images"
+    process.say(f"{images}, {len(data.classes)} classes")
     args.cls_num_list = data.cls_num_list
 
     if args.evaluate:
@@ -85,10 +88,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             "memory_format": speed.memory_format(args.channels_last),
         }  # fmt: skip
         train_loader = WorkersLoader(data.train, args.batch_size, **shared)
-        val_loader = test_loader = WorkersLoader(data.test, EVALUATION_BATCH, train=False, **shared)
-        if data.val is not data.test:
-            val_loader = WorkersLoader(data.val, EVALUATION_BATCH, train=False, **shared)
-        loaders = Loaders(train_loader, val_loader, test_loader, data.files)
+        evaluation = evaluation_loaders(data, EVALUATION_BATCH, **shared)
+        loaders = Loaders(train_loader, *evaluation, data.files)
         figures = train_run(args, schedule, record, state, seed, loaders)
         if args.evaluate:
             return [figures]
