@@ -27,7 +27,6 @@ LISTS = {
     "ina2018": ("iNaturalist18_train.txt", "iNaturalist18_val.txt"),
     "places": ("Places_LT_train.txt", "Places_LT_test.txt"),
 }
-NAMES = {"imagenet": "ImageNet-LT", "ina2018": "iNaturalist 2018", "places": "Places-LT"}
 SHIPPED_LISTS = Path(__file__).resolve().parents[1] / "datasets" / "data_txt"  # filled by the user
 NUM_SAMPLES_CLS = 4  # images that the class-aware order takes of a class at a time
 
@@ -82,7 +81,7 @@ def _load_lists(config: CfgNode) -> Data:
     class_map = largest_first(train.cls_num_list)
     for images in lists:
         images.relabel(class_map)
-    return load_lists(*lists, name=NAMES[config.dataset], val_fraction=config.val_fraction)
+    return load_lists(*lists, val_fraction=config.val_fraction)
 
 
 def transform(config: CfgNode, data: Data) -> dict[str, object]:

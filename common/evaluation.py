@@ -120,8 +120,7 @@ class Tally:
     ``update`` with every batch, ``reduce`` once (adds up over processes), then ``result``.
 
     Args:
-        scale: what the loss multiplies the logits by. It is in the probabilities of ``samples``,
-            but not in the calibration error, as in the originals.
+        scale: what the loss multiplies the logits by: probabilities are softmax(scale * logits).
 
     Attributes, over all processes after ``reduce``:
         total, correct, predicted: images of each class, those of them that were recognised, and
@@ -164,10 +163,7 @@ class Tally:
         ones (with a single process).
         """
         logits = logits.float()
-        confidence = logits.softmax(dim=1).amax(dim=1)
-        probability = confidence
-        if self.scale != 1:
-            probability = (self.scale * logits).softmax(dim=1).amax(dim=1)
+        confidence = (self.scale * logits).softmax(dim=1).amax(dim=1)
         predicted = logits.argmax(dim=1)
         hit = predicted == target
         ones = torch.ones_like(target)
@@ -185,7 +181,7 @@ class Tally:
         if index is None:
             seen = sum(len(place) for place, _ in self._batches)
             index = torch.arange(seen, seen + len(target), device=target.device)
-        self._batches.append((index, _rows(target, predicted, probability)))
+        self._batches.append((index, _rows(target, predicted, confidence)))
         self._last = loss, hit.sum(), in_top5, len(target)
 
     def running(self) -> tuple[Running, Running, Running]:

@@ -10,7 +10,7 @@ import numpy as np
 from common.training.report import fingerprint
 from datasets.data import Data
 from datasets.folder import FolderImages, held_out
-from datasets.listfile import ListFile, size_warning, split_name
+from datasets.listfile import ListFile, data_name, size_warning, split_name
 from datasets.loaders import WorkersLoader
 from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 
@@ -39,16 +39,15 @@ def load_lists(
     test: ListFile,
     val: ListFile | None = None,
     *,
-    name: str,
     val_fraction: float = 0.0,
 ) -> Data:
-    """The images of lists; ``name``: what they are, in words.
+    """The images of lists.
 
     Raises:
         UsageError: see ``hold_out``.
     """
     warnings = [text for text in map(size_warning, (train, test)) if text]
-    split = split_name(test.list_file)
+    split, name = split_name(test.list_file), data_name(train)
     return _assemble(
         train, test, val, split=split, name=name, val_fraction=val_fraction, warnings=warnings
     )

@@ -29,7 +29,8 @@ PUBLISHED = {
     "Places_LT_val.txt": (7_300, 365),
     "Places_LT_test.txt": (36_500, 365),
 }
-
+# What the published lists are of.
+SETS = {"ImageNet_LT": "ImageNet-LT", "iNaturalist18": "iNaturalist 2018", "Places_LT": "Places-LT"}
 
 LINE = re.compile(rb"(.*\S)\s+(\d+)(?:\s+(.*\S))?")  # path, label, class name
 DETOUR = re.compile(rb"//|(?:^|/)\.\.?(?:/|$)")  # a//b, ./a, ../a
@@ -309,6 +310,14 @@ def find_list(name: str, folders: Sequence[str | Path], flag: str) -> Path:
 def split_name(list_file: Path) -> str:
     """``val`` if the name of an evaluation list says so, else ``test``."""
     return "val" if "val" in list_file.stem.lower() else "test"
+
+
+def data_name(train: ListFile) -> str:
+    """What a training list is of, for the head of a picture: a published set, else its folder."""
+    name = train.list_file.name
+    if (len(train), train.num_classes) == PUBLISHED.get(name):
+        return SETS[name.rpartition("_")[0]]
+    return train.root.resolve().name
 
 
 def size_warning(data: ListFile) -> str | None:

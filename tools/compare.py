@@ -29,6 +29,7 @@ interrupt.during_imports(__name__)
 
 import torch
 
+from common.models import pretrained
 from common.models.archs import IMAGENET_RESNETS, constructor
 from common.training import launch
 from common.training.errors import RunError, UsageError, writing
@@ -281,6 +282,8 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
         if not args.large:
             more.append(program.whole if args.imb_factor is None else program.tail)
         more.append(program.classes)
+        if args.large and "--path_t" in words:
+            more.append(program.teacher)
         if args.image_size != 32:
             more.append(program.size)
         if args.arch is not None:
@@ -335,6 +338,27 @@ def check_commands(of_row: Sequence[tuple[Row, Job]]) -> None:
         for words in job.commands:
             try:
                 settings(words)
+            except UsageError as error:
+                raise UsageError(f"{row.paper}/{row.method}: {error}") from None
+
+
+def check_weights(of_row: Sequence[tuple[Row, Job]]) -> None:
+    """Read the weights that the runs start from, once and before any is started.
+
+    Raises:
+        UsageError: they cannot be had, or are of another network; names the method.
+    """
+    seen = set()
+    for row, job in of_row:
+        for words in job.commands:
+            told = settings(words)
+            arch = str(told.get("arch") or told["backbone"]).removesuffix("_fe")
+            if arch in seen:
+                continue
+            seen.add(arch)
+            network = constructor(arch)(num_classes=None)
+            try:
+                pretrained.load(network, arch, told["weights"] or None)
             except UsageError as error:
                 raise UsageError(f"{row.paper}/{row.method}: {error}") from None
 
@@ -410,6 +434,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.list:
         print("\n".join(f"{job.folder.name}\n    {command_line(job)}" for job in jobs))
         return
+    if args.pretrained or args.weights:
+        check_weights([(row, job) for row, job in of_row if not job.result.is_file()])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         train_all(jobs, images, args)

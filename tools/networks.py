@@ -138,6 +138,7 @@ def load(
         restore.check_state_dict(weights, source)
         if program.startswith("dbm_loss/GML"):
             weights = _encoder(restore.plain_keys(weights))
+        _check_classifier(module, weights, source)
         restore.load_weights(module, weights, source)
     return Logits(module).eval()
 
@@ -147,6 +148,21 @@ def _encoder(weights: Weights) -> Weights:
     prefix = "encoder_q."
     part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return part or weights
+
+
+def _check_classifier(module: nn.Module, weights: Weights, source: str) -> None:
+    """Refuse a cosine classifier's weights for a linear one, and the other way round."""
+    given = _is_cosine(restore.plain_keys(weights))
+    if None in (own := _is_cosine(module.state_dict()), given) or own == given:
+        return
+    kind = "a cosine" if given else "a linear"
+    raise UsageError(f"{source}: its classifier is {kind} one; give --network use_norm={given}")
+
+
+def _is_cosine(weights: Weights) -> bool | None:
+    """Whether the classifier in it has no bias; None if there is no classifier."""
+    name = next((name for name in ("fc", "linear") if f"{name}.weight" in weights), None)
+    return None if name is None else f"{name}.bias" not in weights
 
 
 class Logits(nn.Module):

@@ -366,7 +366,7 @@ def evaluate(
     if not known:
         return None
     labels = torch.tensor([samples[i].label for i in known])
-    tally = Tally(len(model.classes))
+    tally = Tally(len(model.classes), scale=model.scale)
     tally.update(logits[known], labels, loss=0.0)
     tally.reduce()
     counts = model.cls_num_list
@@ -379,9 +379,8 @@ def evaluate(
         print("accuracy of the classes with many (> 100), medium and few (< 20) training images: "
               + ", ".join(f"{name} {figures[name]:.2f} %" for name in GROUPS
                           if not math.isnan(figures[name])))  # fmt: skip
-    # Loss and calibration would be those of unscaled logits.
-    shown = {name: figure for name, figure in figures.items() if name not in ("loss", "ece")}
-    write_json(out / "evaluation.json", {"images": len(known), **report.in_percent(shown)})
+    del figures["loss"]  # which was not computed
+    write_json(out / "evaluation.json", {"images": len(known), **report.in_percent(figures)})
     table = report.class_table(tally, counts or [0] * len(model.classes), model.classes)
     report.write_class_tables(out, tally, table)
     title = f"{model.title}\n{len(known)} images"

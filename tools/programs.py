@@ -24,10 +24,13 @@ class Program:
         arch: words for another network, of those for large images. pretrained, weights: words for
             a start from torchvision's weights or from those of a file.
         epochs: words for a shortened, stretched run. batch: for another batch size.
+        teacher: where a recipe's second command finds the network of the first, if that has
+            written it to a folder of these data.
         val: words for the part of the training images that chooses the best epoch. val_list: for
             a list of other images, where val/ beside test/ is not seen anyway.
         memory, amp: words for channels-last memory and for half precision.
-        resume: words that go on from the run's own checkpoint.
+        resume: words that go on from the run's own checkpoint. workers: for so many processes that
+            read images, which changes nothing but the time.
     """
 
     data: str
@@ -42,11 +45,13 @@ class Program:
     weights: str = "--weights {weights}"
     epochs: str = "--epochs {epochs} --stretch_schedule"
     batch: str = "--batch-size {batch_size}"
+    teacher: str = ""
     val: str = "--val_fraction {val_fraction}"
     val_list: str = ""
     memory: str = "--channels_last"
     amp: str = "--amp {amp}"
     resume: str = "--resume auto"
+    workers: str = "--workers {workers}"
 
 
 def _ib(program: str, argv: list[str]) -> object:
@@ -125,6 +130,7 @@ PROGRAMS = {
         partial(_gml, "main"),
         large="--dataset imagefolder --data {root}",
         arch="--arch {arch} --arch_t {arch} --feat_t {features}",
+        teacher="--path_t {out}/imagefolder/teacher/moco_ckpt.pth.tar",
     ),
     "hmloss/cifar_implementation/train_cifar.py": Program(
         "--dataset {dataset} --root {root}",
@@ -158,6 +164,7 @@ PROGRAMS = {
         memory="channels_last True",
         amp="amp {amp}",
         resume="resume auto",
+        workers="workers {workers}",
     ),
 }  # fmt: skip
 

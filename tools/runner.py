@@ -18,6 +18,8 @@ import torch
 from common.training.errors import writing
 from tools.programs import PROGRAMS, ROOT, fill
 
+MAX_WORKERS = 16  # that read the images of a run, as in the papers
+
 
 @dataclass
 class Job:
@@ -79,11 +81,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def share_of_cores(jobs: int) -> int:
+    """Of one of so many processes side by side."""
+    return max(1, usable_cores() // jobs)
+
+
 def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
     """Environment of the ``slot``-th of ``jobs`` processes: its share of cores (unless the
     user's OMP_NUM_THREADS says otherwise), and its GPU."""
     env = dict(os.environ)
-    env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
+    env.setdefault("OMP_NUM_THREADS", str(share_of_cores(jobs)))
     if gpus and jobs > 1:
         env["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return env
@@ -96,8 +103,9 @@ def start(job: Job, slot: int, jobs: int, root: Path | str, gpus: Sequence[str])
         RunError: its folder cannot be written.
     """
     words = job.commands[job.step]
-    words = [*words, *shlex.split(PROGRAMS[words[1]].resume)]
-    words = [sys.executable, "-u", *fill(words[1:], root=root, out=job.folder)]
+    program, workers = PROGRAMS[words[1]], min(share_of_cores(jobs), MAX_WORKERS)
+    words = [*words, *shlex.split(program.resume), *shlex.split(program.workers)]
+    words = [sys.executable, "-u", *fill(words[1:], root=root, out=job.folder, workers=workers)]
     with writing(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
         if job.lock is None and (lock := _lock(job.folder)) is None:

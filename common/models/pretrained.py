@@ -60,7 +60,10 @@ def load(model: nn.Module, arch: str, path: str | Path | None = None) -> str:
     unlike = [key for key in unlike if not key.startswith(HEADS)]
     if missing or unlike:
         what = f"{missing[0]} is missing" if missing else f"{unlike[0]} has another shape"
-        raise UsageError(f"{source} does not fit the model ({what}): give the weights of {arch}")
+        raise UsageError(
+            f"{source} does not fit the model ({what}): give the weights of {arch}, or name their "
+            "network"
+        )
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fits, strict=False)
     return f"=> weights of '{source}'{_left_out(own, state)}"

@@ -154,8 +154,7 @@ def _lists(source: Source, train_views: Views, test_view: View) -> Data:
     train = ListFile(_find_list(source, train_name), source.root, train_views, names=source.classes)
     test_list = source.eval_list or _find_list(source, test_name)
     test = ListFile(test_list, source.root, test_view, num_classes=train.num_classes)
-    name = {"imgnet": "ImageNet-LT", "inat": "iNaturalist 2018"}[source.dataset]
-    return load_lists(train, test, name=name, val_fraction=source.val_fraction)
+    return load_lists(train, test, val_fraction=source.val_fraction)
 
 
 def _find_list(source: Source, name: str) -> Path:

@@ -30,7 +30,7 @@ def load_data(args: Namespace) -> Data:
     val_list = find_list(args.val_list, (".", root), "--val_list FILE")
     train = ListFile(train_list, root, train_recipe, names=args.classes)
     test = ListFile(val_list, root, test_recipe, num_classes=train.num_classes)
-    return load_lists(train, test, name=train_list.stem, val_fraction=args.val_fraction)
+    return load_lists(train, test, val_fraction=args.val_fraction)
 
 
 def eval_transform(args: Namespace) -> dict[str, object]:

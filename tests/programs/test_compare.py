@@ -3,15 +3,17 @@
 import csv
 import importlib
 import json
+import shlex
 import shutil
 
 import pytest
+import torch
 
 from common.models import resnet_cifar
 from tests.programs import small_runs
 from tests.programs.tools import make_image_folder
 from tools import compare
-from tools.programs import ROOT, fill
+from tools.programs import PROGRAMS, ROOT, fill
 from tools.runner import Job
 
 METHODS = ["CE", "IB", "DBM-BS", "HML", "ARB-Loss"]
@@ -24,10 +26,11 @@ def train(jobs: list[Job], *, root: str, parallel: int) -> None:
             continue
         for words in job.commands:
             program = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+            words = [*words, *shlex.split(PROGRAMS[words[1]].workers)]
             words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
-            program.main(fill(words, root=root, out=job.folder))
-        (report,) = job.folder.rglob("report.json")
-        job.store(job, report)
+            program.main(fill(words, root=root, out=job.folder, workers=0))
+        reports = job.folder.rglob("report.json")
+        job.store(job, max(reports, key=lambda path: path.stat().st_mtime_ns))
 
 
 @pytest.fixture
@@ -70,6 +73,25 @@ def test_one_method_of_each_paper(here, capsys):
     assert sorted(line.split()[-7:] for line in again.splitlines()[1:6]) == sorted(
         line.split()[-7:] for line in table.splitlines()[1:6]
     )
+
+
+def test_large_images_from_the_weights_of_a_file(here, capsys):
+    """A student after its teacher, and the program that takes lists; val/ chooses for both."""
+    shutil.copytree("birds/test", "birds/val")
+    torch.save(small_runs.Tiny(9).state_dict(), "own.pth")
+    flags = ["--root", "birds", "--large", "--arch", "resnet18", "--weights", "own.pth",
+             "--epochs", "1", "--batch_size", "4", "--methods", "GML", "ARB"]  # fmt: skip
+    compare.main([*flags, "--out", "out"])
+    out = capsys.readouterr().out
+    assert out.count("=> weights of") == 3
+    lines = (here / "out" / "compare.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["GML", "ARB-Loss"]
+    assert lines[4].startswith("Accuracy in percent on the test set, best epoch on the validation")
+    reports = [read(path) for path in sorted(here.rglob("report.json"))]
+    assert len(reports) == 3
+    for report in reports:
+        assert report["settings"]["weights"] == str(here / "own.pth")
+        assert (report["data"], report["test_images"], report["val_images"]) == ("birds", 6, 6)
 
 
 def read(path):

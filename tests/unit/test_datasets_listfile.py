@@ -11,7 +11,8 @@ from PIL import Image
 
 from arbloss.data import largest_first
 from common.training.errors import UsageError
-from datasets.listfile import ListFile, find_list, size_warning
+from datasets import listfile
+from datasets.listfile import ListFile, data_name, find_list, size_warning
 
 
 @pytest.fixture
@@ -333,3 +334,12 @@ def test_size_warning(make_list):
     warning = size_warning(ListFile(*make_list(text, "iNaturalist18_train.txt")))
     assert "2 images of 2 classes" in warning
     assert "437,513 of 8,142" in warning
+
+
+def test_only_the_published_list_is_called_by_its_name(make_list, monkeypatch):
+    """Own images go by their folder, whatever the program wants their list to be called."""
+    listed = ListFile(*make_list("a 0\nb 1\n", "iNaturalist18_train.txt"))
+    assert data_name(listed) == "images"
+    monkeypatch.setitem(listfile.PUBLISHED, "iNaturalist18_train.txt", (2, 2))
+    assert data_name(listed) == "iNaturalist 2018"
+    assert data_name(ListFile(*make_list("a 0\nb 1\n", "own.txt"))) == "images"

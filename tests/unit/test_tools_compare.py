@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from common.models import resnet
 from common.training.errors import RunError, UsageError
 from tests.programs.tools import make_image_folder
 from tools import compare
@@ -25,6 +27,11 @@ def jobs(*words):
     compare.check(args)
     rows, images = compare.find_methods(args.methods, args.large), compare.find_images(args)
     return compare.make_jobs(rows, images, args)
+
+
+def told_at_the_start(command):
+    """What a program makes of its command line and of what the runner adds."""
+    return settings([*command, *fill(shlex.split(PROGRAMS[command[1]].workers), workers=3)])
 
 
 def test_every_method_of_the_tables_for_small_images_is_there():
@@ -61,7 +68,8 @@ def test_every_program_is_told_data_length_and_the_rest(paper, folder, tmp_path)
     assert len(found) == len(names)
     for row, job in found:
         for command in job.commands:
-            told = settings(command)
+            told = told_at_the_start(command)
+            assert told["workers"] == 3
             root = next(told[k] for k in ("root", "data_dir", "data_path", "data") if k in told)
             assert (told["dataset"], root) == ("imagefolder", str(folder)), row.id
             assert (told.get("epochs", told.get("num_epochs")), told["seed"]) == (12, 3), row.id
@@ -89,8 +97,8 @@ def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
     assert len(found) == len(LARGE)
     for _, job in found:
         for command in job.commands:
-            told = settings(command)
-            assert told.get("epochs", told.get("num_epochs")) == 5
+            told = told_at_the_start(command)
+            assert (told.get("epochs", told.get("num_epochs")), told["workers"]) == (5, 3)
             places = [told.get(key) for key in ("root", "data", "dataset_dir", "data_path")]
             assert str(folder) in places
     images = compare.Images("imagefolder", str(folder), 4, str(tmp_path / "lists"))
@@ -103,6 +111,15 @@ def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
     assert lines[3] == "train/class_001/0000.jpg\t1\tclass_001"
     lines = (tmp_path / "lists" / "ImageNet_LT_test.txt").read_text().splitlines()
     assert lines[0] == "test/class_000/0000.jpg\t0\tclass_000" and len(lines) == 4
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_student_finds_its_teacher_where_that_is_written(large, folder, tmp_path):
+    flags = ["--root", folder, "--out", tmp_path, "--methods", "GML", "DBM-GML"]
+    for _, job in jobs(*flags, *["--large"] * large):
+        teacher, student = map(settings, job.commands)
+        written = Path(teacher["root_path"], teacher["dataset"], teacher["mark"])
+        assert student["path_t"] == str(written / "moco_ckpt.pth.tar")
 
 
 def test_validation_images_choose_for_arbloss_as_well(folder, tmp_path):
@@ -133,6 +150,33 @@ def test_one_network_for_all_methods_of_large_images(folder, tmp_path):
         assert told["weights"] == str(Path("w.pth").resolve()), row.id
     with pytest.raises(UsageError, match=r"^dbm_loss/GML: argument -a/--arch: invalid choice"):
         compare.check_commands(jobs(*flags, "--arch", "resnet10"))
+
+
+def test_weights_are_read_before_any_run_is_started(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    torch.save(resnet.resnet18(9).state_dict(), "resnet18.pth")
+    Path("damaged.pth").write_bytes(Path("resnet18.pth").read_bytes()[:9999])
+    flags = ["--root", str(folder), "--large", "--methods", "HML", "ARB"]
+    url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    for words, message in (
+        (["--weights", "none.pth"], "hmloss/HML: weights none.pth: no such file"),
+        (["--weights", "damaged.pth"], "hmloss/HML: damaged.pth: not a complete checkpoint, cut "
+         "short? ("),
+        (["--weights", "resnet18.pth"], "hmloss/HML: resnet18.pth does not fit the model "
+         "(layer1.0.conv3.weight is missing): give the weights of resnet50, or name their network"),
+        (["--pretrained", "--arch", "resnet18"], f"hmloss/HML: cannot download {url} (no network): "
+         "fetch it elsewhere and give --weights FILE"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as error:
+            compare.main([*flags, *words])
+        assert str(error.value).replace(f"{tmp_path}/", "").startswith(message)
+        assert "\n" not in str(error.value) and not Path("runs").exists()
+
+
+def no_network(*args, **kwargs):
+    raise OSError("no network")
 
 
 def test_the_demo_trains_one_method_of_each_paper(tmp_path):

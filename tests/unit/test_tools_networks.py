@@ -82,6 +82,19 @@ def test_of_a_moco_the_query_encoder_predicts():
         torch.testing.assert_close(loaded(images), module.eval()(images), rtol=0, atol=0)
 
 
+def test_a_classifier_of_the_other_kind_is_named_with_its_cure():
+    for program, network in CASES:
+        for use_norm in {False, True} if "use_norm" in network else ():
+            module = networks.KINDS[program].build(**{**network, "use_norm": use_norm})
+            with pytest.raises(UsageError) as error:
+                networks.load(
+                    program, {**network, "use_norm": not use_norm}, module.state_dict(), "x"
+                )
+            kind = "a cosine" if use_norm else "a linear"
+            start = f"x: its classifier is {kind} one; give --network use_norm={use_norm}"
+            assert str(error.value) == start
+
+
 def test_bare_weights_are_enough_and_others_are_refused():
     program = "hmloss/isic2019_implementation/train_isic.py"
     module = networks.KINDS[program].build(arch="resnet20")

@@ -45,6 +45,21 @@ def test_processes_share_cores_and_take_gpus_in_turn(monkeypatch):
     assert alone()["OMP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.parametrize(("jobs", "workers"), [(1, 16), (4, 8), (64, 1)])
+def test_a_program_reads_its_images_with_its_share_of_the_cores(job, monkeypatch, jobs, workers):
+    """Not with the papers' 16 workers for each of three loaders, wherever it runs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    started = []
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda words, **_: started.append(words))
+    job.commands.append(["python", "arbloss/train_stage1.py", "workers", "16"])
+    for step in (0, 1):
+        job.step = step
+        assert runner.start(job, 0, jobs, "DIR", [])
+    assert started[0][-2:] == ["--workers", str(workers)]
+    assert started[1][-2:] == ["workers", str(workers)]
+    assert "--workers" not in runner.command_line(job)
+
+
 def test_the_time_left_is_told_from_the_epochs_of_this_start(job, monkeypatch, capsys):
     clock = iter([0.0, 100.0])
     monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
