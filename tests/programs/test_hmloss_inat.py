@@ -112,7 +112,10 @@ def test_a_folder_needs_its_root_and_no_lists():
         ([], "--dataset imagefolder: say where the images are, --root DIR"),
         (["--root", "x", "--classes", "y"], "--classes y: for list files; an image folder"),
         (["--root", "x", "--val_list", "y"], "--val_list y: for list files; "),
-        (["--root", "nowhere"], "image folder nowhere: no such folder; expected DIR/train/<class>/*"),
+        (
+            ["--root", "nowhere"],
+            "image folder nowhere: no such folder; expected DIR/train/<class>/*",
+        ),
     ):
         with pytest.raises(UsageError) as error:
             train_inat.main([*ARGV, *folder, *flags])
