@@ -20,7 +20,7 @@ from datasets.augment import described
 from datasets.augment.colours import INAT_MEAN, INAT_STD, Triple
 from datasets.data import Data
 from datasets.listfile import ListFile, find_list
-from datasets.loaders import DeviceLoader, Order, WorkersLoader, shuffled
+from datasets.loaders import Loader, Order, WorkersLoader, shuffled
 
 LISTS = {
     "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
@@ -29,8 +29,6 @@ LISTS = {
 }
 SHIPPED_LISTS = Path(__file__).resolve().parents[1] / "datasets" / "data_txt"  # filled by the user
 NUM_SAMPLES_CLS = 4  # images that the class-aware order takes of a class at a time
-
-Loader = DeviceLoader | WorkersLoader
 
 
 def load_data(config: CfgNode) -> Data:

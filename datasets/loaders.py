@@ -133,7 +133,26 @@ class _EpochPlan:
         return derive(self._seed, self._augment, self.epoch, batch, position)
 
 
-class DeviceLoader:
+class _Planned:
+    """A loader whose ``_plan`` says which samples each batch holds."""
+
+    _plan: _EpochPlan
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, from its ``start_batch``-th batch on."""
+        self._plan.set_epoch(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this process."""
+        return len(self._plan.batches)
+
+    @property
+    def full_batch(self) -> int:
+        """Images of this process in each batch but the last."""
+        return len(self._plan.batches[0])
+
+
+class DeviceLoader(_Planned):
     """The whole set on the training device, augmented there a batch at a time.
 
     Args:
@@ -170,19 +189,6 @@ class DeviceLoader:
         order = order or (shuffled if train else in_order)(len(images))
         self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch that the next iteration yields, from its ``start_batch``-th batch on."""
-        self._plan.set_epoch(epoch, start_batch)
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch of this process."""
-        return len(self._plan.batches)
-
-    @property
-    def full_batch(self) -> int:
-        """Images of this process in each batch but the last."""
-        return len(self._plan.batches[0])
-
     def __iter__(self) -> Iterator[tuple]:
         plan = self._plan
         for batch in range(plan.start_batch, len(plan.batches)):
@@ -196,7 +202,7 @@ class DeviceLoader:
         self.images = self.targets = None
 
 
-class WorkersLoader:
+class WorkersLoader(_Planned):
     """Any map-style data set, sample by sample in worker processes that live as long as the run.
 
     ``dataset[i]`` is ``(image or views, label)`` or ``(image or views, label, index)``; its
@@ -232,19 +238,6 @@ class WorkersLoader:
             generator=torch.Generator(),  # else each epoch draws from the program's generator
         )
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch that the next iteration yields, from its ``start_batch``-th batch on."""
-        self._plan.set_epoch(epoch, start_batch)
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch of this process."""
-        return len(self._plan.batches)
-
-    @property
-    def full_batch(self) -> int:
-        """Images of this process in each batch but the last."""
-        return len(self._plan.batches[0])
-
     def __iter__(self) -> Iterator[tuple]:
         try:
             yield from prefetch(self._loader, self._to_device, self._device)
@@ -273,6 +266,9 @@ class WorkersLoader:
         Left to the garbage collector, each of them would be waited for, for five seconds.
         """
         self._loader = None
+
+
+Loader = DeviceLoader | WorkersLoader
 
 
 def in_format(

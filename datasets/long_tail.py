@@ -17,7 +17,7 @@ from common.training.report import fingerprint
 from datasets import augment
 from datasets.augment import batch
 from datasets.data import Data, Images
-from datasets.loaders import DeviceLoader, Order, WorkersLoader
+from datasets.loaders import DeviceLoader, Loader, Order, WorkersLoader
 from datasets.memory import ArrayDataset
 from datasets.sources import Source, held_out, open_source, place
 from datasets.validation import (
@@ -29,8 +29,6 @@ from datasets.validation import (
     require_part,
     stratified_part,
 )
-
-Loader = DeviceLoader | WorkersLoader
 
 
 def load_long_tailed(

@@ -1,9 +1,11 @@
-"""The flag of the margin's reference, and what the margin's flags mean in all programs."""
+"""What the flags mean in all programs: the margin's reference, the scale, what is trained."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from datasets.data import Data
 
 LDAM_SCALE = 30.0  # the default of dbm_loss.losses.LDAM
 # As the authors' code takes them, though not all of them end with the rarest class.
@@ -53,3 +55,28 @@ def logit_scale(args: Namespace) -> float:
         return LDAM_SCALE
     scaled = args.use_dbm if args.loss_fn == "ncl" else args.use_norm
     return args.cos_scale if scaled else 1.0
+
+
+def about(
+    args: Namespace, program: str, arch: str, data: Data, transform: Mapping[str, object]
+) -> dict[str, object]:
+    """What is trained, for the report and the checkpoints: see ``Record``.
+
+    ``transform``: of an image to evaluate.
+    """
+    method = args.loss_fn.upper().replace("_", "-")
+    return {
+        "program": program,
+        "method": f"{method} with DBM" if args.use_dbm else method,
+        "data": data.name,
+        "network": {
+            "arch": arch,
+            "loss_fn": args.loss_fn,
+            "num_classes": len(data.classes),
+            "use_norm": args.use_norm,
+        },
+        "transform": transform,
+        "scale": logit_scale(args),
+        "classes": data.classes,
+        "cls_num_list": data.cls_num_list,
+    }

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from common.training.flags import LARGEST, WEIGHTS_HELP, Parser, check_pretrained
 from common.training.schedules import unreached
+from datasets.data import Data
 from hmloss.schedule import Schedule
 
 WEIGHTINGS = ["None", "CS", "CB"]
@@ -213,25 +214,24 @@ def logit_scale(args: argparse.Namespace) -> float:
 
 
 def about(
-    args: argparse.Namespace,
-    program: str,
-    data: str,
-    classes: Sequence[str],
-    transform: Mapping[str, object],
+    args: argparse.Namespace, program: str, data: Data, transform: Mapping[str, object]
 ) -> dict[str, object]:
-    """What is trained, for the report and the checkpoints: see ``Record``."""
+    """What is trained, for the report and the checkpoints: see ``Record``.
+
+    ``transform``: of an image to evaluate.
+    """
     weighting = "" if args.weighting_type == "None" else f", {args.weighting_type}"
     return {
         "program": program,
         "method": f"{args.loss_type}{weighting}",
-        "data": data,
+        "data": data.name,
         "network": {
             "arch": args.arch,
-            "num_classes": len(classes),
+            "num_classes": len(data.classes),
             "use_norm": args.loss_type == "LDAM",
         },
         "transform": transform,
         "scale": logit_scale(args),
-        "classes": classes,
+        "classes": data.classes,
         "cls_num_list": args.cls_num_list,
     }

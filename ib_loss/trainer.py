@@ -106,7 +106,7 @@ def train(
         about=about(args, data, program),
         selection=Selection(data.split, data.chosen_on),
     )
-    state = record.resume(args.resume, args.epochs)
+    record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
@@ -129,7 +129,7 @@ def train(
 
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
-    model = build_model(args, weights=state is None)
+    model = build_model(args, weights=not record.resumed)
     model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
 
@@ -139,7 +139,7 @@ def train(
     )
     scaler = precision.grad_scaler(process.device, args.amp)
     record.restore(model, optimizer, scaler)
-    if state is not None:
+    if record.resumed:
         args.start_epoch = record.epoch
     process.say("cls num list:")
     process.say(data.cls_num_list)

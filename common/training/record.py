@@ -92,6 +92,11 @@ class Record:
         self._continues = False  # a run in these folders, whose logs have these lengths
         self._offsets: dict[str, int] = {}
 
+    @property
+    def resumed(self) -> bool:
+        """Whether a checkpoint was read."""
+        return self._state is not None
+
     def claim(self, flag: str) -> None:
         """Lock the folders for this run and refuse those that hold another one.
 

@@ -15,6 +15,7 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.augment import described
 from datasets.data import Data, Images
+from datasets.loaders import Loader
 from datasets.long_tail import (
     Augmentation,
     load_long_tailed,
@@ -23,7 +24,7 @@ from datasets.long_tail import (
 )
 from dbm_loss import augment
 from dbm_loss.augment import batch
-from dbm_loss.GML.engine import Loader, num_views
+from dbm_loss.GML.engine import num_views
 
 POLICY = {"aug_type": "autoaug_cifar", "cutout": True}
 

@@ -21,14 +21,12 @@ from common.training.logs import AverageMeter, Progress
 from common.training.precision import FiniteGuard, autocast
 from common.training.record import Record
 from common.training.seeds import seed_everything
-from datasets.loaders import DeviceLoader, WorkersLoader
+from datasets.loaders import Loader
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo
 from dbm_loss.margin import DBMargin
 
 SCALE = 30.0  # of the cosines in the margin, 1 / T_s
-
-Loader = DeviceLoader | WorkersLoader
 
 
 def build_criterion(args: Namespace, cls_num_list: Sequence[int]) -> GMLLoss:

@@ -86,7 +86,7 @@ def train(
         about=about(args, data, transform),
         selection=Selection(data.split, data.chosen_on),
     )
-    state = record.resume(args.resume, args.epochs)
+    record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, val_loader, test_loader = make_loaders(
@@ -98,7 +98,7 @@ def train(
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args, teacher)
-    if (args.pretrained or args.weights) and state is None:
+    if (args.pretrained or args.weights) and not record.resumed:
         process.say(models.pretrained.load(model.encoder_q, args.arch, args.weights))
         if teacher is None:  # the key encoder is a copy
             model.encoder_k.load_state_dict(model.encoder_q.state_dict())
@@ -119,7 +119,7 @@ def train(
         scaler,
         optional={"criterion": "it holds no temperature, it starts at --moco-t"},  # the original's
     )
-    if state is not None:
+    if record.resumed:
         args.start_epoch = record.epoch
     partition(launch.unwrap(model), args)
 
@@ -131,7 +131,7 @@ def train(
     start_step, sums = record.place(len(train_loader))
     record.open(seed)
     if process.is_main:
-        if state is None:
+        if not record.resumed:
             write_text(folder / "command.txt", shlex.join(sys.argv[1:] if argv is None else argv))
         cls_weight = launch.unwrap(criterion).cls_weight.tolist()
         write_text(folder / "cls_weight.txt", " ".join(map(str, cls_weight)) + "\n")

@@ -201,28 +201,23 @@ def evaluate(
     return tally
 
 
-class Log:
-    """The original's two levels of lines, on stderr and in the log file of the run."""
-
-    def __init__(self, record: Record) -> None:
-        self._record = record
-
-    def __call__(self, text: str, level: int = 1) -> None:
-        if not self._record.process.is_main:
-            return
-        line = ("---> " if level == 1 else "    └> ") + text + "\n"
-        sys.stderr.write(line)
-        sys.stderr.flush()
-        for log in self._record.log.values():
-            log.write(line)
+def say(record: Record, text: str, level: int = 1) -> None:
+    """One of the original's two levels of lines, on stderr and in the log file of the run."""
+    if not record.process.is_main:
+        return
+    line = ("---> " if level == 1 else "    └> ") + text + "\n"
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    for log in record.log.values():
+        log.write(line)
 
 
-def log_arguments(log: Log, args: Namespace) -> None:
+def log_arguments(record: Record, args: Namespace) -> None:
     """The head of the log: the data set and every flag."""
-    log(f"---{args.dataset}---")
-    log("Argument")
+    say(record, f"---{args.dataset}---")
+    say(record, "Argument")
     for key, value in vars(args).items():
-        log(f"{key:12s}: {value}", level=2)
+        say(record, f"{key:12s}: {value}", level=2)
 
 
 def result_lines(row: dict) -> list[str]:
@@ -234,10 +229,10 @@ def result_lines(row: dict) -> list[str]:
     ]
 
 
-def log_epoch(log: Log, record: Record, row: dict, epochs: int) -> None:
+def log_epoch(record: Record, row: dict, epochs: int) -> None:
     """Log a finished epoch in the original's words, and write its tensorboard scalars."""
     best = row if record.is_best(row) else record.best_row
-    log(f"Epoch: [{row['epoch'] + 1} | {epochs}]")
+    say(record, f"Epoch: [{row['epoch'] + 1} | {epochs}]")
     for line in (
         f"[Train]\tLoss:\t{row['train_loss']:.4f}",
         *(result_lines(row) if "top1" in row else ()),  # not every epoch, with --eval_every
@@ -245,7 +240,7 @@ def log_epoch(log: Log, record: Record, row: dict, epochs: int) -> None:
         f"\tMedium:\t{best['medium']:.4f}\tFew:\t{best['few']:.4f}",
         f"[Param]\tLR:\t{row['lr']:.4f}",
     ):
-        log(line, level=2)
+        say(record, line, level=2)
     if record.writer is None:
         return
     for tag, key in (
@@ -262,13 +257,13 @@ def log_epoch(log: Log, record: Record, row: dict, epochs: int) -> None:
     record.writer.add_scalar("acc/test_top1_best", best["top1"], row["epoch"])
 
 
-def log_end(log: Log, record: Record) -> None:
+def log_end(record: Record) -> None:
     """Log the best epoch, its groups as fractions, and the time that all epochs took."""
     best = record.best_row
     many, medium, few = (best[name] / 100 for name in ("many", "medium", "few"))
     minutes, seconds = divmod(sum(row["epoch_s"] for row in record.history), 60)
     hours, minutes = divmod(int(minutes), 60)
-    log("Final performance...")
-    log(f"best bAcc ({record.selection.chosen_on}):\t{best['top1']}", level=2)
-    log(f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
-    log(f"Training Time: {hours}:{minutes:02d}:{seconds:05.2f}")
+    say(record, "Final performance...")
+    say(record, f"best bAcc ({record.selection.chosen_on}):\t{best['top1']}", level=2)
+    say(record, f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
+    say(record, f"Training Time: {hours}:{minutes:02d}:{seconds:05.2f}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,6 @@ from common.training.learner import Learner
 from common.training.record import Record
 from common.training.selection import Selection
 from datasets.augment import described
-from datasets.data import Data
 from datasets.loaders import drawn_by_weight
 from datasets.long_tail import (
     Augmentation,
@@ -42,7 +40,6 @@ from datasets.long_tail import (
 )
 from dbm_loss.cifar import opts
 from dbm_loss.cifar.engine import (
-    Log,
     batch_transform,
     build_criterion,
     evaluate,
@@ -55,7 +52,7 @@ from dbm_loss.cifar.engine import (
     train_one_epoch,
 )
 from dbm_loss.cifar.models import build_model
-from dbm_loss.flags import logit_scale, margin_notes
+from dbm_loss.flags import about, margin_notes
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -102,7 +99,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
         process,
         vars(args),
         data.facts,
-        about=about(args, data),
+        about=about(
+            args,
+            "dbm_loss/cifar/main.py",
+            "resnet32",
+            data,
+            described.cifar(data.test.images.shape[1]),
+        ),
         selection=Selection(data.split, data.chosen_on, later_of_equals=True),
     )
     record.resume(args.resume, args.epochs)
@@ -165,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         return result
 
     record.open(seed)
-    log = Log(record)
-    log_arguments(log, args)
+    log_arguments(record, args)
     forward = speed.compiled(
         forward_pass(args.loss_fn), args.compile, process, train_loader.full_batch
     )
@@ -193,31 +195,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
             row |= tally.result(counts)
         row["epoch_s"] = time.perf_counter() - start
 
-        log_epoch(log, record, row, args.epochs)
+        log_epoch(record, row, args.epochs)
         hundredth = (epoch + 1) % 100 == 0
         record.end_epoch(row, numbered=hundredth and record.is_best(row))
-    log_end(log, record)
+    log_end(record)
     return record.finish(tally, test, files=data.files)
-
-
-def about(args: Namespace, data: Data) -> dict[str, object]:
-    """What is trained, for the report and the checkpoints: see ``Record``."""
-    method = args.loss_fn.upper().replace("_", "-")
-    return {
-        "program": "dbm_loss/cifar/main.py",
-        "method": f"{method} with DBM" if args.use_dbm else method,
-        "data": data.name,
-        "network": {
-            "arch": "resnet32",
-            "loss_fn": args.loss_fn,
-            "num_classes": args.num_class,
-            "use_norm": args.use_norm,
-        },
-        "transform": described.cifar(data.test.images.shape[1]),
-        "scale": logit_scale(args),
-        "classes": data.classes,
-        "cls_num_list": data.cls_num_list,
-    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +31,7 @@ from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
-from datasets.data import Data
-from dbm_loss.flags import logit_scale, margin_notes
+from dbm_loss.flags import about, margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
     Source,
@@ -91,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         process,
         vars(args),
         data.facts,
-        about=about(args, data),
+        about=about(args, "dbm_loss/large_scale/train.py", args.arch, data, test_transform(args)),
         selection=Selection(data.split, data.chosen_on),
     )
-    state = record.resume(args.resume, args.epochs)
+    record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, val_loader, test_loader, balanced_loader = make_loaders(
@@ -105,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args.loss_fn, args.arch, args.num_classes, args.use_norm)
-    if (args.pretrained or args.weights) and state is None:
+    if (args.pretrained or args.weights) and not record.resumed:
         encoder = model.encoder if args.loss_fn == "bcl" else model
         process.say(pretrained.load(encoder, ARCHITECTURES[args.arch], args.weights))
     model = model.to(memory_format=memory_format)
@@ -127,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         scaler,
         optional={"optimizer": "it holds no momentum, it starts at 0"},  # the original's
     )
-    if state is not None:
+    if record.resumed:
         args.start_epoch = record.epoch
     process.say("cls num list:")
     process.say(data.cls_num_list)
@@ -188,26 +186,6 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     for loader in filter(None, (train_loader, val_loader, test_loader, balanced_loader)):
         loader.close()
     return last
-
-
-def about(args: Namespace, data: Data) -> dict[str, object]:
-    """What is trained, for the report and the checkpoints: see ``Record``."""
-    method = args.loss_fn.upper().replace("_", "-")
-    return {
-        "program": "dbm_loss/large_scale/train.py",
-        "method": f"{method} with DBM" if args.use_dbm else method,
-        "data": data.name,
-        "network": {
-            "arch": args.arch,
-            "loss_fn": args.loss_fn,
-            "num_classes": args.num_classes,
-            "use_norm": args.use_norm,
-        },
-        "transform": test_transform(args),
-        "scale": logit_scale(args),
-        "classes": data.classes,
-        "cls_num_list": data.cls_num_list,
-    }
 
 
 if __name__ == "__main__":

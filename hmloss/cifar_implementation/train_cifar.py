@@ -27,7 +27,7 @@ from datasets.long_tail import Augmentation, load_long_tailed, make_loaders, req
 from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
 from hmloss.engine import EVALUATION_BATCH
-from hmloss.trainer import Loaders, train_run
+from hmloss.trainer import train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -95,13 +95,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 about=flags.about(
                     args,
                     "hmloss/cifar_implementation/train_cifar.py",
-                    data.name,
-                    data.classes,
+                    data,
                     described.cifar(data.test.images.shape[1]),
                 ),
                 selection=Selection(data.split, data.chosen_on),
             )
-            state = record.resume(args.resume, args.epochs)
+            record.resume(args.resume, args.epochs)
             seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
             first_seed = seed - run
             loaders = make_loaders(
@@ -117,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 process=process,
                 memory_format=speed.memory_format(args.channels_last),
             )
-            loaders = Loaders(*loaders, data.files)
-            figures = train_run(args, schedule, record, state, seed, loaders)
+            figures = train_run(args, schedule, record, seed, data, loaders)
             if args.evaluate:
                 return [figures]
             group_rows.append({"run": run, "seed": seed, **figures})

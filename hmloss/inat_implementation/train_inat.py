@@ -29,7 +29,7 @@ from hmloss import flags, repeats
 from hmloss.engine import EVALUATION_BATCH
 from hmloss.inat_implementation import opts
 from hmloss.inat_implementation.data import eval_transform, load_data
-from hmloss.trainer import Loaders, train_run
+from hmloss.trainer import train_run
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -74,13 +74,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             about=flags.about(
                 args,
                 "hmloss/inat_implementation/train_inat.py",
-                data.name,
-                data.classes,
+                data,
                 eval_transform(args),
             ),
             selection=Selection(data.split, data.chosen_on),
         )
-        state = record.resume(args.resume, args.epochs)
+        record.resume(args.resume, args.epochs)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         shared = {
@@ -88,9 +87,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             "memory_format": speed.memory_format(args.channels_last),
         }  # fmt: skip
         train_loader = WorkersLoader(data.train, args.batch_size, **shared)
-        evaluation = evaluation_loaders(data, EVALUATION_BATCH, **shared)
-        loaders = Loaders(train_loader, *evaluation, data.files)
-        figures = train_run(args, schedule, record, state, seed, loaders)
+        loaders = train_loader, *evaluation_loaders(data, EVALUATION_BATCH, **shared)
+        figures = train_run(args, schedule, record, seed, data, loaders)
         if args.evaluate:
             return [figures]
         rows.append({"run": run, "seed": seed, **figures})

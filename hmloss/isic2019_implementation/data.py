@@ -48,7 +48,7 @@ class Images:
         table: path, label (class folder), image_id (unique), label_idx and, where the folders say
             it, part.
         folders: of the classes, in the order of the labels. classes: their names in reports.
-        data: what they are, for the head of a picture.
+        name: what they are, for the head of a picture.
         mean, std: of each channel, for normalisation.
         notes: for the user.
     """
@@ -56,7 +56,7 @@ class Images:
     table: pd.DataFrame
     folders: list[str]
     classes: list[str]
-    data: str
+    name: str
     mean: Triple
     std: Triple
     notes: list[str]

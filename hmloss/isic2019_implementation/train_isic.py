@@ -162,7 +162,7 @@ def about(args: argparse.Namespace, data: isic.Images) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     transform = described.squeezed(args.image_size, data.mean, data.std)
     program = "hmloss/isic2019_implementation/train_isic.py"
-    return flags.about(args, program, data.data, data.classes, transform)
+    return flags.about(args, program, data, transform)
 
 
 def best_model(record: Record) -> Path:

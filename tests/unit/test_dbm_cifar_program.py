@@ -63,7 +63,7 @@ def test_log_of_the_arguments(golden, tmp_path):
     record.claim("")
     record.open(0)
     args.num_class = 10
-    engine.log_arguments(engine.Log(record), args)
+    engine.log_arguments(record, args)
     record.close()
     written = (tmp_path / "log.txt").read_text().splitlines()
     end = facts["log_lines"].index("---> Epoch: [1 | 1]")
@@ -355,11 +355,10 @@ def test_log_lines_are_the_original(golden, tmp_path):
     record.restore(model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu"))
     record.claim("")
     record.open(0)
-    log = engine.Log(record)
     for row in rows:
-        engine.log_epoch(log, record, row, epochs=2)
+        engine.log_epoch(record, row, epochs=2)
         record.end_epoch(row)
-    engine.log_end(log, record)
+    engine.log_end(record)
     record.close()
     written = (tmp_path / "log.txt").read_text().splitlines()
     expected = [line.replace("0.20000000298023224", "0.2") for line in lines[start:-2]]
