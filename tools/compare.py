@@ -278,31 +278,24 @@ def commands(row: Row, images: Images, args: argparse.Namespace) -> list[list[st
     for command in row.command.split(" && "):
         words = shlex.split(command)
         program = PROGRAMS[words[1]]
-        more = [program.large] if args.large else [program.data]
-        if not args.large:
-            more.append(program.whole if args.imb_factor is None else program.tail)
-        more.append(program.classes)
-        if args.large and "--path_t" in words:
-            more.append(program.teacher)
-        if args.image_size != 32:
-            more.append(program.size)
-        if args.arch is not None:
-            more.append(program.arch)
-        if args.weights is not None:
-            more.append(program.weights)
-        elif args.pretrained:
-            more.append(program.pretrained)
-        if args.epochs is not None:
-            more.append(program.epochs)
-        if args.batch_size is not None:
-            more.append(program.batch)
-        if args.val_fraction:
-            more.append(program.val)
-        elif args.large and len(images.splits) == 2:
-            more.append(program.val_list)
-        if args.amp != "none":
-            more.append(program.amp)
-        words += [word for text in more for word in shlex.split(text)]
+        choices = [  # words for the program, and whether it is told so
+            (program.data, not args.large),
+            (program.large, args.large),
+            (program.whole, not args.large and args.imb_factor is None),
+            (program.tail, not args.large and args.imb_factor is not None),
+            (program.classes, True),
+            (program.teacher, args.large and "--path_t" in words),
+            (program.size, args.image_size != 32),
+            (program.arch, args.arch is not None),
+            (program.weights, args.weights is not None),
+            (program.pretrained, args.weights is None and args.pretrained),
+            (program.epochs, args.epochs is not None),
+            (program.batch, args.batch_size is not None),
+            (program.val, args.val_fraction > 0),
+            (program.val_list, args.large and not args.val_fraction and len(images.splits) == 2),
+            (program.amp, args.amp != "none"),
+        ]
+        words += [word for text, told in choices if told for word in shlex.split(text)]
         found.append(fill(words, **values))
     return found
 
