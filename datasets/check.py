@@ -48,11 +48,13 @@ class Found:
     images: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, what: object, files: Sequence[str], classes: Sequence, notes: Sequence[str]):
+        """Count the images of ``what``, to be read, and say the notes about it."""
         self.lines += [f"{what}: {len(files)} images of {len(classes)} classes", *notes]
         self.images += [(file, "") for file in files]
 
 
 def get_parser() -> Parser:
+    """The parser of the program."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "data", nargs="+", help="folder, npz file or list files, training list first"

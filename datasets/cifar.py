@@ -42,6 +42,7 @@ class Cifar:
     site: str = SITE
 
     def files(self, split: str) -> dict[str, str]:
+        """{file: MD5} of a split and of the class names."""
         return {**self.splits[split], self.meta[0]: self.meta[1]}
 
 
@@ -80,6 +81,7 @@ SETS = {
 
 
 def held_out(root: Path) -> tuple[str, ...]:
+    """See ``datasets.sources.held_out``."""
     return ("test",)
 
 

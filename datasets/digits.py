@@ -12,6 +12,7 @@ from datasets.sources import Source
 
 
 def held_out(root: Path) -> tuple[str, ...]:
+    """See ``datasets.sources.held_out``."""
     return ("test",)
 
 

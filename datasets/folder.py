@@ -143,6 +143,7 @@ class Skipped:
     links: list[str] = field(default_factory=list)
 
     def notes(self, folder: object) -> list[str]:
+        """A note about what was passed over in ``folder``, if anything was."""
         what = [
             f"{kind}: {len(paths)} (such as {min(paths)})"
             for kind, paths in (

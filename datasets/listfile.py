@@ -102,6 +102,7 @@ class ListFile(Dataset):
 
     @property
     def cls_num_list(self) -> list[int]:
+        """Images of each class, C ints."""
         return np.bincount(self.targets, minlength=self.num_classes).tolist()
 
     def __len__(self) -> int:

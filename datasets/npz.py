@@ -35,6 +35,7 @@ class Array:
     dtype: np.dtype
 
     def wrong(self, right: str) -> UsageError:
+        """The error that names the array and what it should be."""
         return UsageError(f"{self.path}: {self.name} is {self.dtype} {self.shape}; {right}")
 
 

@@ -16,6 +16,7 @@ NUM_CLASSES = 200
 
 
 def held_out(root: Path) -> tuple[str, ...]:
+    """See ``datasets.sources.held_out``."""
     return ("val",)  # the labels of its test images are not public
 
 

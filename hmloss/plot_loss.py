@@ -59,6 +59,7 @@ def draw(figure, deltas: Sequence[float]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--delta",

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     args, schedule = opts.parse_args(argv, "cifar", CIFAR)
     if launch.fan_out(main, argv, args.gpu):
         return None
-    return trainer.train(args, schedule, build_model, trainer.CIFAR, "ib_loss/cifar_train.py")
+    return trainer.train(args, schedule, build_model, "ib_loss/cifar_train.py")
 
 
 if __name__ == "__main__":

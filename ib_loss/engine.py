@@ -29,25 +29,20 @@ Meter = AverageMeter | Running  # last value and mean
 def class_weights(
     train_rule: str, cls_num_list: list[int], epoch: int, drw_epoch: int
 ) -> Tensor | None:
-    """Class weights (K,) float32 of a train rule in 0-based ``epoch``; they sum to K."""
+    """Class weights (K,) float32 of a train rule in 0-based ``epoch``; they sum to K.
+
+    Raises ``ValueError`` if a class has no image, also for DRW before ``drw_epoch``: it would fail
+    hours later.
+    """
     if train_rule in ("None", "Resample"):
         return None
-    if train_rule == "CBReweight":
-        weights = effective_number_weights(cls_num_list)
-    elif train_rule == "IBReweight":
+    if train_rule == "IBReweight":
         weights = inverse_frequency_weights(cls_num_list)
-    else:  # DRW: class-balanced weights from drw_epoch on, ones before
-        weights = drw_weights(cls_num_list, stage=int(epoch >= drw_epoch))
-    return torch.from_numpy(np.asarray(weights)).float()
-
-
-def drw_weights(cls_num_list: list[int], stage: int) -> np.ndarray:
-    """Deferred re-weighting (LDAM-DRW): ones in stage 0, class-balanced weights from stage 1 on.
-
-    Raises ``ValueError`` in either stage if a class has no image: stage 1 would fail hours later.
-    """
-    late = effective_number_weights(cls_num_list)
-    return late if stage else np.ones_like(late)
+    else:  # CBReweight, and DRW: deferred, with ones before drw_epoch
+        weights = effective_number_weights(cls_num_list)
+        if train_rule == "DRW" and epoch < drw_epoch:
+            weights = np.ones_like(weights)
+    return torch.from_numpy(weights).float()
 
 
 def build_criterion(

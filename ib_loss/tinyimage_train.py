@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     args, schedule = opts.parse_args(argv, "tiny", TINY_IMAGENET)
     if launch.fan_out(main, argv, args.gpu):
         return None
-    return trainer.train(
-        args, schedule, build_model, trainer.enlarged(), "ib_loss/tinyimage_train.py"
-    )
+    return trainer.train(args, schedule, build_model, trainer.TINY)
 
 
 if __name__ == "__main__":

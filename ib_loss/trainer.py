@@ -40,24 +40,19 @@ from ib_loss.engine import (
 )
 from ib_loss.schedule import Schedule, in_ib_phase, learning_rate
 
-CIFAR = Augmentation()  # keeps the size of the images
-
-
-def enlarged() -> Augmentation:
-    """To 224 pixels, as networks for ImageNet want them."""
-    return Augmentation(
-        batch.random_resized_crop_flip,
-        augment.recipes.imagenet_train,
-        batch.resize_center_crop,
-        augment.recipes.imagenet_eval,
-    )
+TINY = "ib_loss/tinyimage_train.py"  # brings images to 224 pixels, as networks for ImageNet want
+ENLARGED = Augmentation(
+    batch.random_resized_crop_flip,
+    augment.recipes.imagenet_train,
+    batch.resize_center_crop,
+    augment.recipes.imagenet_eval,
+)
 
 
 def train(
     args: Namespace,
     schedule: Schedule,
     build_model: Callable[..., nn.Module],
-    augmentation: Augmentation,
     program: str,
 ) -> dict | None:
     """Train and evaluate as the flags say; returns the last epoch's figures.
@@ -65,7 +60,6 @@ def train(
     Args:
         build_model: ``build_model(args, weights=bool)``; ``weights``: a fresh run may start from
             pretrained ones.
-        augmentation: ``CIFAR`` or ``enlarged()``.
         program: file of the entry point, which knows how to build the network.
     """
     process = launch.start(args.gpu)
@@ -110,7 +104,8 @@ def train(
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
 
-    side = data.test.images.shape[1] if augmentation is CIFAR else 224  # of what the network sees
+    augmentation = ENLARGED if program == TINY else Augmentation()
+    side = 224 if program == TINY else data.test.images.shape[1]  # of what the network sees
     order = None
     if args.train_rule == "Resample":
         order = drawn_by_weight(sample_weights(data.train.targets), len(data.train.targets))
@@ -193,7 +188,7 @@ def train(
 def about(args: Namespace, data: Data, program: str) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
     rule = "" if args.train_rule == "None" else f", {args.train_rule}"
-    tiny = program.endswith("tinyimage_train.py")
+    tiny = program == TINY
     side = data.test.images.shape[1]
     return {
         "program": program,

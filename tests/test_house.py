@@ -63,17 +63,28 @@ def test_losses_need_torch_and_each_other_alone():
     assert not wrong
 
 
-def test_losses_say_what_they_compute():
+def test_what_is_public_says_what_it_does():
     """Every public class, function and method has a docstring."""
     silent = []
-    for path in LOSSES:
-        public = [node for node in ast.parse(path.read_text()).body if hasattr(node, "name")]
-        public += [part for node in public for part in node.body if hasattr(part, "name")]
-        for node in public:
-            private = node.name.startswith("_") or node.name == "extra_repr"
-            if not private and not ast.get_docstring(node):
-                silent.append(f"{module_name(path)}.{node.name}")
+    for path in FILES:
+        public = [(node.name, node) for node in named(ast.parse(path.read_text()).body)]
+        public += [
+            (f"{name}.{part.name}", part)
+            for name, node in public
+            if isinstance(node, ast.ClassDef)
+            for part in named(node.body)
+        ]
+        silent += [
+            f"{module_name(path)}.{name}"
+            for name, node in public
+            if not ast.get_docstring(node) and not name.endswith("extra_repr")
+        ]
     assert not silent
+
+
+def named(body: list[ast.stmt]) -> list:
+    """The public classes and functions among statements."""
+    return [node for node in body if hasattr(node, "name") and not node.name.startswith("_")]
 
 
 def test_nothing_imports_a_program():

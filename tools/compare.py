@@ -54,6 +54,7 @@ MAX_JOBS = 8  # side by side on a CPU, unless --jobs says more: each holds the i
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The parser of the program."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("what is trained").add_argument
     add("--root", metavar="DIR", help="folder of the images, or FILE.npz")

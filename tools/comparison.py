@@ -213,6 +213,7 @@ class Group:
     runs: list[Run]
 
     def values(self, figure: str) -> list[float]:
+        """A figure of each run."""
         return [run.figures[figure] for run in self.runs]
 
     def text(self, figure: str) -> str:

@@ -63,6 +63,7 @@ ABOUT = {
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The parser of the program."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="of any program")

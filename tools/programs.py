@@ -183,7 +183,7 @@ def settings(words: Sequence[str]) -> dict[str, object]:
     """What the program of a command line makes of it: its flags or configuration as plain values.
 
     Raises:
-        SystemExit, common.training.UsageError: the program refuses the command line.
+        UsageError: the program refuses the command line.
     """
     parsed = PROGRAMS[words[1]].parse(list(words[2:]))
     found = vars(parsed) if isinstance(parsed, Namespace) else dict(parsed)

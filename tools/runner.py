@@ -173,6 +173,7 @@ class Progress:
         self.next = 0.0
 
     def show(self, running: int) -> None:
+        """Print the line, not too often; ``running``: how many jobs are."""
         now = time.monotonic()
         if now < self.next:
             return

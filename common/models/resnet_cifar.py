@@ -42,6 +42,7 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (N, in_planes, H, W) -> (N, planes, H / stride, W / stride)."""
         # In place where the backward pass needs no other copy: a fifth less memory for activations.
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))

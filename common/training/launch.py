@@ -42,6 +42,7 @@ class Process:
 
     @property
     def distributed(self) -> bool:
+        """Whether there are others."""
         return self.world_size > 1
 
     def say(self, text: object) -> None:

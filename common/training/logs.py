@@ -110,6 +110,7 @@ class TextLog:
                 self._file.flush()
 
     def close(self) -> None:
+        """Close the file; what was written is there."""
         if self._file:
             with writing(self._path):
                 self._file.close()
@@ -146,6 +147,7 @@ class Events:
             self._file.flush()
 
     def close(self) -> None:
+        """Bring what was written to the disk and close the file."""
         with writing(self._folder):
             self._file.close()
 
@@ -179,10 +181,12 @@ class AverageMeter:
 
     @property
     def val(self) -> float:
+        """The last value."""
         return float(self._last)
 
     @property
     def avg(self) -> float:
+        """The mean over all samples; 0 without any."""
         return float(self._sum) / max(self._count, 1)
 
 
@@ -200,14 +204,17 @@ class Progress:
             self._bar = _RateBar(title, max=total, suffix=suffix, file=sys.stderr)
 
     def step(self, n: int = 1) -> None:
+        """Move the bar on by ``n`` of ``total``."""
         if self._bar:
             self._bar.next(n)
 
     def line(self, text: str) -> None:
+        """Print a line above the bar."""
         self._clear()
         print(text, flush=True)
 
     def close(self) -> None:
+        """Take the bar away."""
         self._clear()
         if self._bar:
             self._bar.finish()

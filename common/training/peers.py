@@ -85,7 +85,10 @@ def first_to_fail() -> bool:
 
 
 def part(failed: bool) -> None:
-    """Leave the other processes, if there are any."""
+    """Leave the other processes, if there are any.
+
+    One that has ``failed`` and keeps the store of all waits a while for the others to fail, too.
+    """
     if not dist.is_initialized():
         return
     store, rank, world_size = _store(), dist.get_rank(), dist.get_world_size()

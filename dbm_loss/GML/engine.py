@@ -137,6 +137,7 @@ class Means:
 
     @torch.no_grad()
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """Count a batch: loss, a scalar; logits (B, C); labels (B,)."""
         top1, top5 = accuracy(logits, target, topk=(1, 5))
         self.last = torch.stack([loss.double(), top1.double(), top5.double()])
         count = torch.full_like(self.last[:1], len(target))

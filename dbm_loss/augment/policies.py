@@ -141,6 +141,7 @@ class AutoAugment:
         self.table = table
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL image -> PIL image; draws from Python's global generator."""
         p1, op1, index1, p2, op2, index2 = self.table[random.randint(0, len(self.table) - 1)]
         if random.random() < p1:
             image = auto_augment_op(image, op1, index1)
@@ -156,6 +157,7 @@ class SearchedPolicy:
         self.table = table
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL image -> PIL image; draws from Python's global generator."""
         for name, probability, level in random.choice(self.table):
             if random.random() > probability:
                 continue
@@ -173,6 +175,7 @@ class RandAugment:
         self.n, self.m = n, m
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL image -> PIL image; draws from Python's global generator."""
         for name in random.choices(list(RAND_AUGMENT_OPS), k=self.n):
             image = ranged_op(image, RAND_AUGMENT_OPS, name, self.m / 30)
         return image

@@ -65,6 +65,7 @@ class RandAugment:
         self.n, self.m, self.mstd = n, m, mstd
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL image -> PIL image; draws from NumPy's and Python's global generators."""
         for index in np.random.choice(len(NAMES), self.n):
             if random.random() > 0.5:
                 continue

@@ -18,6 +18,7 @@ class Cutout:
         self.length = length
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Tensor (C, H, W) -> a copy with the hole."""
         height, width = image.shape[-2:]
         y, x = np.random.randint(height), np.random.randint(width)
         half = self.length // 2
@@ -33,4 +34,5 @@ class GaussianBlur:
         self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL image -> PIL image."""
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*self.sigma)))

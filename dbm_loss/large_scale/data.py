@@ -57,6 +57,7 @@ class Views:
         self.pipelines = list(pipelines)
 
     def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        """PIL image -> one tensor of each pipeline."""
         return [pipeline(image) for pipeline in self.pipelines]
 
 
@@ -117,6 +118,7 @@ class Source:
 
     @classmethod
     def of(cls, args: Namespace) -> Source:
+        """What the flags of the program say."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
 

@@ -109,6 +109,7 @@ class Sums:
 
     @torch.no_grad()
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """Count a batch: loss, a scalar; logits (B, C); labels (B,)."""
         count = self.own.new_full((), len(target))  # filled on the device, nothing to wait for
         correct = (logits.argmax(dim=1) == target).sum()
         self.own += torch.stack([loss.double() * count, correct.double(), count])

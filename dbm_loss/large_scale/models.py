@@ -57,6 +57,7 @@ class BCLModel(nn.Module):
         self.fc = NormedLinear(dim, num_classes) if use_norm else nn.Linear(dim, num_classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images (N, 3, H, W) -> features (N, D), logits (N, C), centres (C, D)."""
         features = self.encoder(x)
         weight = self.fc.weight.T if isinstance(self.fc, NormedLinear) else self.fc.weight
         return (

@@ -14,6 +14,7 @@ ARCHS = (*CIFAR_RESNETS, *IMAGENET_RESNETS)
 
 
 def get_parser() -> Parser:
+    """The parser of the program."""
     parser = Parser(description="Hard mining loss on long-tailed CIFAR")
     add = parser.add_argument
     add(

@@ -15,6 +15,7 @@ ARCHS = (*IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
 
 
 def get_parser() -> Parser:
+    """The parser of the program."""
     parser = Parser(description="Hard mining loss on iNaturalist 2018 or a folder of images")
     flags.add_training_flags(
         parser, arch="resnet50", archs=ARCHS, loss_type="HML", batch_size=256, num_runs=1

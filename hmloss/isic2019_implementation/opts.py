@@ -29,6 +29,7 @@ def boolean(text: str) -> bool:
 
 
 def get_parser() -> Parser:
+    """The parser of the program."""
     parser = Parser(
         description="Hard mining loss on ISIC 2019, melanoma against nevi; or on all its classes, "
         "or a folder of images"

@@ -18,7 +18,7 @@ from common.imbalance import (
     inverse_frequency_weights,
     sample_weights,
 )
-from ib_loss.engine import drw_weights
+from ib_loss.engine import class_weights
 
 SIZES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "tinyimagenet": (100_000, 200)}
 
@@ -203,12 +203,13 @@ def test_class_weights_ib_loss(golden):
         for rule, weights in (
             ("CBReweight", effective_number_weights(counts)),
             ("IBReweight", inverse_frequency_weights(counts)),
-            ("DRW_epoch159", drw_weights(counts, 0)),
-            ("DRW_epoch160", drw_weights(counts, 1)),
         ):
             assert weights.dtype == np.float64
             assert abs(weights.sum() - len(counts)) < 1e-9
             np.testing.assert_allclose(weights, g[f"w{i}_{rule}"], rtol=1e-6)
+        for epoch in (159, 160):
+            weights = class_weights("DRW", counts, epoch, drw_epoch=160)
+            np.testing.assert_allclose(weights, g[f"w{i}_DRW_epoch{epoch}"], rtol=1e-6)
 
 
 def test_class_weights_hmloss(golden):
@@ -238,16 +239,15 @@ def test_class_weights_from_the_formula():
     expected = [3 * term / math.fsum(terms) for term in terms]
     np.testing.assert_allclose(effective_number_weights(counts, beta), expected, rtol=1e-14)
     np.testing.assert_allclose(inverse_frequency_weights([1, 2, 4]), [12 / 7, 6 / 7, 3 / 7])
-    assert drw_weights(counts, 0).tolist() == [1.0, 1.0, 1.0]
-    assert drw_weights(counts, 7).tolist() == effective_number_weights(counts).tolist()
+    assert class_weights("DRW", counts, 0, drw_epoch=1).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_weights_of_empty_classes_are_refused():
     cases = [
         effective_number_weights,
         inverse_frequency_weights,
-        lambda counts: drw_weights(counts, 0),
-        lambda counts: drw_weights(counts, 1),
+        lambda counts: class_weights("DRW", counts, 0, drw_epoch=1),
+        lambda counts: class_weights("DRW", counts, 1, drw_epoch=1),
     ]
     for weights in cases:
         with pytest.raises(ValueError, match=r"classes without images.*: 1, 3;"):

@@ -49,6 +49,7 @@ def channel_mean_std(images: Iterable[Image.Image], size: int = 300) -> tuple[np
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print both for the images of a task."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_dir", help="folder of the images, as train_isic.py takes it")
     parser.add_argument(

@@ -46,6 +46,7 @@ UNREADABLE = "unreadable.txt"
 
 
 def get_parser() -> Parser:
+    """The parser of the program."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder with the official JPEGs")
     parser.add_argument("--ground_truth", required=True, help="official ground-truth csv")
@@ -171,6 +172,7 @@ def plan(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = get_parser()
     args = parser.parse_args(argv)
     parser.check_numbers(args, workers=(1, 1024))

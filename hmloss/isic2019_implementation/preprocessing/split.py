@@ -43,6 +43,7 @@ from hmloss.isic2019_implementation.data import (
 
 
 def get_parser() -> Parser:
+    """The parser of the program."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_dir", default="dataset", help="folder with BEN/ and MAL/ (default: dataset)"
@@ -81,6 +82,7 @@ def copy_tree(table: pd.DataFrame, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = get_parser()
     args = parser.parse_args(argv)
     parser.check_numbers(args, seed=(0, 2**32 - 1))  # what NumPy's legacy generator takes
