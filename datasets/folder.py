@@ -137,10 +137,13 @@ def _in_order_of(path: Path, classes: Sequence[str]) -> list[str]:
 
 @dataclass
 class Skipped:
-    """What a listing passed over: hidden files and folders, links to folders that are read."""
+    """What a listing passed over: hidden files and folders, links to folders that are read, and
+    folders where none are entered.
+    """
 
     hidden: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     def notes(self, folder: object) -> list[str]:
         """A note about what was passed over in ``folder``, if anything was."""
@@ -149,6 +152,7 @@ class Skipped:
             for kind, paths in (
                 ("hidden files and folders", self.hidden),
                 ("links to folders that are read already", self.links),
+                ("folders, as the images are expected beside them", self.folders),
             )
             if paths
         ]
@@ -159,7 +163,7 @@ def class_folders(folder: Path, layout: str, skipped: Skipped) -> list[str]:
     """Names of the folders in ``folder``, sorted as text."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; {layout}")
-    found = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    found = [entry.name for entry in entries(folder) if entry.is_dir()]
     skipped.hidden += [str(folder / name) for name in found if is_hidden(name)]
     classes = [name for name in found if not is_hidden(name)]
     if not classes:
@@ -209,7 +213,7 @@ def image_files(
     while waiting:
         parent = waiting.pop()
         names = []
-        for entry in _entries(parent):
+        for entry in entries(parent):
             if entry.is_dir():
                 identity = _identity(entry.path)
                 if is_hidden(entry.name):
@@ -228,7 +232,12 @@ def image_files(
     return [os.path.join(parent, name) for parent, names in sorted(found) for name in names]
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
+def entries(folder: str | Path) -> list[os.DirEntry]:
+    """What is in a folder, by name.
+
+    Raises:
+        UsageError: it cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)

@@ -206,6 +206,7 @@ class ListFile(Dataset):
         """An image has one label; one that is listed again, or lies elsewhere, is worth a note."""
         first: dict[bytes, int] = {}
         again, outside = [], []
+        leads_out = _LeadsOut(self.root)
         for index, path in enumerate(paths):
             before = first.setdefault(self._plain(path), index)
             if before != index:
@@ -216,7 +217,7 @@ class ListFile(Dataset):
                         f"{self._lines[index]}); an image has one class"
                     )
                 again.append(index)
-            if path.startswith(b"/") or (b".." in path and b".." in path.split(b"/")):
+            if leads_out(path):
                 outside.append(index)
         for indices, what in (
             (again, "are those of images named before"),
@@ -276,6 +277,26 @@ def _columns(line: bytes) -> tuple[bytes, int | None, str | None]:
         path, label, name = match.groups()
     name = name.decode(errors="replace") if name else None
     return path, int(label) if int(label) < 2**31 else None, name
+
+
+class _LeadsOut:
+    """Whether a path leads out of a folder, links followed; each of its folders is looked at once.
+
+    Only absolute paths and those with ``..`` are asked about.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.realpath(os.fsencode(root))
+        self._known: dict[bytes, bool] = {}
+
+    def __call__(self, path: bytes) -> bool:
+        if not (path.startswith(b"/") or (b".." in path and b".." in path.split(b"/"))):
+            return False
+        folder, _ = _split(path)
+        if folder not in self._known:
+            place = os.path.realpath(os.path.join(self._root, folder))
+            self._known[folder] = os.path.commonpath([place, self._root]) != self._root
+        return self._known[folder]
 
 
 def _split(path: bytes) -> tuple[bytes, bytes]:

@@ -129,7 +129,7 @@ def load(
     """
     try:
         module = KINDS[program].build(**network)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UsageError(f"{source}: {program} has no such network ({error})") from None
     if program.startswith("arbloss"):
         module.load_parts(state, source)

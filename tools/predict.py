@@ -39,7 +39,7 @@ from common.training.errors import UsageError, writing
 from common.training.flags import Parser
 from common.training.logs import Progress, write_json
 from common.training.pictures import picture
-from datasets.augment.recipes import from_description
+from datasets.augment.recipes import MAX_SIDE, from_description
 from datasets.classes import read_names
 from datasets.folder import ENDINGS, Skipped, image_files
 from datasets.images import SUFFIXES, read_rgb
@@ -138,10 +138,16 @@ def load_model(args: argparse.Namespace) -> Model:
     transform = about.get("transform")
     if transform is None or args.image_size is not None:
         transform = networks.transform(program, network, args.image_size)
+    try:
+        recipe = from_description(transform)
+    except ValueError as error:
+        raise UsageError(
+            f"{source}: 'transform' of its 'about': {error}; take another copy"
+        ) from None
     about = {"method": program, "network": network, "data": "unknown data"} | about
     return Model(
         networks.load(program, network, state, source),
-        from_description(transform),
+        recipe,
         float(about.get("scale", 1.0) if args.scale is None else args.scale),
         classes,
         about.get("cls_num_list"),
@@ -159,6 +165,15 @@ def _about(state: Mapping[str, object], source: str) -> dict[str, object]:
         if not isinstance(value, ABOUT.get(key, object)):
             kind = type(value).__name__
             raise UsageError(f"{source}: {key!r} of its 'about' is a {kind}; take another copy")
+    classes, counts = about.get("classes"), about.get("cls_num_list")
+    for key, wrong in (
+        ("scale", not math.isfinite(about.get("scale", 1))),
+        ("classes", not all(isinstance(name, str) for name in classes or [])),
+        ("cls_num_list", not all(type(n) is int and n >= 0 for n in counts or [])),
+        ("cls_num_list", None not in (classes, counts) and len(classes) != len(counts)),
+    ):
+        if wrong:
+            raise UsageError(f"{source}: {key!r} of its 'about' is {about[key]}; take another copy")
     return about
 
 
@@ -432,7 +447,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = get_parser()
     args = parser.parse_args(argv)
-    parser.check_numbers(args)
+    parser.check_numbers(args, image_size=(1, MAX_SIDE))
     model = load_model(args)
     samples = find_samples(args, model)
     device = launch.start(args.gpu).device

@@ -132,8 +132,8 @@ class Record:
             epochs: of the whole run.
 
         Raises:
-            UsageError: see ``claim``; the file is no checkpoint, its data are others, or nothing is
-                left to be done.
+            UsageError: see ``claim``; the file is no checkpoint of the program, its data are
+                others, or nothing is left to be done.
         """
         if not self._only_weights:
             self.claim(flag)
@@ -151,8 +151,14 @@ class Record:
         self.history, self.best_row = run.get("history", []), run.get("best_row")
         for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
             row["epoch"] = epoch  # some programs counted from 1 once
+        score = self.selection.score
+        if self.best_row and not isinstance(self.best_row.get(score), (int, float)):
+            raise UsageError(
+                f"{path}: the best epoch of its 'run' has no number as {score!r}, not a checkpoint "
+                "of this program"
+            )
         scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
-        self.best_score = max([(self.best_row or {}).get(self.selection.score, 0.0), *scores])
+        self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
         if self._only_weights:
@@ -248,23 +254,29 @@ class Record:
         for key in (*modules, "optimizer"):  # they need no more memory
             self._state.pop(key, None)
 
-    def place(self, steps: int) -> tuple[int, torch.Tensor | None]:
+    def place(self, steps: int, figures: int) -> tuple[int, torch.Tensor | None]:
         """Steps that are done of the next epoch, and the sums of them; 0 and None at its start.
 
         Args:
-            steps: of an epoch.
+            steps: of an epoch. figures: that the program sums up.
 
         Raises:
-            UsageError: it has fewer than the checkpoint was taken after.
+            UsageError: it has fewer than the checkpoint was taken after, or the sums are others.
         """
         state = self._state or {}
-        done = state.get("step", 0)
+        done, sums = state.get("step", 0), state.get("sums")
+        if done and (sums is None or sums.shape != (figures,)):
+            found = "missing" if sums is None else f"of shape {tuple(sums.shape)}"
+            raise UsageError(
+                f"{self._source}: taken in the middle of an epoch, and its 'sums' is {found}, not "
+                f"of shape ({figures},); take another copy, or an earlier checkpoint"
+            )
         if done >= steps:
             raise UsageError(
                 f"{self._source}: taken after {done} steps of an epoch, which has {steps} here; go "
                 "on with the batch size that the run began with"
             )
-        return done, state.get("sums")
+        return (done, sums) if done else (0, None)
 
     def open(self, seed: int) -> None:
         """Open the logs: empty, or cut back to where the checkpoint was taken."""

@@ -48,9 +48,13 @@ def check_checkpoint(state: Mapping[str, object], path: Path, *, weights_alone: 
             valid = False
         if not valid:
             raise UsageError(f"{path}: its {key!r} is {state[key]!r}, not a finite number")
-    step, sums = state.get("step", 0), state.get("sums")
-    if not (isinstance(step, int) and step >= 0 and isinstance(sums, (torch.Tensor, type(None)))):
-        raise UsageError(f"{path}: its 'step' and 'sums' are no place within an epoch")
+    for key in ("step", "patience"):
+        count = state.get(key, 0)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise UsageError(f"{path}: its {key!r} is {count!r}, not a whole number from 0")
+    sums = state.get("sums", torch.zeros(0))
+    if not _dense_and_real(sums) or first_non_finite(sums) is not None:
+        raise UsageError(f"{path}: its 'sums' are not the finite numbers of an epoch's first steps")
     if (wrong := _no_record(state.get("run", {}))) is not None:
         raise UsageError(f"{path}: its 'run' is not the record of a run, {wrong}")
 
@@ -68,6 +72,9 @@ def _no_record(run: object) -> str | None:
         for figure in row.values():
             if not isinstance(figure, (int, float, list, dict)):
                 return f"an epoch of it holds a {type(figure).__name__}"
+    best = run.get("best_row")
+    if best is not None and not isinstance(best.get("epoch"), int):
+        return "'best_row' does not say its 'epoch'"
     if not all(isinstance(place, int) and place >= 0 for place in run.get("offsets", {}).values()):
         return "'offsets' are no places in files"
     return None
@@ -136,7 +143,7 @@ def check_state_dict(state_dict: object, source: object) -> None:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind = type(value).__name__
             raise UsageError(f"{source}: entry {key!r} of its state dict is no tensor, but {kind}")
-        if value.is_complex() or value.is_quantized or value.layout != torch.strided:
+        if not _dense_and_real(value):
             raise UsageError(
                 f"{source}: entry {key!r} of its state dict is of {value.dtype}, {value.layout}; "
                 "save it as dense real numbers"
@@ -146,6 +153,12 @@ def check_state_dict(state_dict: object, source: object) -> None:
             f"{source}: {key} holds values that are not finite, the run that made it had "
             "diverged; take an earlier checkpoint"
         )
+
+
+def _dense_and_real(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return not (value.is_complex() or value.is_quantized)
 
 
 def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:

@@ -6,9 +6,14 @@ those of the original programs; they draw from the global generators of torch, `
 ``datasets.augment.batch`` holds the same recipes for a whole batch on a device.
 """
 
+import math
+from collections.abc import Mapping
+
 from torchvision import transforms as T
 
 from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
+
+MAX_SIDE = 10_000  # pixels of an image that is described
 
 
 def cifar_train(*, size: int = 32, mean: Triple = CIFAR_MEAN, std: Triple = CIFAR_STD) -> T.Compose:
@@ -59,8 +64,38 @@ def imagenet_eval(
     return T.Compose([T.Resize(resize), T.CenterCrop(size), T.ToTensor(), T.Normalize(mean, std)])
 
 
-def from_description(description: dict[str, object]) -> T.Compose:
-    """The evaluation recipe that ``datasets.augment.described`` tells of."""
+def from_description(description: Mapping[str, object]) -> T.Compose:
+    """The evaluation recipe that ``datasets.augment.described`` tells of.
+
+    Raises:
+        ValueError: it is told otherwise; names the entry.
+    """
     kinds = {"resize": T.Resize, "crop": T.CenterCrop}
-    steps = [kinds[kind](size) for kind, size in description["steps"]]
-    return T.Compose([*steps, T.ToTensor(), T.Normalize(description["mean"], description["std"])])
+    steps, mean, std = (description.get(key) for key in ("steps", "mean", "std"))
+    if not isinstance(steps, list) or not steps:
+        raise ValueError(f"'steps' is {steps!r}, not a list of resizes and crops")
+    for step in steps:
+        well_told = isinstance(step, list) and len(step) == 2 and step[0] in [*kinds]
+        if not (well_told and _is_size(step[1])):
+            raise ValueError(f"'steps' has {step!r}, expected such as ['resize', 256]")
+    if steps[-1][0] == "resize" and isinstance(steps[-1][1], int):
+        raise ValueError(f"'steps' ends with {steps[-1]}, which leaves images of different shapes")
+    for key, values in (("mean", mean), ("std", std)):
+        if not _are_three_numbers(values):
+            raise ValueError(f"{key!r} is {values!r}, not three finite numbers")
+    if min(std) <= 0:
+        raise ValueError(f"'std' is {std!r}, not above 0")
+    made = [kinds[kind](size) for kind, size in steps]
+    return T.Compose([*made, T.ToTensor(), T.Normalize(mean, std)])
+
+
+def _is_size(size: object) -> bool:
+    """A number of pixels, or height and width."""
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    return all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides)
+
+
+def _are_three_numbers(values: object) -> bool:
+    if not isinstance(values, list) or len(values) != 3:
+        return False
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)

@@ -128,10 +128,12 @@ class Means:
     ``state``: the sums of a checkpoint taken in mid-epoch, after ``start_step`` steps.
     """
 
+    figures = 4  # these, and the number of images
+
     def __init__(self, process: Process, start_step: int = 0, state: Tensor | None = None) -> None:
         self.start_step = start_step
         self.last = torch.zeros(3, dtype=torch.float64, device=process.device)
-        self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+        self._sums = torch.zeros(self.figures, dtype=torch.float64, device=process.device)
         if state is not None and process.is_main:  # the sums of all processes, once
             self._sums += state.to(process.device)
 

@@ -128,7 +128,7 @@ def train(
         process.say(result_lines(result))
         return result
 
-    start_step, sums = record.place(len(train_loader))
+    start_step, sums = record.place(len(train_loader), Means.figures)
     record.open(seed)
     if process.is_main:
         if not record.resumed:

@@ -101,10 +101,12 @@ class Sums:
     first process goes on from.
     """
 
+    figures = 3
+
     def __init__(self, process: Process, start_step: int = 0, before: Tensor | None = None) -> None:
         self.start_step = start_step
         go_on = before is not None and process.is_main
-        start = before if go_on else torch.zeros(3)
+        start = before if go_on else torch.zeros(self.figures)
         self.own = start.to(process.device, torch.float64, copy=True)
 
     @torch.no_grad()

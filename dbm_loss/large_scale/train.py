@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         process.say(result_lines(result) + class_line(result["cls_acc"], most=100))
         return result
 
-    start_step, sums = record.place(len(train_loader))
+    start_step, sums = record.place(len(train_loader), Sums.figures)
     record.open(seed)
     if process.is_main:
         write_text(record.log_dir / "args.txt", str(args))

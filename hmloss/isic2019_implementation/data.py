@@ -20,8 +20,8 @@ from common.training.checkpoint import atomic_file
 from common.training.errors import UsageError
 from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, Triple
 from datasets.classes import lacking
-from datasets.folder import Skipped, Split, is_hidden, read_classes, read_folder
-from datasets.images import read_rgb
+from datasets.folder import Skipped, Split, entries, is_hidden, read_classes, read_folder
+from datasets.images import SUFFIXES, read_rgb
 
 # Class folders in the order of the labels, and their columns in the official ground truth.
 TASKS = {
@@ -32,7 +32,6 @@ FOLDER = "imagefolder"  # the task of telling apart whatever classes a folder ha
 CLASSES = tuple(TASKS["melanoma"])
 PARTS = ("train", "val", "test")
 TREE = {"train": "TRAIN", "val": "VALID", "test": "TEST"}  # folders of a split on disk
-SUFFIXES = (".jpg", ".jpeg", ".png")
 MEAN = (0.59451115, 0.59429777, 0.59418184)  # of the authors' colour-constant images
 STD = (0.14208533, 0.18548788, 0.20363748)
 COLUMNS = ["path", "label", "image_id", "label_idx"]
@@ -100,12 +99,22 @@ def _read_csv(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
 def images_below(folder: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     """Images directly in a folder by their name without suffix, sorted; none that is hidden.
 
-    Hidden ones are added to ``skipped``.
+    Hidden ones, and folders, are added to ``skipped``.
+
+    Raises:
+        UsageError: the folder cannot be listed, or a name occurs with two suffixes.
     """
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
-    if skipped is not None:
-        skipped.hidden += [str(path) for path in found if is_hidden(path.name)]
-    return {path.stem: path for path in sorted(found) if not is_hidden(path.name)}
+    skipped = skipped or Skipped()
+    found: dict[str, Path] = {}
+    for entry in entries(folder):
+        path = folder / entry.name
+        if is_hidden(entry.name):
+            skipped.hidden.append(str(path))
+        elif entry.is_dir():
+            skipped.folders.append(str(path))
+        elif path.suffix.lower() in SUFFIXES and found.setdefault(path.stem, path) != path:
+            raise UsageError(f"{path}: {found[path.stem].name} is there, too; keep one of them")
+    return found
 
 
 def open_task(task: str, folder: str | Path) -> Images:
@@ -187,7 +196,8 @@ def find_own_images(root: Path) -> Images:
         for part in PARTS:
             found = read_folder(root, part)
             frames.append(_own_table(root, found).assign(part=part))
-            notes += found.notes
+            known = lacking(found.targets, found.classes, root / part)  # check_parts says it
+            notes += [note for note in found.notes if note not in known]
         classes = found.classes
     else:
         found = read_classes(root, OWN_LAYOUT)

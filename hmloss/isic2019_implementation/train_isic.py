@@ -249,6 +249,8 @@ def train_run(
     optimizer = torch.optim.Adam(trainable, lr=args.max_lr)
     scaler = precision.grad_scaler(process.device, args.amp)
     record.restore(model, optimizer, scaler)
+    if state is not None and "patience" not in state:
+        raise UsageError(f"{args.resume}: has no 'patience', not a checkpoint of this program")
     patience = args.delay if state is None else state["patience"]
     criteria = [
         build_criterion(args, args.cls_num_list, stage).to(process.device)

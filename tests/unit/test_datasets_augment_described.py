@@ -4,6 +4,7 @@ import json
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torchvision import transforms as T
@@ -35,3 +36,27 @@ def test_a_recipe_is_told_and_made_again():
         told = json.loads(json.dumps(told))  # plain data
         image = Image.fromarray(np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8))
         assert torch.equal(recipes.from_description(told)(image), recipe(image))
+
+
+@pytest.mark.parametrize(("entry", "message"), [
+    ({"steps": None}, "'steps' is None, not a list of resizes and crops"),
+    ({"steps": []}, "'steps' is [], not a list of resizes and crops"),
+    ({"steps": ["crop"]}, "'steps' has 'crop', expected such as ['resize', 256]"),
+    ({"steps": [["turn", 8]]}, "'steps' has ['turn', 8], expected such as ['resize', 256]"),
+    ({"steps": [["crop", 8, 8]]}, "'steps' has ['crop', 8, 8], expected such as ['resize', 256]"),
+    ({"steps": [["crop", 0]]}, "'steps' has ['crop', 0], expected such as ['resize', 256]"),
+    ({"steps": [["crop", True]]}, "'steps' has ['crop', True], expected such as ['resize', 256]"),
+    ({"steps": [["crop", [8]]]}, "'steps' has ['crop', [8]], expected such as ['resize', 256]"),
+    ({"steps": [["crop", 10**9]]},
+     "'steps' has ['crop', 1000000000], expected such as ['resize', 256]"),
+    ({"steps": [["resize", 8]]},
+     "'steps' ends with ['resize', 8], which leaves images of different shapes"),
+    ({"mean": [0.5, 0.5]}, "'mean' is [0.5, 0.5], not three finite numbers"),
+    ({"mean": [0.5, 0.5, float("inf")]}, "'mean' is [0.5, 0.5, inf], not three finite numbers"),
+    ({"std": "x"}, "'std' is 'x', not three finite numbers"),
+    ({"std": [1.0, 0.0, 1.0]}, "'std' is [1.0, 0.0, 1.0], not above 0"),
+])  # fmt: skip
+def test_what_is_told_otherwise_is_named(entry, message):
+    with pytest.raises(ValueError) as error:
+        recipes.from_description(described.cifar(8) | entry)
+    assert str(error.value) == message

@@ -163,14 +163,20 @@ def test_an_image_has_one_label_however_it_is_spelled(make_list):
         )
 
 
-def test_paths_out_of_the_root_are_a_note(make_list):
-    list_file, root = make_list("a 0\nb..c 0\nd/e 0\n")
-    list_file.write_text(f"b..c 0\nd/../a 0\n{root}/d/e 0\n")
-    data = ListFile(list_file, root)
-    assert data.notes == [
-        f"note: {list_file}: 2 of 3 paths lead out of {root} (such as d/../a, line 2)"
-    ]
-    assert data[2][0].getpixel((0, 0)) == (3, 0, 0)
+def test_paths_out_of_the_root_are_a_note(make_list, tmp_path):
+    """Absolute paths and those with .. may well stay inside, also where the root is a link."""
+    list_file, root = make_list("a 0\nb..c 0\nd/e 0\n../f 0\n")
+    (tmp_path / "link").symlink_to(root)
+    inside = f"b..c 0\nd/../a 0\n{root}/d/e 0\n"
+    for where in (root, tmp_path / "link"):
+        list_file.write_text(inside)
+        data = ListFile(list_file, where)
+        assert data.notes == []
+        assert data[2][0].getpixel((0, 0)) == (3, 0, 0)
+        list_file.write_text(f"{inside}../f 0\n{tmp_path}/f 0\n")
+        assert ListFile(list_file, where).notes[-1] == (
+            f"note: {list_file}: 2 of 5 paths lead out of {where} (such as ../f, line 4)"
+        )
 
 
 def test_malformed_line_is_named(make_list):

@@ -139,6 +139,39 @@ def test_hidden_images_are_skipped_and_counted(tmp_path):
     assert skipped.hidden == [str(tmp_path / "MAL" / "._MAL0.JPG")]
 
 
+def test_images_of_all_kinds_are_taken_and_folders_counted(tmp_path):
+    make_images(tmp_path, (2, 1))
+    for suffix in (".bmp", ".webp", ".tiff", ".PNG"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "BEN" / f"of{suffix.lower()}{suffix}")
+    (tmp_path / "BEN" / "more").mkdir()
+    skipped = Skipped()
+    assert isic.find_images(tmp_path, skipped=skipped)["image_id"].tolist() == [
+        "BEN0.JPG", "BEN1.JPG", "of.bmp.bmp", "of.png.PNG", "of.tiff.tiff", "of.webp.webp",
+        "MAL0.JPG",
+    ]  # fmt: skip
+    assert skipped.notes(tmp_path) == [
+        f"note: {tmp_path}: skipped folders, as the images are expected beside them: 1 (such as "
+        f"{tmp_path / 'BEN' / 'more'})"
+    ]
+    Image.new("RGB", (8, 8)).save(tmp_path / "BEN" / "BEN1.png")
+    with pytest.raises(UsageError, match=r"BEN1\.png: BEN1\.JPG is there, too; keep one of them"):
+        isic.find_images(tmp_path)
+
+
+def test_a_class_that_a_part_lacks_is_noted_once(tmp_path):
+    for part in isic.PARTS:
+        for name in ("a", "b", "c")[: 2 if part == "val" else 3]:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "0.png")
+    (tmp_path / "val" / "a" / ".0.png").write_bytes(b"")
+    images = isic.open_task(isic.FOLDER, tmp_path)
+    notes = [*images.notes, *isic.check_parts(images.table, tmp_path, images.folders)]
+    assert [note.partition(": ")[2] for note in notes] == [
+        f"{tmp_path}/val: skipped hidden files and folders: 1 (such as {tmp_path}/val/a/.0.png)",
+        f"the val part of {tmp_path} has no image of 1 of the 3 classes (c): they have no accuracy",
+    ]
+
+
 def test_tree_is_read(tmp_path):
     for part, folder in isic.TREE.items():
         make_images(tmp_path / folder, (2, 1))

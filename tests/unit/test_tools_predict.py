@@ -152,6 +152,12 @@ def test_a_checkpoint_that_says_odd_things_of_itself():
         (ABOUT | {"program": "new.py"}, "odd: is of new.py; give --program, one of ib_loss/"),
         (ABOUT | {"classes": 3}, "odd: 'classes' of its 'about' is a int; take another copy"),
         (ABOUT | {"scale": "x"}, "odd: 'scale' of its 'about' is a str; take another copy"),
+        (ABOUT | {"scale": float("nan")}, "odd: 'scale' of its 'about' is nan; take another copy"),
+        (ABOUT | {"classes": ["a", 1, "b"]}, "odd: 'classes' of its 'about' is ['a', 1, 'b']; ta"),
+        (ABOUT | {"cls_num_list": [5, 1]}, "odd: 'cls_num_list' of its 'about' is [5, 1]; take"),
+        (ABOUT | {"cls_num_list": [5, 1, "x"]}, "odd: 'cls_num_list' of its 'about' is [5, 1, 'x"),
+        (ABOUT | {"network": {"arch": ["x"]}}, "odd: ib_loss/cifar_train.py has no such network"),
+        (ABOUT | {"transform": {}}, "odd: 'transform' of its 'about': 'steps' is None, not a list"),
     ):
         torch.save({"state_dict": Colours(3).state_dict(), "about": about}, "odd")
         with pytest.raises(UsageError) as error:

@@ -344,6 +344,12 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
         ({"run": {"history": [{"top1": "x"}]}}, "its 'run' is .*, an epoch of it holds a str"),
         ({"run": {"best_row": {"top1": None}}}, "its 'run' is .*, an epoch of it holds a NoneType"),
         ({"run": {"best_row": "x"}}, "its 'run' is .*, 'best_row' is a str"),
+        ({"run": {"best_row": {"top1": 5.0}}}, "its 'run' is .*, 'best_row' does not say its 'ep"),
+        ({"run": {"best_row": {"epoch": 1}}}, "the best epoch of its 'run' has no number as 'top1"),
+        ({"step": "x"}, "its 'step' is 'x', not a whole number from 0"),
+        ({"patience": -1}, "its 'patience' is -1, not a whole number from 0"),
+        ({"sums": [7.0]}, "its 'sums' are not the finite numbers of an epoch's first steps"),
+        ({"sums": torch.tensor([float("nan")])}, "its 'sums' are not the finite numbers of an"),
         ({"run": {"seed": "x"}}, "its 'run' is .*, 'seed' is a str"),
         ({"run": {"facts": None}}, "its 'run' is .*, 'facts' is a NoneType"),
         ({"run": {"settings": [1]}}, "its 'run' is .*, 'settings' is a list"),
@@ -369,16 +375,35 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
 
 def test_a_place_within_an_epoch_that_has_become_shorter(tmp_path):
     run = Run(tmp_path).train(1)
-    assert run.record.place(4) == (0, None)
+    assert run.record.place(4, 1) == (0, None)
     run.record.save(step=3, sums=torch.tensor([7.0]))
     run.record.close()
     record = Run(tmp_path, "auto").record
-    assert record.place(4) == (3, torch.tensor([7.0]))
+    assert record.place(4, 1) == (3, torch.tensor([7.0]))
     with pytest.raises(UsageError) as error:
-        record.place(3)
+        record.place(3, 1)
     assert str(error.value) == (
         f"{record.latest}: taken after 3 steps of an epoch, which has 3 here; go on with the batch "
         "size that the run began with"
+    )
+    record.close()
+
+
+@pytest.mark.parametrize(("sums", "found"), [
+    (torch.ones(2), "of shape (2,)"), (torch.tensor(1.0), "of shape ()"), (None, "missing"),
+])  # fmt: skip
+def test_sums_of_an_unfinished_epoch_that_are_another_programs(tmp_path, sums, found):
+    run = Run(tmp_path).train(1)
+    run.record.save(step=3, sums=torch.ones(3))
+    run.record.close()
+    latest = tmp_path / "model" / "ckpt.pth.tar"
+    change(latest, sums=sums)
+    record = Run(tmp_path, "auto").record
+    with pytest.raises(UsageError) as error:
+        record.place(4, 3)
+    assert str(error.value) == (
+        f"{latest}: taken in the middle of an epoch, and its 'sums' is {found}, not of shape (3,); "
+        "take another copy, or an earlier checkpoint"
     )
     record.close()
 
