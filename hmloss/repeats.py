@@ -43,7 +43,7 @@ def resume_flags(resume: str, latest: Sequence[Path]) -> list[str]:
 
 
 def claim(
-    folders: Sequence[tuple[Path, Path]],
+    files: Sequence[Files],
     flags: Sequence[str],
     args: Namespace,
     process: Process,
@@ -57,7 +57,7 @@ def claim(
     Raises:
         UsageError: see ``Record.claim``.
     """
-    records = [Record(Files(*pair), process, vars(args)) for pair in folders]
+    records = [Record(its_files, process, vars(args)) for its_files in files]
     for record, flag in zip(records, flags, strict=True):
         record.claim(flag)
     if process.is_main:

@@ -28,6 +28,7 @@ class Files:
         model_dir: checkpoints.
         latest, best: checkpoints, given by their names in ``model_dir``.
         numbered: name of those that are kept, ``{}`` for the epoch.
+        copy: where else the program itself writes weights.
         text_logs: names of the text logs, written by ``record.log[name].write``.
         events: tensorboard's, given by the name of their folder in ``log_dir``.
     """
@@ -37,6 +38,7 @@ class Files:
     latest: str | Path = "ckpt.pth.tar"
     best: str | Path = "ckpt.best.pth.tar"
     numbered: str = ""
+    copy: Path | None = None
     text_logs: Sequence[str] = ()
     events: str | Path = ""
 
@@ -63,18 +65,20 @@ class Files:
 
     def hold_a_run(self) -> bool:
         """Whether there are checkpoints, metrics or a report of an earlier run."""
-        files = [self.latest, self.best, *(self.log_dir / name for name in REPORTS[:2])]
-        return any(file.exists() for file in files) or bool(self._kept())
+        files = [*self.weights(), *(self.log_dir / name for name in REPORTS[:2])]
+        return any(file.exists() for file in files)
 
     def clear(self, keep: Path | None) -> None:
         """Remove what an earlier run, or one killed in its first epoch, left; all but ``keep``."""
-        stale = [self.latest, self.best, *self._kept(), *(self.log_dir / name for name in REPORTS)]
+        stale = [*self.weights(), *(self.log_dir / name for name in REPORTS)]
         for file in [*stale, *self.events.glob("events.out.tfevents.*")]:
             if keep is None or file.resolve() != keep.resolve():
                 with writing(file):
                     file.unlink(missing_ok=True)
 
-    def _kept(self) -> list[Path]:
-        """The numbered checkpoints."""
-        pattern = re.sub(r"{.*?}", "*", self.numbered)
-        return list(self.model_dir.glob(pattern)) if pattern else []
+    def weights(self) -> list[Path]:
+        """All files of weights that the run may write, and the numbered ones that are there."""
+        found = [self.latest, self.best]
+        if self.numbered:
+            found += self.model_dir.glob(re.sub(r"{.*?}", "*", self.numbered))
+        return [*found, self.copy] if self.copy else found

@@ -32,6 +32,8 @@ from common.training.files import Files
 from common.training.launch import Process
 from common.training.selection import Selection
 
+STARTS = ("resume", "weights", "path_t")  # settings that name a checkpoint to begin with
+
 
 class Record:
     """What a run has done so far, in memory and on disk.
@@ -104,7 +106,8 @@ class Record:
         ``--overwrite`` it may be replaced, which happens in ``open``.
 
         Raises:
-            UsageError: they cannot be written, another process writes them, or they hold a run.
+            UsageError: they cannot be written, another process writes them, or they hold a run; or
+                the file with which this run begins, which would be removed.
         """
         own = flag == "auto" or (flag and self._is_own(Path(flag)))
         overwrite = self.settings.get("overwrite")
@@ -115,6 +118,8 @@ class Record:
             )
 
         def claim() -> None:
+            if overwrite or (flag == "auto" and not self.latest.is_file()):
+                self._refuse_to_remove_its_start()
             self._locks = self._files.claim()
             if not (own or overwrite):
                 self._refuse_a_run()
@@ -186,6 +191,16 @@ class Record:
                 f"{self.model_dir}: holds a run already; go on with {self._flag('resume', 'auto')}"
                 f", replace it with {self._flag('overwrite')}, or give this run another folder"
             )
+
+    def _refuse_to_remove_its_start(self) -> None:
+        own = {file.resolve() for file in self._files.weights()}
+        for name in STARTS:
+            path = self.settings.get(name)
+            if path and Path(path).resolve() in own:
+                raise UsageError(
+                    f"{self._flag(name, path)}: this run begins with a file that it would remove, "
+                    f"in {self.model_dir}; copy it elsewhere, or give the run another folder"
+                )
 
     def _flag(self, name: str, value: str = "") -> str:
         """A flag as the user of this program writes it."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     ]
     history, models = Path(args.path_history), Path(args.path_model)
     resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
-    folders = [(history / name, models / name) for name in names]
+    files = [Files(history / name, models / name) for name in names]
     summaries = [history / f"{opts.store_name(args, t, r)}_summary.csv" for r, t in groups]
     claims: list[Record] = []  # kept to the end
     first_seed = None
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         process.say(data.cls_num_list)
 
         if not (claims or args.evaluate):
-            claims = repeats.claim(folders, resume, args, process, summaries)
+            claims = repeats.claim(files, resume, args, process, summaries)
         group_rows = []
         for run in range(args.num_runs):
             index = group * args.num_runs + run

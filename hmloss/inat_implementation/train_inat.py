@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     history, models = Path(args.path_history), Path(args.path_model)
     resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
     if not args.evaluate:
-        folders = [(history / name, models / name) for name in names]
+        files = [Files(history / name, models / name) for name in names]
         summary = history / f"{opts.store_name(args)}_summary.csv"
-        claims = repeats.claim(folders, resume, args, process, [summary])  # noqa: F841 (kept)
+        claims = repeats.claim(files, resume, args, process, [summary])  # noqa: F841 (kept)
     first_seed = None
     rows = []
     for run, name in enumerate(names):

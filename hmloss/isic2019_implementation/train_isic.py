@@ -108,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
 
     # The folders of all runs are this program's before it writes there.
     args.run_list = [f"run{run}" for run in range(args.num_runs)]
-    folders = [(history_dir / name, model_dir / name) for name in args.run_list]
-    claims = repeats.claim(folders, resume, args, process)  # noqa: F841 (kept to the end)
+    files = [
+        Files(history_dir / name, model_dir / name, copy=best_model(model_dir / name))
+        for name in args.run_list
+    ]
+    claims = repeats.claim(files, resume, args, process)  # noqa: F841 (kept to the end)
     if process.is_main:
         prepare_folders(history_dir, model_dir, result_dir)
         checkpoint.remove_parts(history_dir, model_dir, result_dir)
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         process.say(f"curent run:\n{name}")  # the original's spelling
         args.resume = resume[run]
         record = Record(
-            Files(history_dir / name, model_dir / name),
+            files[run],
             process,
             vars(args),
             isic.fingerprints(table) | evaluated,
@@ -165,9 +168,9 @@ def about(args: argparse.Namespace, data: isic.Images) -> dict[str, object]:
     return flags.about(args, program, data, transform)
 
 
-def best_model(record: Record) -> Path:
-    """The original's file of the best epoch's weights."""
-    return record.model_dir.parent / f"best_model_{record.model_dir.name}.pth"
+def best_model(model_dir: Path) -> Path:
+    """The original's file of the best epoch's weights, beside the folder of the run's others."""
+    return model_dir.parent / f"best_model_{model_dir.name}.pth"
 
 
 def find_split(args: argparse.Namespace, images: pd.DataFrame, saved: Path) -> pd.DataFrame | None:
@@ -302,7 +305,7 @@ def train_run(
             )
             best_bacc = row["bacc"]
             if process.is_main:
-                checkpoint.save(launch.unwrap(model).state_dict(), best_model(record))
+                checkpoint.save(launch.unwrap(model).state_dict(), best_model(record.model_dir))
         if record.writer is not None:
             for tag in ("lr", "train_loss", "train_top1", "loss", "bacc", "auc"):
                 if tag in row:  # not every epoch is evaluated, with --eval_every
@@ -334,7 +337,7 @@ def test_run(
         f"Restore best model on epoch {best_epoch} with Best bacc Val: "
         f"{record.best_score / 100:.3f}"
     )
-    weights = best_model(record)
+    weights = best_model(record.model_dir)
     if process.is_main and not record.best.is_file() and weights.is_file():
         # Runs of earlier versions kept the weights alone.
         checkpoint.save({"state_dict": restore.load_state_dict(weights)}, record.best)

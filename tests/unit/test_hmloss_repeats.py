@@ -4,6 +4,7 @@ from argparse import Namespace
 
 import torch
 
+from common.training.files import Files
 from common.training.launch import Process
 from hmloss import repeats
 
@@ -35,8 +36,8 @@ def test_what_a_kill_left_of_the_own_summary_alone_is_removed(tmp_path):
     for name in (".a_summary.csv.x1.part", ".b_summary.csv.x1.part", "a_summary.csv"):
         (tmp_path / name).touch()
     process, args = Process(torch.device("cpu")), Namespace(overwrite=False)
-    folders = [(tmp_path / "run0", tmp_path / "run0")]
-    claims = repeats.claim(folders, [""], args, process, [tmp_path / "a_summary.csv"])
+    files = [Files(tmp_path / "run0", tmp_path / "run0")]
+    claims = repeats.claim(files, [""], args, process, [tmp_path / "a_summary.csv"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".b_summary.csv.x1.part", "a_summary.csv", "run0"
     ]  # fmt: skip

@@ -49,12 +49,14 @@ class Run:
 
     def __init__(self, folder, resume="", epochs=4, facts=FACTS, kind=torch.optim.SGD, **settings):
         options = settings.pop("options", {})
+        settings |= settings.pop("start", {})
         self.model = nn.Linear(1, 1, bias=False)
         self.optimizer = kind(self.model.parameters(), 0.1)
         self.scaler = torch.amp.GradScaler("cpu", enabled=settings.get("amp") == "fp16")
         files = Files(
-            folder / "log", folder / "model", numbered="{}_ckpt.pth.tar", text_logs=("log",)
-        )
+            folder / "log", folder / "model", numbered="{}_ckpt.pth.tar", text_logs=("log",),
+            copy=folder / "model" / "copy",
+        )  # fmt: skip
         self.record = Record(files, CPU, settings, facts, about=ABOUT, **options)
         self.state = self.record.resume(resume, epochs)
         self.record.restore(self.model, self.optimizer, self.scaler)
@@ -277,6 +279,31 @@ def test_overwrite_removes_the_run_once_the_new_one_begins(tmp_path):
     found = files(tmp_path)
     assert {name for name in found if "events" not in name} == {"log/log", "model/mine.txt"}
     assert found["log/log"] == b"" and sum("events" in name for name in found) == 1
+
+
+@pytest.mark.parametrize("name", ["ckpt.pth.tar", "ckpt.best.pth.tar", "3_ckpt.pth.tar", "copy"])
+@pytest.mark.parametrize("flag", ["weights", "path_t", "resume"])
+def test_a_run_does_not_remove_the_file_that_it_begins_with(tmp_path, name, flag):
+    """``resume``: of an earlier stage, whose file ``resume`` of the record is not told."""
+    Run(tmp_path).train().record.close()
+    (tmp_path / "model" / "copy").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(tmp_path / "model" / name)
+    before = files(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path, overwrite=True, start={flag: str(tmp_path / "link")})
+    assert str(error.value) == (
+        f"--{flag} {tmp_path / 'link'}: this run begins with a file that it would remove, in "
+        f"{tmp_path / 'model'}; copy it elsewhere, or give the run another folder"
+    )
+    assert files(tmp_path) == before
+    Run(tmp_path / "other", overwrite=True, start={flag: str(tmp_path / "link")}).record.close()
+    go_on = Run(tmp_path, "auto", start={flag: str(tmp_path / "link")})  # its start lies behind it
+    assert go_on.record.epoch == 4
+    go_on.record.close()
+    if name != "ckpt.pth.tar":  # a run killed in its first epoch begins again
+        (tmp_path / "model" / "ckpt.pth.tar").unlink()
+        with pytest.raises(UsageError, match="begins with a file that it would remove"):
+            Run(tmp_path, "auto", start={flag: str(tmp_path / "link")})
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused_at_the_start(tmp_path):
