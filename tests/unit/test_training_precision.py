@@ -1,0 +1,33 @@
+import math
+
+import pytest
+import torch
+
+from common.training.precision import first_non_finite
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_the_first_number_that_is_not_finite_is_named(bad, dtype):
+    weight = torch.ones(3, 5, dtype=dtype)
+    state = {"a": weight, "steps": torch.tensor([3]), "state": [{"exp": weight.clone()}, {}]}
+    assert first_non_finite(state) is None
+    state["state"][0]["exp"][2, 1] = bad
+    assert first_non_finite(state) == "state.0.exp"
+    assert first_non_finite({**state, "loss": bad}) == "state.0.exp"
+    assert first_non_finite({"loss": bad}) == "loss"
+
+
+def test_opposite_infinities_do_not_hide_each_other():
+    assert first_non_finite({"w": torch.tensor([math.inf, -math.inf])}) == "w"
+
+
+def test_a_sum_that_overflows_is_no_fault_of_its_terms():
+    assert (
+        first_non_finite({"w": torch.full((9,), 3e38), "h": torch.full((9,), 6e4).half()}) is None
+    )
+
+
+def test_empty_tensors_are_finite():
+    assert first_non_finite({"w": torch.empty(0, 3)}) is None
+    assert first_non_finite({}) is None
