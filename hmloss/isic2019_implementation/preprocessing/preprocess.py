@@ -4,7 +4,7 @@
         --ground_truth ISIC_2019_Training_GroundTruth.csv --output dataset
 
 --task all sorts all eight diagnoses into folders of their names, MEL, NV, BCC, …. 17,397 images
-on all cores, at most a tenth slower than reading and writing the JPEGs alone
+on all cores; what is done to an image takes a fraction of the time of reading and writing it
 (benchmarks/isic_preprocess.py). The same command again goes on where it stopped. Replaces
 preprocessImageConstancy.m.
 """
