@@ -47,7 +47,7 @@ class Files:
         self.latest, self.best = self.model_dir / self.latest, self.model_dir / self.best
         self.events = self.log_dir / self.events
 
-    def claim(self) -> list[TextIO]:
+    def lock(self) -> list[TextIO]:
         """Create the folders and lock them until the returned files are closed.
 
         Raises:
@@ -62,6 +62,10 @@ class Files:
         locks = lock_folders([self.log_dir, self.model_dir])
         remove_parts(self.log_dir, self.model_dir)
         return locks
+
+    def has(self, path: Path) -> bool:
+        """Whether a checkpoint lies in this run's folder."""
+        return path.resolve().parent == self.model_dir.resolve()
 
     def hold_a_run(self) -> bool:
         """Whether there are checkpoints, metrics or a report of an earlier run."""

@@ -57,6 +57,11 @@ def check_numbers(
                 raise UsageError(f"{where}{flag} {number}: {wrong}")
 
 
+def spelled(name: str, dashes: str = "--", value: object = "") -> str:
+    """A flag as the user of a program writes it; without ``dashes`` a key, as arbloss has them."""
+    return f"{dashes}{name} {value or ('' if dashes else True)}".rstrip()
+
+
 def check_start_epoch(start_epoch: int, epochs: int) -> None:
     """Refuse a first epoch (from 0) behind the last one.
 

@@ -27,12 +27,12 @@ from torch import nn
 from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report, restore
 from common.training.changes import FREE_TO_CHANGE, changed_data, changed_settings
+from common.training.claim import claim, refuse_a_run
 from common.training.errors import NonFiniteLoss, UsageError
 from common.training.files import Files
+from common.training.flags import spelled
 from common.training.launch import Process
 from common.training.selection import Selection
-
-STARTS = ("resume", "weights", "path_t")  # settings that name a checkpoint to begin with
 
 
 class Record:
@@ -50,7 +50,7 @@ class Record:
             (what the loss multiplies the logits by: probabilities are softmax(scale * logits)),
             "classes" (names), "cls_num_list".
         selection: how the best epoch is chosen.
-        dashes: how the program's flags begin, for messages; arbloss has keys instead.
+        dashes: see ``flags.spelled``.
 
     Attributes:
         log_dir, model_dir, latest, best: of ``files``.
@@ -100,31 +100,8 @@ class Record:
         return self._state is not None
 
     def claim(self, flag: str) -> None:
-        """Lock the folders for this run and refuse those that hold another one.
-
-        With ``--resume`` of a file in these folders, or ``auto``, their run may go on; with
-        ``--overwrite`` it may be replaced, which happens in ``open``.
-
-        Raises:
-            UsageError: they cannot be written, another process writes them, or they hold a run; or
-                the file with which this run begins, which would be removed.
-        """
-        own = flag == "auto" or (flag and self._is_own(Path(flag)))
-        overwrite = self.settings.get("overwrite")
-        if overwrite and own:
-            raise UsageError(
-                f"{self._flag('overwrite')} with {self._flag('resume', flag)}: start again or "
-                "go on, leave one of them out"
-            )
-
-        def claim() -> None:
-            if overwrite or (flag == "auto" and not self.latest.is_file()):
-                self._refuse_to_remove_its_start()
-            self._locks = self._files.claim()
-            if not (own or overwrite):
-                self._refuse_a_run()
-
-        launch.in_main(claim)
+        """Lock the folders for this run and refuse those that hold another: see ``claim.claim``."""
+        self._locks = claim(self._files, self.settings, flag, self._dashes)
 
     def resume(self, flag: str, epochs: int) -> dict | None:
         """Read the checkpoint that ``--resume`` names and take up its history; None without one.
@@ -173,38 +150,13 @@ class Record:
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
             )
-        self._continues = "run" in state and self._is_own(path)
+        self._continues = "run" in state and self._files.has(path)
         if self._continues:  # the logs of another run are not this one's
             self._offsets = run.get("offsets", {})
         elif flag != "auto" and not self.settings.get("overwrite"):
-            launch.in_main(self._refuse_a_run)
+            launch.in_main(lambda: refuse_a_run(self._files, self._dashes))
         self._compare(run.get("facts", {}), run.get("settings", {}))
         return state
-
-    def _is_own(self, path: Path) -> bool:
-        """Whether a checkpoint lies in this run's folder."""
-        return path.resolve().parent == self.model_dir.resolve()
-
-    def _refuse_a_run(self) -> None:
-        if self._files.hold_a_run():
-            raise UsageError(
-                f"{self.model_dir}: holds a run already; go on with {self._flag('resume', 'auto')}"
-                f", replace it with {self._flag('overwrite')}, or give this run another folder"
-            )
-
-    def _refuse_to_remove_its_start(self) -> None:
-        own = {file.resolve() for file in self._files.weights()}
-        for name in STARTS:
-            path = self.settings.get(name)
-            if path and Path(path).resolve() in own:
-                raise UsageError(
-                    f"{self._flag(name, path)}: this run begins with a file that it would remove, "
-                    f"in {self.model_dir}; copy it elsewhere, or give the run another folder"
-                )
-
-    def _flag(self, name: str, value: str = "") -> str:
-        """A flag as the user of this program writes it."""
-        return f"{self._dashes}{name} {value or ('' if self._dashes else True)}".rstrip()
 
     def _compare(self, facts: Mapping[str, object], settings: Mapping[str, object]) -> None:
         """Refuse, or note, other data than the checkpoint's; note other settings."""
@@ -215,7 +167,7 @@ class Record:
         if changed:
             changes = f"{self._source}: the data are not those of this run, {'; '.join(changed)}"
             if not self.settings.get("other_data"):
-                accept = self._flag("other_data")
+                accept = spelled("other_data", self._dashes)
                 raise UsageError(f"{changes}. Bring them back, or accept these with {accept}")
             self.process.say(f"note: {changes}")
         free = FREE_TO_CHANGE

@@ -1,0 +1,74 @@
+"""Whether a run may write into its folders: not while another one does, nor over its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from common.training import launch
+from common.training.errors import UsageError
+from common.training.files import Files
+from common.training.flags import spelled
+
+STARTS = ("resume", "weights", "path_t")  # settings that name a checkpoint to begin with
+
+
+def claim(
+    files: Files, settings: Mapping[str, object], flag: str, dashes: str = "--"
+) -> list[TextIO]:
+    """Lock the folders of a run until the returned files are closed.
+
+    With ``--resume`` of a file in these folders, or ``auto``, the run in them may go on; with
+    ``--overwrite`` it may be replaced, which happens later.
+
+    Args:
+        settings: the flags of the run. flag: ``--resume``. dashes: see ``spelled``.
+
+    Raises:
+        UsageError: they cannot be written, another process writes them, or they hold a run; or the
+            file with which this run begins, which would be removed.
+    """
+    own = flag == "auto" or (flag and files.has(Path(flag)))
+    overwrite = settings.get("overwrite")
+    if overwrite and own:
+        raise UsageError(
+            f"{spelled('overwrite', dashes)} with {spelled('resume', dashes, flag)}: start again "
+            "or go on, leave one of them out"
+        )
+    locks = []
+
+    def lock() -> None:
+        if overwrite or (flag == "auto" and not files.latest.is_file()):
+            _refuse_to_remove_its_start(files, settings, dashes)
+        locks.extend(files.lock())
+        if not (own or overwrite):
+            refuse_a_run(files, dashes)
+
+    launch.in_main(lock)
+    return locks
+
+
+def refuse_a_run(files: Files, dashes: str) -> None:
+    """Refuse folders that hold a run.
+
+    Raises:
+        UsageError: they do; says what to do about it.
+    """
+    if files.hold_a_run():
+        raise UsageError(
+            f"{files.model_dir}: holds a run already; go on with "
+            f"{spelled('resume', dashes, 'auto')}, replace it with "
+            f"{spelled('overwrite', dashes)}, or give this run another folder"
+        )
+
+
+def _refuse_to_remove_its_start(files: Files, settings: Mapping[str, object], dashes: str) -> None:
+    own = {file.resolve() for file in files.weights()}
+    for name in STARTS:
+        path = settings.get(name)
+        if path and Path(path).resolve() in own:
+            raise UsageError(
+                f"{spelled(name, dashes, path)}: this run begins with a file that it would remove, "
+                f"in {files.model_dir}; copy it elsewhere, or give the run another folder"
+            )
