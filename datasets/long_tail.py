@@ -12,7 +12,6 @@ import torch
 
 from common.imbalance import choose_subset, class_counts
 from common.training.errors import UsageError
-from common.training.launch import Process
 from common.training.report import fingerprint
 from datasets import augment
 from datasets.augment import batch
@@ -158,11 +157,9 @@ def make_loaders(
     batch_size: int,
     test_batch_size: int,
     workers: int,
-    seed: int,
-    process: Process,
     order: Order | None = None,
     drop_last: bool = False,
-    memory_format: torch.memory_format = torch.contiguous_format,
+    **shared: object,
 ) -> tuple[Loader, Loader, Loader]:
     """Training, validation and test loader, of batches ``(images or views, target, index)``.
 
@@ -171,9 +168,8 @@ def make_loaders(
     Args:
         loader: ``device`` or ``workers``.
         order: which samples an epoch holds (default: each once, shuffled).
-        memory_format: of the images that the loaders yield.
+        shared: ``seed``, ``process`` and ``memory_format`` of all three, see ``DeviceLoader``.
     """
-    shared = {"seed": seed, "process": process, "memory_format": memory_format}
     train = {"batch_size": batch_size, "order": order, "drop_last": drop_last, **shared}
     test = {"batch_size": test_batch_size, "train": False, **shared}
 
