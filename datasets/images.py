@@ -46,7 +46,8 @@ def read_rgb(file: str | Path | BinaryIO, place: str = "") -> Image.Image:
                 )
             return to_rgb(image)
     except Exception as error:  # decoders raise all kinds: struct.error, zlib.error, IndexError, …
-        reason = " ".join(str(error).split()) or type(error).__name__
+        words = getattr(error, "strerror", None) or str(error)  # the file is named already
+        reason = " ".join(words.split()) or type(error).__name__
         named = f"{file} ({place})" if place else file
         raise UsageError(f"{named}: not a readable image ({reason}); repair or remove it") from None
 

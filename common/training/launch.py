@@ -105,7 +105,7 @@ def _leave(code: int) -> NoReturn:
 
 def _say(message: object) -> None:
     """Say why the run ends, unless another process has done so."""
-    if peers.first_to_fail():
+    if peers.first_to_fail(message):
         name = os.path.basename(sys.argv[0]) or "python"
         with contextlib.suppress(OSError):
             print(f"{name}: error: {message}", file=sys.stderr, flush=True)

@@ -17,6 +17,10 @@ WAIT = timedelta(minutes=10)  # for a process that does not come, or does not an
 FAREWELL = timedelta(seconds=5)  # process 0 keeps the store: the others shall still learn of it
 
 
+class NoProcess0(RunError):
+    """The process at which all others meet is not there."""
+
+
 def number(name: str, default: int = 0) -> int:
     """A variable of the launcher.
 
@@ -51,7 +55,7 @@ def meet(backend: str, rank: int, world_size: int) -> None:
     cure = "start all of them, with the same MASTER_ADDR and MASTER_PORT"
     try:
         if rank and not _somebody_there():  # torch would print a page for each vain attempt
-            raise RunError(f"process 0 was not at {place} for {_minutes()}; {cure}")
+            raise NoProcess0(f"process 0 was not at {place} for {_minutes()}; {cure}")
         dist.init_process_group(backend, timeout=WAIT)
     except ValueError as error:
         raise UsageError(f"MASTER_ADDR:MASTER_PORT {place}: {error}") from None
@@ -73,10 +77,12 @@ def explain(error: Exception) -> str | None:
     return "another process of the run has ended and said why, or was killed (out of memory?)"
 
 
-def first_to_fail() -> bool:
+def first_to_fail(error: object = None) -> bool:
     """Whether this process is to say why the run ends: what the others meet then is no news."""
     if not dist.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        its_machine = isinstance(error, NoProcess0) and os.environ["RANK"] == local_rank
+        return local_rank == ("1" if its_machine else "0")
     try:
         with _torch_silent():
             return _store().add("failed", 1) == 1

@@ -79,7 +79,9 @@ def test_lists(tmp_path, capsys, monkeypatch):
         "test.txt: 1 images of 2 classes",
         "note: test.txt has no image of 1 of the 2 classes (0): they have no accuracy",
     ]
-    assert lines[3].startswith("images/gone.png (line 4 of train.txt): not a readable image ([Errn")
+    assert lines[3].startswith(
+        "images/gone.png (line 4 of train.txt): not a readable image (No suc"
+    )
     assert lines[4].startswith("images/d.png (line 1 of test.txt): not a readable image (cannot")
     assert lines[5:] == ["4 images read, 2 of them broken"]
 

@@ -130,6 +130,7 @@ def test_too_large_images_are_refused_by_name(tmp_path, monkeypatch):
 def test_errors_of_every_decoder_are_named(monkeypatch):
     cases = [
         (OSError("image file is truncated"), "image file is truncated"),
+        (PermissionError(13, "Permission denied", "a/x.png"), "Permission denied"),
         (SyntaxError("broken PNG file"), "broken PNG file"),
         (ValueError("bad\nmode"), "bad mode"),
         (struct.error("unpack requires 4 bytes"), "unpack requires 4 bytes"),

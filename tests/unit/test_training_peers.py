@@ -123,6 +123,19 @@ def test_a_process_that_never_comes_is_given_up(place, capfd, rank, words):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("rank", "local_rank", "missing", "speaks"), [
+    (0, 0, RunError, True), (1, 1, RunError, False), (2, 0, RunError, True),
+    (1, 1, peers.NoProcess0, True), (2, 2, peers.NoProcess0, False),  # beside process 0
+    (2, 0, peers.NoProcess0, True), (3, 1, peers.NoProcess0, False),  # on another machine
+])  # fmt: skip
+def test_one_process_of_a_machine_says_who_has_not_come(
+    monkeypatch, rank, local_rank, missing, speaks
+):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert peers.first_to_fail(missing("…")) is speaks
+
+
 def test_places_where_no_run_can_meet(place, monkeypatch):
     def refusal(rank=0):
         with pytest.raises(UsageError) as error:
