@@ -68,12 +68,10 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
         _say("interrupted; a training goes on from its last checkpoint with --resume auto")
         code = 130
     except OSError as error:
-        if not output.refused(error):
+        reason = _explain_refusal(error)
+        if reason is None:
             raise
-        _say(
-            f"the output cannot be written any more ({error.strerror}); a training goes on from "
-            "its last checkpoint with --resume auto"
-        )
+        _say(reason)
     except (RuntimeError, ValueError, MemoryError) as error:
         reason = _explain(error)
         if reason is None:
@@ -111,6 +109,23 @@ def _say(message: object) -> None:
             print(f"{name}: error: {message}", file=sys.stderr, flush=True)
         if _spoken is not None:
             _spoken.set()
+
+
+def _explain_refusal(error: OSError) -> str | None:
+    """What the operating system refuses; None for a missing file, which is the program's to name,
+    and for all that are no files.
+    """
+    if output.refused(error):
+        return (
+            f"the output cannot be written any more ({error.strerror}); a training goes on from "
+            "its last checkpoint with --resume auto"
+        )
+    if isinstance(error, FileNotFoundError) or not isinstance(error.filename, (str, bytes)):
+        return None
+    return (
+        f"{os.fsdecode(error.filename)}: {error.strerror}; fix that and start again, a training "
+        "with --resume auto"
+    )
 
 
 def _explain(error: Exception) -> str | None:

@@ -97,6 +97,13 @@ def test_nothing_is_overwritten(download, processed, tmp_path):
         preprocess.main(arguments(download, tmp_path))
 
 
+@pytest.mark.parametrize("text", ["half {", "[1]"])
+def test_settings_that_are_none_are_named(tmp_path, text):
+    (tmp_path / "preprocess.json").write_text(text)
+    with pytest.raises(UsageError, match=r"preprocess\.json: not readable \(.+\); choose another"):
+        preprocess.prepare_output(tmp_path, {"quality": 75}, "melanoma")
+
+
 def test_bad_input_is_named(download, tmp_path):
     cases = [
         (["--algorithm", "shades of gray", "--p", "5"], "p = 5"),

@@ -52,6 +52,23 @@ def test_a_program_bug_keeps_its_traceback():
         launch.run(lambda _: torch.ones(2) + torch.ones(3))
 
 
+def test_what_a_file_system_refuses_is_one_line(capsys):
+    for error, words in [
+        (PermissionError(13, "Permission denied", "data/train"), "data/train: Permission denied"),
+        (PermissionError(13, "Permission denied", b"a.jpg"), "a.jpg: Permission denied"),
+        (OSError(5, "Input/output error", "a.jpg"), "a.jpg: Input/output error"),
+        (IsADirectoryError(21, "Is a directory", "list"), "list: Is a directory"),
+    ]:
+        cure = "; fix that and start again, a training with --resume auto\n"
+        assert errors_of(stop_with(error), capsys).endswith(f": error: {words}{cure}")
+    for error in (
+        FileNotFoundError(2, "No such file", "x"),
+        ConnectionRefusedError(111, "refused"),
+    ):
+        with pytest.raises(type(error)):
+            launch.run(stop_with(error))
+
+
 def errors_of(main, capsys):
     """What a program that ends with exit code 1 writes to standard error."""
     with pytest.raises(SystemExit) as stop:

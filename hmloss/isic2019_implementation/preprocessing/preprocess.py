@@ -129,7 +129,10 @@ def prepare_output(output: Path, settings: dict, task: str) -> None:
     """Make the class folders; refuse a folder that holds other images than this run would make."""
     record = output / RECORD
     if record.is_file():
-        made_with = json.loads(record.read_text())
+        try:
+            made_with = dict(json.loads(record.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{record}: not readable ({error}); choose another --output") from None
         for key, value in settings.items():
             if made_with.get(key) != value:
                 raise UsageError(
