@@ -293,6 +293,18 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
         f"{len(counts)} classes of {max(counts)} to {min(counts)} training images; classes with "
         f"{', '.join(shares)}.",
     ]
+    if untested := [
+        name for name, x in zip(first.classes, first.cls_acc, strict=True) if math.isnan(x)
+    ]:
+        verbs = (
+            "has no test images and counts"
+            if len(untested) == 1
+            else "have no test images and count"
+        )
+        more = ", …" if len(untested) > 3 else ""
+        notes.append(
+            f"{len(untested)} of them {verbs} in no figure ({', '.join(untested[:3])}{more})."
+        )
     if any(one.runs[0].epoch == f"best epoch on the {full(first.split)} set" for one in groups):
         notes.append("An epoch chosen on the set that it is reported on looks better than it is.")
     if not several:

@@ -118,6 +118,12 @@ def load_model(args: argparse.Namespace) -> Model:
     Raises:
         UsageError: no checkpoint, or something is neither in it nor among the flags.
     """
+    if Path(args.checkpoint).is_dir():
+        found = sorted(map(str, Path(args.checkpoint).rglob("*.pth.tar")))
+        cure = f"; give one of its files: {', '.join(found)}" if found else (
+            ", with no checkpoint in it (*.pth.tar)"
+        )  # fmt: skip
+        raise UsageError(f"CHECKPOINT {args.checkpoint}: a folder{cure}")
     state = checkpoint.load(args.checkpoint, "CHECKPOINT")
     source = args.checkpoint
     about = _about(state, source)

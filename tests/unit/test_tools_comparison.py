@@ -42,6 +42,8 @@ def test_the_figures_of_a_report(tmp_path):
     # A class without test images counts nowhere.
     run = read_run(write(tmp_path / "b", [80.0, None, 20.0]))
     assert run.figures["balanced_acc"] == 50.0 and math.isnan(run.figures["medium"])
+    text = text_table(group([run]))
+    assert "\n1 of them has no test images and counts in no figure (dog).\n" in text
 
 
 def test_reports_of_earlier_versions(tmp_path):

@@ -179,6 +179,11 @@ def test_names_for_a_checkpoint_that_has_numbers(here):
     ("words", "message"),
     [
         (["nothing", "images"], "CHECKPOINT nothing: no such file"),
+        (
+            ["run", "images"],
+            "CHECKPOINT run: a folder; give one of its files: run/a/best.pth.tar, run/last.pth.tar",
+        ),
+        (["empty", "images"], "CHECKPOINT empty: a folder, with no checkpoint in it (*.pth.tar)"),
         (["ckpt", "nothing"], "nothing: no such file or folder"),
         (["ckpt", "empty"], "empty: no images"),
         (["ckpt", "ckpt"], "ckpt: neither an image nor a list"),
@@ -190,6 +195,9 @@ def test_names_for_a_checkpoint_that_has_numbers(here):
 )
 def test_what_cannot_be_is_one_line(here, words, message):
     (here / "empty").mkdir()
+    (here / "run" / "a").mkdir(parents=True)
+    for name in ("last.pth.tar", "a/best.pth.tar"):
+        (here / "run" / name).touch()
     with pytest.raises(UsageError) as error:
         run(*words)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
