@@ -292,8 +292,8 @@ def test_a_run_does_not_remove_the_file_that_it_begins_with(tmp_path, name, flag
     with pytest.raises(UsageError) as error:
         Run(tmp_path, overwrite=True, start={flag: str(tmp_path / "link")})
     assert str(error.value) == (
-        f"--{flag} {tmp_path / 'link'}: this run begins with a file that it would remove, in "
-        f"{tmp_path / 'model'}; copy it elsewhere, or give the run another folder"
+        f"--{flag} {tmp_path / 'link'}: this run begins with a file that it would remove; "
+        "copy it elsewhere, or give the run another folder"
     )
     assert files(tmp_path) == before
     Run(tmp_path / "other", overwrite=True, start={flag: str(tmp_path / "link")}).record.close()
