@@ -69,6 +69,6 @@ def _refuse_to_remove_its_start(files: Files, settings: Mapping[str, object], da
         path = settings.get(name)
         if path and Path(path).resolve() in own:
             raise UsageError(
-                f"{spelled(name, dashes, path)}: this run begins with a file that it would remove, "
-                f"in {files.model_dir}; copy it elsewhere, or give the run another folder"
+                f"{spelled(name, dashes, path)}: this run begins with a file that it would remove; "
+                "copy it elsewhere, or give the run another folder"
             )

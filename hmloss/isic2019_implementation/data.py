@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from common.training import report
-from common.training.checkpoint import atomic_file
 from common.training.errors import UsageError
+from common.training.logs import write_text
 from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, Triple
 from datasets.classes import lacking
 from datasets.folder import Skipped, Split, entries, is_hidden, read_classes, read_folder
@@ -266,8 +266,7 @@ def split_images(
 def save_split(path: str | Path, table: pd.DataFrame, note: str) -> None:
     """Write image, label and part of each image as csv, below a comment line."""
     csv = table[["image_id", "label", "part"]].rename(columns={"image_id": "image"})
-    with atomic_file(path) as file:
-        file.write(f"# {note}\n{csv.to_csv(index=False)}".encode())
+    write_text(path, f"# {note}\n{csv.to_csv(index=False)}")
 
 
 def load_split(path: str | Path, images: pd.DataFrame) -> pd.DataFrame:
@@ -277,9 +276,11 @@ def load_split(path: str | Path, images: pd.DataFrame) -> pd.DataFrame:
         UsageError: no split file, or it and the images do not belong together.
     """
     try:
-        with open(path) as file:  # a name may hold a #, too
+        # A name may hold a #, or bytes that are no UTF-8.
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = list(dropwhile(lambda line: line.startswith("#"), file))
-        table = pd.read_csv(io.StringIO("".join(lines)))
+        csv = io.BytesIO("".join(lines).encode(errors="surrogateescape"))
+        table = pd.read_csv(csv, encoding_errors="surrogateescape")
         part_of = dict(zip(table["image"], table["part"], strict=True))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
@@ -345,9 +346,9 @@ def eval_transform(image_size: int = 300, mean: Triple = MEAN, std: Triple = STD
 def fingerprints(table: pd.DataFrame) -> dict[str, str]:
     """SHA-256 of the images' names, class folders and parts, and of their labels."""
     table = table.sort_values("image_id")
-    text = table[["image_id", "label", "part"]].to_csv(index=False)
+    text = table[["image_id", "label", "part"]].to_csv(index=False).encode(errors="surrogateescape")
     return {
-        "split_sha256": report.fingerprint(np.frombuffer(text.encode(), dtype=np.uint8)),
+        "split_sha256": report.fingerprint(np.frombuffer(text, dtype=np.uint8)),
         "labels_sha256": report.fingerprint(table["label_idx"].to_numpy(dtype="<i8")),
     }
 

@@ -1,6 +1,7 @@
 """ISIC 2019: official csv, split, transforms and statistics give the numbers of the original."""
 
 import io
+import os
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -127,6 +128,16 @@ def test_saved_split_is_read_back(tmp_path):
     assert (tmp_path / "split.csv").read_text().startswith("# seed 7\nimage,label,part\n")
     again = isic.load_split(tmp_path / "split.csv", isic.find_images(tmp_path))
     pd.testing.assert_frame_equal(again, table)
+
+
+def test_names_that_are_no_utf8_are_split_saved_and_read(tmp_path):
+    make_images(tmp_path)
+    os.rename(tmp_path / "BEN" / "BEN0.JPG", os.fsencode(tmp_path / "BEN") + b"/\xff#.JPG")
+    table = isic.find_images(tmp_path).assign(part=(list(isic.PARTS) * 2) * 2)
+    isic.save_split(tmp_path / "split.csv", table, "seed 7")
+    again = isic.load_split(tmp_path / "split.csv", isic.find_images(tmp_path))
+    pd.testing.assert_frame_equal(again, table)
+    assert isic.fingerprints(again) == isic.fingerprints(table)
 
 
 def test_hidden_images_are_skipped_and_counted(tmp_path):
