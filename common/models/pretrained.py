@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,8 +59,15 @@ def load(model: nn.Module, arch: str, path: str | Path | None = None) -> str:
     missing = [key for key in own if key not in state and not _optional(key)]
     unlike = [key for key in own if key in state and state[key].shape != own[key].shape]
     unlike = [key for key in unlike if not key.startswith(HEADS)]
-    if missing or unlike:
-        what = f"{missing[0]} is missing" if missing else f"{unlike[0]} has another shape"
+    last = max(map(_stage, own))
+    deeper = [key for key in state if key not in own and 0 < _stage(key) < last]
+    if missing or unlike or deeper:
+        if missing:
+            what = f"{missing[0]} is missing"
+        elif unlike:
+            what = f"{unlike[0]} has another shape"
+        else:
+            what = f"it lacks {deeper[0]} of the file"
         raise UsageError(
             f"{source} does not fit the model ({what}): give the weights of {arch}, or name their "
             "network"
@@ -67,6 +75,12 @@ def load(model: nn.Module, arch: str, path: str | Path | None = None) -> str:
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fits, strict=False)
     return f"=> weights of '{source}'{_left_out(own, state)}"
+
+
+def _stage(key: str) -> int:
+    """Of a ResNet, in which an entry is; 0 for all others."""
+    match = re.match(r"layer(\d)\.", key)
+    return int(match[1]) if match else 0
 
 
 def _optional(key: str) -> bool:

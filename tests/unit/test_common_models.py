@@ -463,6 +463,18 @@ def test_pretrained_that_does_not_fit(tmp_path):
         pretrained.load(resnet.resnext50_32x4d(None), "resnext50_32x4d", tmp_path / "w.pth")
 
 
+def test_pretrained_weights_of_a_deeper_network_do_not_fit(tmp_path):
+    """A ResNet-34 holds all entries of a ResNet-18, and more between them."""
+    for deep, model, arch, first in (
+        (resnet.resnet34(9), resnet.resnet18(9), "resnet18", "layer1.2.conv1.weight"),
+        (resnet_cifar.resnet32(9), resnet_cifar.resnet20(9), "resnet20", "layer1.3.conv1.weight"),
+    ):
+        torch.save(deep.state_dict(), tmp_path / "w.pth")
+        with pytest.raises(UsageError) as error:
+            pretrained.load(model, arch, tmp_path / "w.pth")
+        assert f"(it lacks {first} of the file): give the weights of {arch}," in str(error.value)
+
+
 def test_pretrained_file_that_is_none(tmp_path):
     for content in [b"", b"not weights", b"PK\x03\x04 cut off"]:
         folder = Path(mkdtemp(dir=tmp_path))
