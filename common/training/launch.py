@@ -285,7 +285,10 @@ def distribute(model: nn.Module, process: Process, **ddp_options: object) -> nn.
     if not process.distributed:
         return model
     device_ids = [process.device.index] if process.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **ddp_options)
+    with warnings.catch_warnings():
+        # Its new name means something else, and torch before 2.14 does not know it.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **ddp_options)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

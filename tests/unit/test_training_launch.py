@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from common.training import launch, precision, seeds
 from common.training.errors import NonFiniteLoss, UsageError
@@ -214,6 +215,16 @@ def test_more_processes_than_gpus(gpus, launched):
         "CUDA_VISIBLE_DEVICES="
     )
     assert launch.start(use_cuda=False).device == torch.device("cpu")
+
+
+def test_options_of_ddp_are_no_warning(tmp_path, recwarn):
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        process = launch.Process(torch.device("cpu"), world_size=2)
+        launch.distribute(torch.nn.Linear(1, 1), process, broadcast_buffers=False)
+    finally:
+        dist.destroy_process_group()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_finite_guard_names_the_place():
