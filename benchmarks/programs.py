@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """A whole training epoch of each program, with defaults, beside the plain loop, in turn.
 
-    python benchmarks/programs.py [--images 640] [--rounds 2] [--only ib_loss/cifar_train.py …]
+    python benchmarks/programs.py [--images 1280] [--rounds 2] [--only ib_loss/cifar_train.py …]
 
 The plain loop is how such programs are written: Pillow transforms image by image in four worker
 processes, the same network and loss, an eager step that reads the loss. Both train on the same
 made-up images; each epoch of the program is followed by one of the plain loop, and the medians of
 all rounds but the first are compared. The programs for images of 224 pixels train on
-``--large_images`` of them in batches of 8, ``small`` networks: ResNet-18 and EfficientNet-B0.
+``--large_images`` of them in batches of 16, ``small`` networks: ResNet-18 and EfficientNet-B0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +83,7 @@ CASES = [
     Case(
         "ib_loss/tinyimage_train.py",
         f"{SMALL} --root large.npz --image_size 64 --epochs {{rounds}} --loss_type IB "
-        "--train_rule IBReweight --start_ib_epoch 0 --no-pretrained -b 8",
+        "--train_rule IBReweight --start_ib_epoch 0 --no-pretrained -b 16",
         "ib_loss.trainer",
         recipes.imagenet_train,
     ),
@@ -105,7 +107,7 @@ CASES = [
     ),
     Case(
         "dbm_loss/GML/main.py",
-        "--dataset imagenet --fake_data {images} --num_classes 10 --arch resnet18 --mark c -b 8 "
+        "--dataset imagenet --fake_data {images} --num_classes 10 --arch resnet18 --mark c -b 16 "
         "--epochs {rounds} --use_dbm --aug randcls_randclsstack --moco_k 64 --moco_dim 64 "
         "--workers 4",
         "dbm_loss.GML.trainer",
@@ -113,7 +115,7 @@ CASES = [
     ),
     Case(
         "dbm_loss/large_scale/train.py",
-        "--dataset imgnet --fake_data {images} --num_classes 10 --arch resnet18 -b 8 "
+        "--dataset imgnet --fake_data {images} --num_classes 10 --arch resnet18 -b 16 "
         "--epochs {rounds} --loss_type BCL --use_norm --use_dbm",
         views=None,
     ),
@@ -125,14 +127,14 @@ CASES = [
     ),
     Case(
         "hmloss/inat_implementation/train_inat.py",
-        "--dataset_dir photos --train_list train.txt --val_list val.txt -a resnet18 -b 8 "
+        "--dataset_dir photos --train_list train.txt --val_list val.txt -a resnet18 -b 16 "
         "--epochs {rounds} --start_hm_epoch 0",
         "hmloss.trainer",
         None,
     ),
     Case(
         "hmloss/isic2019_implementation/train_isic.py",
-        "--dataset_dir isic --arch efficientnet_b0 --random_init --image_size 224 -b 8 "
+        "--dataset_dir isic --arch efficientnet_b0 --random_init --image_size 224 -b 16 "
         "--num_epochs {rounds} --num_runs 1 --delay 99",
         views=None,
     ),
@@ -222,8 +224,14 @@ def plain_data(call: dict, case: Case) -> Dataset:
     return InWorkers(loader._loader.dataset.dataset, loader._finish)
 
 
-def measure(case: Case, folder: Path, images: int, rounds: int) -> Row:
-    """Images/s of the program's epochs and of the plain loop's."""
+def measure(which: str, folder: Path, images: int, rounds: int) -> Row:
+    """Images/s of the program's epochs and of the plain loop's.
+
+    In a process of its own: what another program left in memory slows the next one.
+    """
+    case = next(case for case in CASES if case.program == which)
+    os.chdir(folder)  # the programs write into the current folder
+    set_start_method(None, force=True)  # for the loaders' workers that of the platform again
     name = case.program.removesuffix(".py").replace("/", ".")
     program = importlib.import_module(name)
     trainer = importlib.import_module(case.trainer) if case.trainer else program
@@ -296,26 +304,23 @@ def make_data(folder: Path, images: int, large_images: int) -> None:
 def rows(images: int, large_images: int, rounds: int, only: Sequence[str] = ()) -> list[Row]:
     """A row for each program."""
     found = []
-    before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, images, large_images)
-        os.chdir(folder)  # the programs write into the current folder
-        try:
-            for case in CASES:
-                if only and case.program not in only:
-                    continue
-                found.append(measure(case, folder, large_images, rounds))
-                print(f"{found[-1].what}: {found[-1].ratio}", file=sys.stderr, flush=True)
-        finally:
-            os.chdir(before)
+        for case in CASES:
+            if only and case.program not in only:
+                continue
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                row = alone.submit(measure, case.program, folder, large_images, rounds).result()
+            found.append(row)
+            print(f"{row.what}: {row.ratio}", file=sys.stderr, flush=True)
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=640, help="of 32 pixels (default: 640)")
-    parser.add_argument("--large_images", type=int, default=32, help="of 224 (default: 32)")
+    parser.add_argument("--images", type=int, default=1280, help="of 32 pixels (default: 1280)")
+    parser.add_argument("--large_images", type=int, default=64, help="of 224 (default: 64)")
     parser.add_argument("--rounds", type=int, default=2, help="epochs that count (default: 2)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PROGRAM")
     args = parser.parse_args(argv)
