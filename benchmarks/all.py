@@ -44,7 +44,7 @@ def measure(device: torch.device, quick: bool) -> list[Row]:
         ("start", lambda: start.rows(2 * rounds)),
         (
             "programs",
-            lambda: programs.rows(*((256, 32, 1) if quick else (1280, 64, 2))),
+            lambda: programs.rows(*((256, 32, 1) if quick else (1280, 48, 2))),
         ),
         ("epoch", lambda: cifar_epoch.rows(128 if quick else 640, rounds, "resnet32", device)),
         ("memory", lambda: [cifar_epoch.memory_row("resnet32")] if device.type == "cpu" else []),
