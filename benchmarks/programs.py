@@ -7,8 +7,9 @@ The plain loop is how such programs are written: Pillow transforms image by imag
 processes, the same network and loss, an eager step that reads the loss. Both train on the same
 made-up images; each epoch of the program is followed by one of the plain loop, and the medians of
 all rounds but the first two are compared, in which the system is still busy with the memory of both
-(train_inat.py: 1 to 3 s of processor time an epoch, 0.3 s from the third on). The programs for images of 224 pixels train on
-``--large_images`` of them in batches of 16, ``small`` networks: ResNet-18 and EfficientNet-B0.
+(train_inat.py: 1 to 3 s of processor time an epoch, 0.3 s from the third on). The programs for
+images of 224 pixels train on ``--large_images`` of them in batches of 16, ``small`` networks:
+ResNet-18 and EfficientNet-B0.
 """
 
 from __future__ import annotations
