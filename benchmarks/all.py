@@ -38,13 +38,13 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
 def measure(device: torch.device, quick: bool) -> list[Row]:
-    """Every benchmark, with settings that take ten minutes together on two cores."""
+    """Every benchmark, with settings that take a quarter of an hour together on two cores."""
     rounds = 1 if quick else 2
     steps = (
         ("start", lambda: start.rows(2 * rounds)),
         (
             "programs",
-            lambda: programs.rows(*((256, 32, 1) if quick else (1280, 48, 2))),
+            lambda: programs.rows(*((256, 128, 1) if quick else (1280, 128, 2))),
         ),
         ("epoch", lambda: cifar_epoch.rows(128 if quick else 640, rounds, "resnet32", device)),
         ("memory", lambda: [cifar_epoch.memory_row("resnet32")] if device.type == "cpu" else []),

@@ -4,12 +4,12 @@
     python benchmarks/programs.py [--images 1280] [--rounds 2] [--only ib_loss/cifar_train.py …]
 
 The plain loop is how such programs are written: Pillow transforms image by image in four worker
-processes, the same network and loss, an eager step that reads the loss. Both train on the same
-made-up images; each epoch of the program is followed by one of the plain loop, and the medians of
-all rounds but the first two are compared, in which the system is still busy with the memory of both
-(train_inat.py: 1 to 3 s of processor time an epoch, 0.3 s from the third on). The programs for
-images of 224 pixels train on ``--large_images`` of them in batches of 16, ``small`` networks:
-ResNet-18 and EfficientNet-B0.
+processes, the same network and loss, an eager step that reads the loss, memory as the system gives
+it. Both train on the same made-up images, each in a process of its own, an epoch in turn; the
+medians of all rounds but the first two are compared, in which both still ask for memory. The
+programs for images of 224 pixels train small networks, ResNet-18 and EfficientNet-B0, on
+``--large_images`` of them in batches of 64 and 32; those that take three views of an image train on
+half as many.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, set_start_method
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ sys.path.insert(0, str(ROOT))  # the repository, from any folder
 from arbloss.losses import batch_class_counts
 from arbloss.mixup import mixup_data
 from benchmarks.timing import Row, machine, rates, seconds, table
-from common.training import launch
+from common.training import allocator, launch
 from common.training.launch import Process, unwrap
 from common.training.learner import Learner
 from datasets.augment import recipes
@@ -66,7 +67,7 @@ class Case:
 
     Attributes:
         trainer: the module whose ``train_one_epoch`` is measured, where that is not the program's.
-        flags: {images}, {rounds} and {batch} are filled in.
+        flags: {half} of the images and {rounds} are filled in.
         views: transforms of an image of 32 or 64 pixels; None: those of the program's data set.
     """
 
@@ -86,7 +87,7 @@ CASES = [
     Case(
         "ib_loss/tinyimage_train.py",
         f"{SMALL} --root large.npz --image_size 64 --epochs {{rounds}} --loss_type IB "
-        "--train_rule IBReweight --start_ib_epoch 0 --no-pretrained -b 16",
+        "--train_rule IBReweight --start_ib_epoch 0 --no-pretrained -b 64",
         "ib_loss.trainer",
         recipes.imagenet_train,
     ),
@@ -110,7 +111,7 @@ CASES = [
     ),
     Case(
         "dbm_loss/GML/main.py",
-        "--dataset imagenet --fake_data {images} --num_classes 10 --arch resnet18 --mark c -b 16 "
+        "--dataset imagenet --fake_data {half} --num_classes 10 --arch resnet18 --mark c -b 32 "
         "--epochs {rounds} --use_dbm --aug randcls_randclsstack --moco_k 64 --moco_dim 64 "
         "--workers 4",
         "dbm_loss.GML.trainer",
@@ -118,7 +119,7 @@ CASES = [
     ),
     Case(
         "dbm_loss/large_scale/train.py",
-        "--dataset imgnet --fake_data {images} --num_classes 10 --arch resnet18 -b 16 "
+        "--dataset imgnet --fake_data {half} --num_classes 10 --arch resnet18 -b 32 "
         "--epochs {rounds} --loss_type BCL --use_norm --use_dbm",
         views=None,
     ),
@@ -130,14 +131,14 @@ CASES = [
     ),
     Case(
         "hmloss/inat_implementation/train_inat.py",
-        "--dataset_dir photos --train_list train.txt --val_list val.txt -a resnet18 -b 16 "
+        "--dataset_dir photos --train_list train.txt --val_list val.txt -a resnet18 -b 64 "
         "--epochs {rounds} --start_hm_epoch 0",
         "hmloss.trainer",
         None,
     ),
     Case(
         "hmloss/isic2019_implementation/train_isic.py",
-        "--dataset_dir isic --arch efficientnet_b0 --random_init --image_size 224 -b 16 "
+        "--dataset_dir isic --arch efficientnet_b0 --random_init --image_size 224 -b 32 "
         "--num_epochs {rounds} --num_runs 1 --delay 99",
         views=None,
     ),
@@ -227,63 +228,84 @@ def plain_data(call: dict, case: Case) -> Dataset:
     return InWorkers(loader._loader.dataset.dataset, loader._finish)
 
 
-def measure(which: str, folder: Path, images: int, rounds: int) -> Row:
-    """Images/s of the program's epochs and of the plain loop's.
+class Turns:
+    """Hands the machine from one process to the other and back."""
 
-    To be run in a process of its own, as the program would be.
+    mine: Semaphore
+    other: Semaphore
+
+    @classmethod
+    def init(cls, mine: Semaphore, other: Semaphore) -> None:
+        cls.mine, cls.other = mine, other
+
+
+def measure(which: str, kind: str, folder: Path, images: int, rounds: int) -> float:
+    """Images/s of the program's epochs (``kind`` "ours") or of the plain loop's ("plain").
+
+    To be run in a process of its own, as the program would be, that has its ``Turns``: what it
+    does between two epochs, evaluation and files, belongs to the turn of the first one.
     """
     case = next(case for case in CASES if case.program == which)
-    os.chdir(folder)  # the programs write into the current folder
+    os.chdir(folder / kind)  # the programs write into the current folder
     set_start_method(None, force=True)  # for the loaders' workers that of the platform again
+    if kind == "plain":
+        allocator.keep_freed_memory = lambda: None
     name = case.program.removesuffix(".py").replace("/", ".")
     program = importlib.import_module(name)
     trainer = importlib.import_module(case.trainer) if case.trainer else program
     original = trainer.train_one_epoch
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    times: list[float] = []
     plain: list[Callable] = []
-    counted = {}  # images in an epoch; arbloss's second stage has a batch more than the plain loop
+    results: list[object] = []
+    counted: list[int] = []  # images in an epoch
 
-    def both(*args: object, **options: object) -> object:
+    def in_turn(*args: object, **options: object) -> object:
+        if times:
+            Turns.other.release()
+        Turns.mine.acquire()
         bound = inspect.signature(original).bind(*args, **options)
         bound.apply_defaults()
         call = bound.arguments
         process: Process = call.get("process") or call["record"].process
+
+        def ours() -> None:
+            results.append(original(*args, **options))
+
+        if kind == "ours":
+            times.append(seconds(ours, process.device))
+            batches = len(call["loaders"][0] if "loaders" in call else call["loader"])
+            counted.append(batches * _batch_size(call))
+            return results[-1]
         if not plain:
+            ours()  # the program goes on with its figures
             model = copy.deepcopy(unwrap(call["learner"].model))
             model = model.to(memory_format=torch.contiguous_format)
             criterion = copy.deepcopy(unwrap(call["criterion"]))
             data = plain_data(call, case)
             plain.append(plain_epoch(call, data, model, criterion))
-            counted["plain"] = len(data) // _batch_size(call) * _batch_size(call)
-        results = []
-        times["ours"].append(seconds(lambda: results.append(original(*args, **options)),
-                                     process.device))  # fmt: skip
-        times["plain"].append(seconds(plain[0], process.device))
-        batches = len(call["loaders"][0] if "loaders" in call else call["loader"])
-        counted["ours"] = batches * _batch_size(call)
-        return results[0]
+            counted.append(len(data) // _batch_size(call) * _batch_size(call))
+        times.append(seconds(plain[0], process.device))
+        return results[-1]
 
-    flags = case.flags.format(images=images, rounds=rounds + WARM_UP).split()
+    flags = case.flags.format(half=images // 2, rounds=rounds + WARM_UP).split()
     if case.program.startswith("arbloss"):
         stage, *rest = flags
         flags = [word.format(stage) for word in ARB] + rest
         if "auto" in flags:
             flags[-1] = str(next(Path("saved").glob("*stage1*/ckps/current.pth.tar")))
-    trainer.train_one_epoch = both
+    trainer.train_one_epoch = in_turn
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             program.main(flags)
     finally:
-        trainer.train_one_epoch = original
-        plain.clear()  # ends its workers before the next program is measured
-    per_s = {
-        name: counted[name] / statistics.median(spent[WARM_UP:]) for name, spent in times.items()
-    }
-    return rates(f"epoch of `{case.program}`, images/s", per_s["plain"], per_s["ours"])
+        for _ in range(rounds + WARM_UP):  # whatever happened here, the other one goes on
+            Turns.other.release()
+    return counted[-1] / statistics.median(times[WARM_UP:])
 
 
 def make_data(folder: Path, images: int, large_images: int) -> None:
     """Images of all kinds that the programs train on, and ten of each to evaluate on."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for name, count, side in (("small", images, 32), ("large", large_images, 64)):
         arrays = {}
@@ -309,14 +331,23 @@ def make_data(folder: Path, images: int, large_images: int) -> None:
 def rows(images: int, large_images: int, rounds: int, only: Sequence[str] = ()) -> list[Row]:
     """A row for each program."""
     found = []
+    context = get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_data(folder, images, large_images)
+        for kind in ("ours", "plain"):
+            make_data(Path(name) / kind, images, large_images)
         for case in CASES:
             if only and case.program not in only:
                 continue
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                row = alone.submit(measure, case.program, folder, large_images, rounds).result()
+            first, second = context.Semaphore(1), context.Semaphore(0)
+            turns = {"ours": (first, second), "plain": (second, first)}
+            with contextlib.ExitStack() as stack:
+                running = {}
+                for kind in turns:
+                    alone = ProcessPoolExecutor(1, context, Turns.init, turns[kind])
+                    job = (measure, case.program, kind, Path(name), large_images, rounds)
+                    running[kind] = stack.enter_context(alone).submit(*job)
+                per_s = {kind: future.result() for kind, future in running.items()}
+            row = rates(f"epoch of `{case.program}`, images/s", per_s["plain"], per_s["ours"])
             found.append(row)
             print(f"{row.what}: {row.ratio}", file=sys.stderr, flush=True)
     return found
@@ -325,7 +356,7 @@ def rows(images: int, large_images: int, rounds: int, only: Sequence[str] = ()) 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1280, help="of 32 pixels (default: 1280)")
-    parser.add_argument("--large_images", type=int, default=64, help="of 224 (default: 64)")
+    parser.add_argument("--large_images", type=int, default=128, help="of 224 (default: 128)")
     parser.add_argument("--rounds", type=int, default=2, help="epochs that count (default: 2)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PROGRAM")
     args = parser.parse_args(argv)

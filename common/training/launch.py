@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.training import interrupt, output, peers
+from common.training import allocator, interrupt, output, peers
 from common.training.errors import RunError, UsageError
 
 
@@ -166,17 +166,25 @@ def start(
     the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
     GPU to use; None means the first GPU, or the CPU where there is none. ``backend`` replaces NCCL
     on GPUs; without ``use_cuda`` everything runs on the CPU. ``flag`` is where ``gpu`` came from.
+    On the CPU, memory is kept from now on (see ``allocator``).
 
     Raises:
         UsageError: no such GPU, fewer GPUs than processes, or impossible launcher's variables.
         RunError: a process has not come (see ``peers``).
     """
+    process = _join(gpu, backend, use_cuda, flag)
+    if process.device.type == "cpu":
+        allocator.keep_freed_memory()
+    return process
+
+
+def _join(gpu: int | None, backend: str | None, use_cuda: bool, flag: str) -> Process:
     if not ("WORLD_SIZE" in os.environ and "RANK" in os.environ):
         return Process(_pick_device(gpu, flag) if use_cuda else torch.device("cpu"))
     rank, world_size = peers.number("RANK"), peers.number("WORLD_SIZE")
     local_rank, local_world_size = peers.number("LOCAL_RANK"), peers.number("LOCAL_WORLD_SIZE", 1)
     if gpu not in (None, local_rank) and rank == 0:
-        warnings.warn(f"{flag} {gpu}: a launcher gives each process its own GPU", stacklevel=2)
+        warnings.warn(f"{flag} {gpu}: a launcher gives each process its own GPU", stacklevel=3)
     gpus = torch.cuda.device_count() if use_cuda else 0
     if 0 < gpus < local_world_size:
         raise UsageError(
@@ -196,7 +204,7 @@ def _pick_device(gpu: int | None, flag: str) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus and gpu in (None, 0):  # the papers' commands say --gpu 0
         if gpu == 0:
-            warnings.warn(f"{flag} 0: no CUDA device here, running on the CPU", stacklevel=3)
+            warnings.warn(f"{flag} 0: no CUDA device here, running on the CPU", stacklevel=4)
         return torch.device("cpu")
     if gpu is not None and not 0 <= gpu < gpus:
         here = f"GPUs 0 to {gpus - 1}" if gpus else f"no GPU; leave {flag} out to use the CPU"
