@@ -437,6 +437,9 @@ def show_mistakes(
     probability, predicted = (model.scale * logits).softmax(dim=1).max(dim=1)
     for c, name in enumerate(model.classes):
         of_class = [i for i, s in enumerate(samples) if s.label == c and not reasons[i]]
+        if not of_class:
+            print(f"\n{name}: no image")
+            continue
         wrong = [i for i in of_class if predicted[i] != c]
         wrong.sort(key=lambda i: -float(probability[i]))
         print(f"\n{name}: {len(wrong)} of {len(of_class)} images are taken for another class")

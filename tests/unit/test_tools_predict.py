@@ -93,6 +93,14 @@ def test_folders_named_like_classes_are_labels(capsys):
         assert file.read() == "true class,red,green,blue\nred,1,0,1\ngreen,0,1,0\nblue,0,0,1\n"
 
 
+def test_a_class_without_a_test_image_is_not_one_without_mistakes(here, capsys):
+    (here / "list.txt").write_text("red/1.png\t0\tred\nblue/none.png\t2\tblue\n")
+    run("ckpt", "list.txt", "--root", "images", "--by_class")
+    out = capsys.readouterr().out
+    assert "\nred: 0 of 1 images are taken for another class\n" in out
+    assert "\ngreen: no image\n\nblue: no image\n" in out  # the one of blue cannot be read
+
+
 def test_lists_with_and_without_labels(here, capsys):
     (here / "images" / "list.txt").write_text("red/1.png\n\nteal/1.png\nnone.png\n")
     rows = run("ckpt", "images/list.txt")
