@@ -17,6 +17,7 @@ from arbloss import opts
 from common.training import changes, checkpoint, launch, peers
 from common.training.errors import UsageError
 from common.training.launch import Process
+from datasets.data import Data
 
 # Keys that say where and how a run works, not what it computes: `resume auto` lets them differ.
 PLACE_KEYS = {
@@ -156,6 +157,23 @@ def other_images(stage1: Mapping[str, object], facts: Mapping[str, object]) -> l
         f"note: stage 1 was trained on other images (another {', '.join(changed)}); those that "
         "choose the best epoch, or test it, may be among them"
     ]
+
+
+def score_to_beat(stage1: Mapping[str, object], data: Data) -> tuple[float, list[str]]:
+    """What the best epoch of stage 2 has to beat, and a note where that is nothing.
+
+    As in the original it is the best top-1 accuracy of stage 1, if that is of the same test images.
+    """
+    facts = stage1.get("run", {}).get("facts", {})
+    if data.chosen_on != data.split:
+        why = "validation images choose the best epoch of this stage"
+    elif "val_set" in facts:
+        why = f"stage 1 chose its best epoch on {facts['val_set']}"
+    elif any(key.startswith("test_") for key in changes.changed_data(facts, data.facts)):
+        why = "stage 1 was tested on other images"
+    else:
+        return float(stage1.get("best_acc1", 0.0)), []
+    return 0.0, [f"note: {why}, so the best score of stage 1 is not the one to beat"]
 
 
 def new_folder(stem: str, model_dir: str) -> Path:

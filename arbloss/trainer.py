@@ -29,7 +29,14 @@ from arbloss.engine import (
 )
 from arbloss.models import Network, check_classes
 from arbloss.reliability import draw_reliability_diagram
-from arbloss.start import BEST, LATEST, other_images, run_folder, start_process
+from arbloss.start import (
+    BEST,
+    LATEST,
+    other_images,
+    run_folder,
+    score_to_beat,
+    start_process,
+)
 from common import models
 from common.evaluation import Tally
 from common.training import checkpoint, launch, precision, restore, seeds, speed
@@ -87,9 +94,8 @@ def train(
         record.claim("")
         stage1 = checkpoint.load(folder.resume, "resume")
         restore.check_checkpoint(stage1, folder.resume, weights_alone=True)
-        notes += other_images(stage1, data.facts)
-        if data.chosen_on == data.split:
-            record.best_score = float(stage1.get("best_acc1", 0.0))
+        record.best_score, why_not = score_to_beat(stage1, data)
+        notes += other_images(stage1, data.facts) + why_not
     else:
         state = record.resume(folder.resume, config.num_epochs)
     before = state or stage1 or {}

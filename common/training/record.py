@@ -108,7 +108,8 @@ class Record:
 
         Files of the original programs, which know nothing of history and seed, are accepted. With
         ``--evaluate`` nothing is locked or created, and weights alone are enough. With
-        ``--other_data`` the fingerprints of the data may have changed.
+        ``--other_data`` the fingerprints of the data may have changed. A best epoch that another
+        set chose is not the one to beat.
 
         Args:
             epochs: of the whole run.
@@ -139,13 +140,17 @@ class Record:
                 f"{path}: the best epoch of its 'run' has no number as {score!r}, not a checkpoint "
                 "of this program"
             )
-        scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
-        self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
+        comparable = self._chosen_alike(run)
+        if comparable:
+            scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
+            self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
+        else:
+            self.best_row = None
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
         if self._only_weights:
             return state
-        if self.epoch > epochs or (self.epoch == epochs and not self.history):
+        if self.epoch > epochs or (self.epoch == epochs and not (self.history and comparable)):
             raise UsageError(
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
@@ -156,7 +161,21 @@ class Record:
         elif flag != "auto" and not self.settings.get("overwrite"):
             launch.in_main(lambda: refuse_a_run(self._files, self._dashes))
         self._compare(run.get("facts", {}), run.get("settings", {}))
+        if not comparable:
+            self.process.say(
+                f"note: {path}: its best epoch was chosen on another set; the best is looked for "
+                "anew"
+            )
         return state
+
+    def _chosen_alike(self, run: Mapping[str, object]) -> bool:
+        """Whether the best epoch of a checkpoint was chosen by this run's score: top-1 on the test
+        set and the balanced accuracy on validation images cannot be compared.
+        """
+        if not run:  # an original, which knows no balanced accuracy
+            return self.selection.score != "balanced_acc"
+        facts = run.get("facts", self.facts)
+        return ("val_set" in facts) == ("val_set" in self.facts)
 
     def _compare(self, facts: Mapping[str, object], settings: Mapping[str, object]) -> None:
         """Refuse, or note, other data than the checkpoint's; note other settings."""

@@ -134,6 +134,10 @@ def test_the_best_of_stage_1_is_the_one_to_beat(folder, stage1, here):
     folder_of_run = newest(here).parent
     assert {path.name for path in folder_of_run.iterdir()} == {"current.pth.tar", ".lock"}
     assert load(newest(here))["its_ece"] == 1.5
+    state["run"]["facts"]["val_set"] = "0.2 of the training images"  # another figure
+    torch.save(state, here / "best.pth.tar")
+    row = train_stage2.main(options(folder, here / "best.pth.tar", "num_epochs", "1"))
+    assert load(newest(here).with_name("model_best.pth.tar"))["best_acc1"] == row["top1"] < 100
 
 
 def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, stage1, tmp_path):

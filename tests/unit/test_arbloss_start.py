@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,3 +83,27 @@ def test_a_stage_1_of_other_images_is_noted():
         "note: stage 1 was trained on other images (another labels_sha256); those that choose the "
         "best epoch, or test it, may be among them"
     ]
+
+
+def test_the_score_of_stage_1_counts_where_it_is_the_same_figure_of_the_same_images():
+    facts = {"labels_sha256": "ab", "test_labels_sha256": "ef"}
+    validated = facts | {"labels_sha256": "gh", "val_set": "0.2 of the training images"}
+
+    def beat(stage1, chosen_on="test"):
+        data = SimpleNamespace(facts=facts, split="test", chosen_on=chosen_on)
+        return start.score_to_beat(stage1, data)
+
+    def run(its_facts):
+        return {"best_acc1": 11.3, "run": {"facts": its_facts}}
+
+    end = ", so the best score of stage 1 is not the one to beat"
+    assert beat({"best_acc1": 11.3}) == (11.3, [])  # an original
+    assert beat({}) == (0.0, [])
+    assert beat(run(facts | {"labels_sha256": "gh"})) == (11.3, [])
+    chosen = "note: stage 1 chose its best epoch on 0.2 of the training images"
+    assert beat(run(validated)) == (0.0, [chosen + end])
+    tested = "note: stage 1 was tested on other images"
+    assert beat(run(facts | {"test_labels_sha256": "ij"})) == (0.0, [tested + end])
+    here = "note: validation images choose the best epoch of this stage"
+    for stage1 in (run(facts), run(validated), {"best_acc1": 11.3}):
+        assert beat(stage1, "held-out") == (0.0, [here + end])

@@ -490,6 +490,40 @@ def test_an_originals_best_is_the_one_to_beat(tmp_path):
     assert weight(tmp_path / "b" / "model" / "ckpt.best.pth.tar") == 2
 
 
+def test_an_originals_best_of_another_figure_is_not_the_one_to_beat(tmp_path):
+    """Of top-1 on the test set, where the balanced accuracy on validation images chooses now."""
+    Run(tmp_path / "a").train(1).record.close()
+    path = tmp_path / "a" / "model" / "ckpt.pth.tar"
+    change(path, run=None, scaler=None, best_acc1=torch.tensor(99.0))
+    options = {"options": {"selection": Selection(chosen_on="held-out")}}
+    record = Run(tmp_path / "b", str(path), **options).train(3).record
+    assert record.best_score == 9.0 and record.best_row["epoch"] == 1
+
+
+def test_what_another_set_chose_is_not_the_one_to_beat(tmp_path, capsys):
+    """The best epoch is looked for anew, whichever of the two had validation images."""
+    validated = {"options": {"selection": Selection(chosen_on="val")}}
+    with_val = FACTS | {"val_set": "val.txt"}
+    runs = {"test": {}, "val": {"facts": with_val, **validated}}
+    for before, now in [("test", "val"), ("val", "test")]:
+        folder = tmp_path / before
+        Run(folder, **runs[before]).train(2).record.close()
+        capsys.readouterr()
+        record = Run(folder, "auto", **runs[now]).train(3).record
+        assert (record.best_row["epoch"], record.best_score) == (2, 5.0)
+        record.close()
+        path = folder / "model" / "ckpt.pth.tar"
+        assert capsys.readouterr().out.splitlines()[-1] == (
+            f"note: {path}: its best epoch was chosen on another set; the best is looked for anew"
+        )
+        assert weight(folder / "model" / "ckpt.best.pth.tar") == 3
+        record = Run(folder, "auto", **runs[now]).train(4).record
+        assert (record.best_row["epoch"], record.best_score) == (3, 9.0)
+        record.close()
+        with pytest.raises(UsageError, match="4 epochs are done and 4 asked for; evaluate it, or"):
+            Run(folder, "auto", **runs[before])
+
+
 def test_a_checkpoint_says_what_it_is_of(tmp_path):
     Run(tmp_path).train(1).record.close()
     state = torch.load(tmp_path / "model" / "ckpt.pth.tar", weights_only=True)
