@@ -42,7 +42,8 @@ class Record:
         files: its folders and the names in them.
         process: only ``process.is_main`` writes.
         settings: the parsed flags, stored with the checkpoint and compared on resume. Of them
-            ``overwrite``, ``other_data`` and ``evaluate`` count here, too, if they are there.
+            ``overwrite``, ``other_data``, ``evaluate`` and ``start_epoch`` count here, too, if they
+            are there.
         facts: what identifies the data. What ends in ``sha256`` has to be the same on resume.
         about: what was trained, as plain data, for the report and for whoever gets a checkpoint:
             "program", "method" and "data" in words, "network" (what builds it again, "arch" in any
@@ -78,7 +79,7 @@ class Record:
         self.process = process
         self.settings, self.facts = logs.plain(dict(settings)), dict(facts or {})
         self.about, self.selection = logs.plain(dict(about or {})), selection or Selection()
-        self.epoch = 0
+        self.epoch = self.settings.get("start_epoch", 0)
         self.history: list[dict] = []
         self.best_row: dict | None = None
         self.best_score = 0.0

@@ -416,6 +416,17 @@ def test_a_place_within_an_epoch_that_has_become_shorter(tmp_path):
     record.close()
 
 
+def test_a_run_of_a_later_first_epoch_goes_on_in_it(tmp_path):
+    run = Run(tmp_path, start_epoch=2)
+    run.record.open(4)
+    run.record.save(step=1, sums=torch.ones(3))
+    run.record.close()
+    for start_epoch in (2, 0):
+        record = Run(tmp_path, "auto", start_epoch=start_epoch).record
+        assert (record.epoch, record.place(4, 3)[0]) == (2, 1)
+        record.close()
+
+
 @pytest.mark.parametrize(("sums", "found"), [
     (torch.ones(2), "of shape (2,)"), (torch.tensor(1.0), "of shape ()"), (None, "missing"),
 ])  # fmt: skip
