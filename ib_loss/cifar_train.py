@@ -21,7 +21,7 @@ interrupt.during_imports(__name__)
 
 from torch import nn
 
-from common import lazy, models
+from common import lazy
 from common.models import archs
 from common.training import launch
 from ib_loss import opts
@@ -30,13 +30,10 @@ from ib_loss.schedule import CIFAR
 trainer = lazy.module("ib_loss.trainer")  # with all that a run needs, once the flags are right
 
 
-def build_model(args: Namespace, weights: bool) -> nn.Module:
+def build_model(args: Namespace) -> nn.Module:
     """The network; its head is a cosine classifier for LDAM."""
     build = archs.constructor(args.arch)
-    model = build(num_classes=args.num_classes, use_norm=args.loss_type == "LDAM")
-    if (args.pretrained or args.weights) and weights:
-        models.pretrained.load(model, args.arch, args.weights)
-    return model
+    return build(num_classes=args.num_classes, use_norm=args.loss_type == "LDAM")
 
 
 def main(argv: Sequence[str] | None = None) -> dict | None:

@@ -6,12 +6,20 @@ import argparse
 from collections.abc import Sequence
 
 from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS
-from common.training.flags import Parser, add_run_flags, check_start_epoch
+from common.training.flags import (
+    WEIGHTS_HELP,
+    Parser,
+    add_run_flags,
+    check_pretrained,
+    check_start_epoch,
+)
 from common.training.schedules import unreached
 from ib_loss.schedule import Schedule
 
 ARCHS = (*CIFAR_RESNETS, *IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
 DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder", "npz"]
+OWN_SIDE = 64  # of one's own images in tinyimage_train.py: the side of Tiny ImageNet's
+FROM_SCRATCH = "start from random weights with --no-pretrained"
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 
 
@@ -149,7 +157,7 @@ def get_parser(program: str = "cifar") -> Parser:
     add(
         "--root_model", default="checkpoint", help="folder of the checkpoints (default: checkpoint)"
     )
-    add_run_flags(parser)
+    add_run_flags(parser, image_size=not tiny)
     ours = parser.add_argument_group("data and weights")
     ours.add_argument(
         "--root",
@@ -157,16 +165,18 @@ def get_parser(program: str = "cifar") -> Parser:
         metavar="DIR",
         help="folder of the data set, or FILE.npz (default: ./data)",
     )
-    ours.add_argument(
-        "--weights",
-        default=None,
-        metavar="FILE",
-        help="ImageNet weights from this file instead of a download",
-    )
-    ours.add_argument(
-        "--no-pretrained", dest="pretrained", action="store_false", help="start from random weights"
-    )
-    return parser  # fmt: skip
+    if tiny:
+        ours.add_argument(
+            "--image_size",
+            type=int,
+            default=None,
+            metavar="PX",
+            help="side to which imagefolder, npz and digits images are brought before they are "
+            f"enlarged to 224 (default: {OWN_SIDE}, as Tiny ImageNet; digits 32)",
+        )
+    ours.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
+    ours.add_argument("--no-pretrained", action="store_true", help="start from random weights")
+    return parser
 
 
 def parse_args(
@@ -174,8 +184,9 @@ def parse_args(
 ) -> tuple[argparse.Namespace, Schedule]:
     """Parse and check a command line.
 
-    Returns: the flags, with ``num_classes`` (unless the data decides), ``start_ib_epoch`` and the
-    run name ``store_name`` filled in; and the schedule, stretched if asked for.
+    Returns: the flags, with ``num_classes`` (unless the data decides), ``image_size``,
+    ``start_ib_epoch`` and the run name ``store_name`` filled in; and the schedule, stretched if
+    asked for.
     Raises:
         UsageError: it asks for the impossible.
     """
@@ -195,6 +206,13 @@ def parse_args(
         parser.error(f"--imb_factor {args.imb_factor}: smallest / largest class, 0 < f <= 1")
     if args.evaluate and not args.resume:
         parser.error("--evaluate: name the checkpoint to evaluate with --resume")
+    if args.no_pretrained and args.weights:
+        parser.error("--weights and --no-pretrained exclude each other: leave one out")
+    args.pretrained = args.pretrained and not args.no_pretrained
+    del args.no_pretrained
+    check_pretrained(args, args.arch, FROM_SCRATCH)
+    if args.image_size is None:
+        args.image_size = OWN_SIDE if args.dataset in ("imagefolder", "npz") else 32
     if args.train_rule == "Reweight":
         args.train_rule = "CBReweight"
     start_ib_epoch = 100

@@ -23,7 +23,7 @@ interrupt.during_imports(__name__)
 
 from torch import nn
 
-from common import lazy, models
+from common import lazy
 from common.models import archs
 from common.training import launch
 from ib_loss import opts
@@ -32,11 +32,9 @@ from ib_loss.schedule import TINY_IMAGENET
 trainer = lazy.module("ib_loss.trainer")  # with all that a run needs, once the flags are right
 
 
-def build_model(args: Namespace, weights: bool) -> nn.Module:
+def build_model(args: Namespace) -> nn.Module:
     """The 1000-class network, then a new linear head, also for LDAM: the original's order."""
     model = archs.constructor(args.arch)(num_classes=1000)
-    if args.pretrained and weights:
-        models.pretrained.load(model, args.arch, args.weights)
     head = "fc" if hasattr(model, "fc") else "linear"
     setattr(model, head, nn.Linear(model.feature_dim, args.num_classes))
     return model

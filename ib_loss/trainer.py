@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common import models
 from common.evaluation import Tally, group_line, result_lines
 from common.imbalance import sample_weights
 from common.training import launch, precision, seeds, speed
@@ -58,8 +59,7 @@ def train(
     """Train and evaluate as the flags say; returns the last epoch's figures.
 
     Args:
-        build_model: ``build_model(args, weights=bool)``; ``weights``: a fresh run may start from
-            pretrained ones.
+        build_model: ``build_model(args)``, with random weights.
         program: file of the entry point, which knows how to build the network.
     """
     process = launch.start(args.gpu)
@@ -124,7 +124,9 @@ def train(
 
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
-    model = build_model(args, weights=not record.resumed)
+    model = build_model(args)
+    if (args.pretrained or args.weights) and not record.resumed:
+        process.say(models.pretrained.load(model, args.arch, args.weights, opts.FROM_SCRATCH))
     model = model.to(memory_format=memory_format)
     model = launch.distribute(model, process)
 

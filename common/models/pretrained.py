@@ -41,8 +41,13 @@ def check(arch: str, cure: str = "leave --pretrained out") -> None:
         )
 
 
-def load(model: nn.Module, arch: str, path: str | Path | None = None) -> str:
-    """Give ``model`` the weights in ``path``, or the published ones of ``arch``.
+def load(
+    model: nn.Module,
+    arch: str,
+    path: str | Path | None = None,
+    cure: str = "leave --pretrained out",
+) -> str:
+    """Give ``model`` the weights in ``path``, or the published ones of ``arch``; see ``check``.
 
     Published ones come from torch's download cache or torchvision's server. A classifier of another
     shape keeps its own weights, and a model that lacks the last blocks of the file leaves them out;
@@ -53,7 +58,7 @@ def load(model: nn.Module, arch: str, path: str | Path | None = None) -> str:
         UsageError: there are no such weights, they cannot be had or read, or they do not fit.
     """
     if path is None:
-        check(arch)
+        check(arch, cure)
     source = path or restore.download(PUBLISHED[arch].url)
     state, own = restore.load_state_dict(source), model.state_dict()
     missing = [key for key in own if key not in state and not _optional(key)]

@@ -132,14 +132,18 @@ def add_pretrained_flags(add: Callable[..., object]) -> None:
     add("--weights", metavar="FILE", help=WEIGHTS_HELP)
 
 
-def check_pretrained(args: argparse.Namespace, arch: str) -> None:
+def check_pretrained(
+    args: argparse.Namespace, arch: str, cure: str = "leave --pretrained out"
+) -> None:
     """Refuse ``--pretrained`` for a network of which there are no published weights.
+
+    With ``--resume`` the checkpoint has the weights; where ``auto`` finds none, loading refuses.
 
     Raises:
         UsageError: see ``common.models.pretrained.check``.
     """
-    if args.pretrained and args.weights is None:
-        models.pretrained.check(arch)
+    if args.pretrained and args.weights is None and not args.resume:
+        models.pretrained.check(arch, cure)
 
 
 def add_run_flags(

@@ -10,7 +10,7 @@ from common.models.resnet_cifar import resnet20
 from common.training.errors import UsageError
 
 PUBLISHED = ("efficientnet_b0", "efficientnet_b3", "resnet18", "resnet50")
-SCRATCH = "--random_init"
+FROM_SCRATCH = "train from scratch with --random_init"
 ARCHS = [*PUBLISHED, "resnet20"]  # the CIFAR one, to try things out: small, without weights
 
 
@@ -28,12 +28,13 @@ def build_model(arch: str, num_classes: int = 2) -> nn.Module:
 
 def load_pretrained(model: nn.Module, arch: str, path: str | None) -> str:
     """``common.models.pretrained.load``, which this program does unless it is told not to."""
-    try:
+    if path is not None:
         return pretrained.load(model, arch, path)
+    pretrained.check(arch, FROM_SCRATCH)
+    try:
+        return pretrained.load(model, arch)
     except UsageError as error:
-        if path is not None:
-            raise
-        raise UsageError(f"{error}, or train from scratch with {SCRATCH}") from None
+        raise UsageError(f"{error}, or {FROM_SCRATCH}") from None
 
 
 def freeze(model: nn.Module, ratio_finetune: float) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from common.training.flags import Parser, add_run_flags
 from common.training.schedules import stretch
 from hmloss import flags
 from hmloss.isic2019_implementation.data import FOLDER, TASKS
-from hmloss.isic2019_implementation.model import ARCHS, SCRATCH
+from hmloss.isic2019_implementation.model import ARCHS, FROM_SCRATCH
 from hmloss.isic2019_implementation.schedule import PAPER_EPOCHS, START_HM_EPOCH
 
 FOLDERS = ("dataset_dir", "model_path", "history_path", "result_dir")
@@ -232,8 +232,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"{flag} {getattr(args, name)}: this program trains with plain Adam")
     if args.weights and args.random_init:
         parser.error("--weights and --random_init exclude each other: leave one out")
-    if not (args.weights or args.random_init or args.evaluate):
-        pretrained.check(args.arch, f"train from scratch with {SCRATCH}")
+    if not (args.weights or args.random_init or args.resume):
+        pretrained.check(args.arch, FROM_SCRATCH)
     if args.start_hm_epoch is None:
         args.start_hm_epoch = START_HM_EPOCH
         if args.stretch_schedule:

@@ -12,6 +12,8 @@ from tests.programs import small_runs
 
 # The program's run with a rate of 0, and what its checkpoint calls the network.
 STILL = {
+    "ib_cifar": (["--lr", "0"], [""]),
+    "ib_tiny": (["--lr", "0"], [""]),
     "dbm_large": (["--lr", "0"], [""]),
     "dbm_large_bcl": (["--lr", "0"], ["encoder."]),
     "gml": (["--lr", "0"], ["encoder_q.", "encoder_k."]),
@@ -31,13 +33,13 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     program, argv = small_runs.command(name)
     flags, prefixes = STILL[name]
-    small = name in ("hml_cifar", "hml_isic", "arb_stage1")
+    small = name in ("ib_cifar", "hml_cifar", "hml_isic", "arb_stage1")
     state = (resnet_cifar.resnet20 if small else resnet.resnet10)(9).state_dict()
     first = "conv1.weight" if small else "conv.weight"
     state[first] = torch.full_like(state[first], 0.25)
     torch.save({"state_dict": state}, "own.pth")
     epochs = "--num_epochs" if name.endswith(("isic", "stage1")) else "--epochs"
-    argv = [word for word in argv if word != "--random_init"]
+    argv = [word for word in argv if word not in ("--random_init", "--no-pretrained")]
     last = [epochs, "1", "--weights", "own.pth"]
     if name == "arb_stage1":  # it has keys
         last = [word.removeprefix("--") for word in last]
@@ -52,14 +54,24 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, monkeypatch, capsys, 
         assert (found[prefix + first] == 0.25).all()
 
 
-def test_a_network_without_published_weights_is_refused_before_anything_is_read():
-    for program, argv in (
-        (small_runs.dbm_large, ["--dataset", "imgnet", "-a", "resnext101"]),
-        (small_runs.gml, ["--mark", "x", "--aug", "randcls_sim", "-a", "resnext101_32x4d"]),
-        (small_runs.hml_cifar, []),
-        (small_runs.train_inat, ["-a", "resnet10"]),
-    ):
-        with pytest.raises(UsageError, match=r"^--arch resn\w+: no ImageNet weights exist for it, "
-                           "only for resnet18, .*; give a file of --weights, or leave "
-                           "--pretrained out$"):  # fmt: skip
-            program.main([*argv, "--pretrained"])
+# A program, its flags for a network without published weights, and how it goes without them.
+WITHOUT = [
+    (small_runs.ib_cifar, ["--pretrained"], "start from random weights with --no-pretrained"),
+    (small_runs.ib_tiny, ["-a", "resnet10"], "start from random weights with --no-pretrained"),
+    (small_runs.dbm_large, ["--dataset", "imgnet", "-a", "resnext101", "--pretrained"],
+     "leave --pretrained out"),
+    (small_runs.gml, ["--mark", "x", "--aug", "randcls_sim", "-a", "resnext101_32x4d",
+                      "--pretrained"], "leave --pretrained out"),
+    (small_runs.hml_cifar, ["--pretrained"], "leave --pretrained out"),
+    (small_runs.train_inat, ["-a", "resnet10", "--pretrained"], "leave --pretrained out"),
+    (small_runs.train_isic, ["--arch", "resnet20"], "train from scratch with --random_init"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "argv", "cure"), WITHOUT)
+def test_a_network_without_published_weights_is_refused_before_anything_is_read(
+    program, argv, cure
+):
+    with pytest.raises(UsageError, match=r"^--arch resn\w+: no ImageNet weights exist for it, only "
+                       f"for resnet18, .*; give a file of --weights, or {cure}$"):  # fmt: skip
+        program.main(argv)

@@ -132,6 +132,8 @@ def test_offline_message_names_the_cure(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(UsageError, match=r"https://.*--weights FILE, or .*--random_init"):
         load_pretrained(build_model("efficientnet_b0"), "efficientnet_b0", None)
+    with pytest.raises(UsageError, match=r"^--arch resnet20: .*, or train from scratch with --"):
+        load_pretrained(build_model("resnet20"), "resnet20", None)
 
 
 def test_pictures_are_drawn(g, tmp_path):

@@ -62,6 +62,19 @@ def test_a_stretched_schedule_is_a_miniature():
     )
 
 
+def test_own_images_keep_the_side_of_tiny_imagenet():
+    """Before they are enlarged to 224; to 32 pixels CIFAR's program alone shrinks them."""
+    sides = {"imagefolder": 64, "npz": 64, "digits": 32, "tinyimagenet": 32}  # 32: nobody asked
+    for dataset, side in sides.items():
+        assert parse("--dataset", dataset, program="tiny").image_size == side
+        assert parse("--dataset", dataset).image_size == 32
+    asked = ["--dataset", "npz", "--image_size", "32"]
+    assert parse(*asked, program="tiny").image_size == 32
+    assert "(default: 64, as Tiny ImageNet; digits 32)" in " ".join(
+        opts.get_parser("tiny").format_help().split()
+    )
+
+
 def test_class_weights(golden):
     for case, rule in product(range(4), ["CBReweight", "IBReweight", "DRW"]):
         g = golden("ib_loss")
@@ -134,6 +147,7 @@ def test_bad_flags_are_named():
         (["--imb_factor", "1.5"], "--imb_factor 1.5"),
         (["--epochs", "0"], "--epochs 0"),
         (["--evaluate"], "--resume"),
+        (["--no-pretrained", "--weights", "x"], "^--weights and --no-pretrained exclude each oth"),
     ]
     for argv, words in cases:
         with pytest.raises(UsageError, match=words):

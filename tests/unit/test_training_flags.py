@@ -17,7 +17,7 @@ import ib_loss.opts
 from common.training.errors import UsageError
 from common.training.flags import PLACES, check_numbers
 from hmloss.isic2019_implementation.preprocessing import mean_std, preprocess, split
-from ib_loss.schedule import CIFAR
+from ib_loss.schedule import CIFAR, TINY_IMAGENET
 
 DBM_CIFAR = (
     "name network epochs batch-size update-epoch lr,learning-rate lr_decay momentum wd nesterov "
@@ -148,6 +148,23 @@ def test_a_first_epoch_behind_the_last_is_refused():
     for program in ["ib_loss", "dbm_loss/large_scale", "dbm_loss/GML/cifar_main"]:
         with pytest.raises(UsageError, match="--start-epoch 5: the last of --epochs 5 is epoch 4"):
             PARSE[program](["--epochs", "5", "--start-epoch", "5"])
+
+
+def test_a_checkpoint_to_go_on_from_needs_no_published_weights():
+    def tiny(argv):
+        return ib_loss.opts.parse_args(argv, "tiny", TINY_IMAGENET)
+
+    for parse, argv in [
+        (tiny, ["-a", "resnet20"]),
+        (PARSE["ib_loss"], ["--pretrained"]),
+        (PARSE["dbm_loss/large_scale"], ["-a", "resnext101", "--pretrained"]),
+        (PARSE["dbm_loss/GML/main"], ["-a", "resnext101_32x4d", "--pretrained"]),
+        (PARSE["hmloss/cifar"], ["--pretrained"]),
+        (PARSE["hmloss/inat"], ["-a", "resnet10", "--pretrained"]),
+        (PARSE["hmloss/isic2019"], ["--arch", "resnet20"]),
+    ]:
+        assert "no ImageNet weights exist for it" in refusal(parse, argv)
+        assert refusal(parse, [*argv, "--resume", "auto"]) == ""
 
 
 def original_flags(program, golden):
