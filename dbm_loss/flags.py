@@ -29,10 +29,16 @@ def margin_norm(args: Namespace) -> str:
     return args.margin_norm or ("last" if args.dataset in DATA_OF_THE_PAPER else "rarest")
 
 
+def has_dbm(args: Namespace) -> bool:
+    """Whether DBM is in the loss: LDAM has a margin of its own, GML's is in the supervised term."""
+    own = getattr(args, "loss_fn", "").startswith("ldam")
+    return args.use_dbm and not own and getattr(args, "gamma", 1) > 0
+
+
 def margin_notes(args: Namespace, cls_num_list: Sequence[int], classes: Sequence[str]) -> list[str]:
     """What the order of the classes does to the margins, if the last one is not the rarest."""
     rarest, last = min(cls_num_list), cls_num_list[-1]
-    if not args.use_dbm or rarest == last:
+    if not has_dbm(args) or rarest == last:
         return []
     name = classes[cls_num_list.index(rarest)]
     if args.margin_norm == "rarest":
@@ -67,7 +73,7 @@ def about(
     method = args.loss_fn.upper().replace("_", "-")
     return {
         "program": program,
-        "method": f"{method} with DBM" if args.use_dbm else method,
+        "method": f"{method} with DBM" if has_dbm(args) else method,
         "data": data.name,
         "network": {
             "arch": arch,

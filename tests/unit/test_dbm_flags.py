@@ -1,5 +1,7 @@
 """The reference of the margin, in every program of the paper."""
 
+import argparse
+
 import pytest
 import torch
 
@@ -7,9 +9,10 @@ import dbm_loss.cifar.engine
 import dbm_loss.cifar.opts
 import dbm_loss.GML.engine
 import dbm_loss.GML.opts
+import dbm_loss.GML.trainer
 import dbm_loss.large_scale.engine
 import dbm_loss.large_scale.opts
-from dbm_loss.flags import margin_notes
+from dbm_loss.flags import about, margin_notes
 from dbm_loss.margin import DBMargin
 
 COUNTS = [40, 1280, 5, 64]  # 64 in the last class, 5 in the rarest
@@ -19,7 +22,8 @@ def cifar(dataset, *flags):
     args, schedule = dbm_loss.cifar.opts.parse_args(
         ["--dataset", dataset, "--use_norm", "--use_dbm", *flags]
     )
-    return args, dbm_loss.cifar.engine.build_criterion(args, COUNTS, schedule).margin
+    loss = dbm_loss.cifar.engine.build_criterion(args, COUNTS, schedule)
+    return args, getattr(loss, "margin", None)
 
 
 def large_scale(dataset, *flags):
@@ -27,7 +31,8 @@ def large_scale(dataset, *flags):
     args = dbm_loss.large_scale.opts.parse_args(
         ["--dataset", dataset, "--root", ".", "--use_norm", "--use_dbm", *flags]
     )
-    return args, dbm_loss.large_scale.engine.build_criterion(args, COUNTS, 160).margin
+    loss = dbm_loss.large_scale.engine.build_criterion(args, COUNTS, 160)
+    return args, getattr(loss, "margin", None)
 
 
 def gml(program, dataset, *flags):
@@ -94,3 +99,23 @@ def test_what_the_order_of_the_classes_does_is_said():
     assert margin_notes(args, [9, 5, 5], classes) == []
     args.use_dbm = False
     assert margin_notes(args, COUNTS, classes) == []
+
+
+def test_a_method_is_called_dbm_if_the_margin_is_in_its_loss():
+    data = argparse.Namespace(name="digits", classes=["ant", "bee"], cls_num_list=[1, 2])
+    for program, flag, method in (
+        ("cifar", "--loss_fn bcl", "BCL with DBM"),
+        ("cifar", "--loss_fn ldam", "LDAM"),
+        ("large_scale", "--loss_fn ce_drw", "CE-DRW with DBM"),
+        ("large_scale", "--loss_fn ldam_drw", "LDAM-DRW"),
+        ("main", "--gamma 1", "GML with DBM"),
+        ("main", "--gamma 0", "GML"),
+        ("cifar_ce", "--lr 1", "balanced softmax with DBM"),
+    ):
+        args, _ = PROGRAMS[program]("imagefolder", *flag.split())
+        if hasattr(args, "loss_fn"):
+            found = about(args, "main.py", "resnet32", data, {})
+        else:
+            found = dbm_loss.GML.trainer.about(args, data, lambda args, data: {})
+        assert found["method"] == method
+        assert bool(margin_notes(args, [1, 2], ["ant", "bee"])) == ("DBM" in method)
