@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.gather import gather_batch
+from dbm_loss.margin import full_precision
 
 
 def partition_queue(
@@ -160,11 +161,11 @@ class MoCo(nn.Module):
         logits, features = self.encoder_q(torch.cat([im_cls, im_q]), return_features=True)
         if not contrast:
             return {"logits": logits[:B]}
-        query = F.normalize(self.embed_q(features[B:]), dim=1)
+        query = F.normalize(full_precision(self.embed_q(features[B:])), dim=1)
         with torch.no_grad():
             t_logits, keys = self._key_side(im_cls, im_k)
             self.enqueue(keys, gather_batch(labels), gather_batch(index))
-        key = F.normalize(self.embed_k(self.queue_k), dim=1)  # K x d
+        key = F.normalize(full_precision(self.embed_k(self.queue_k)), dim=1)  # K x d
         return {
             "logits": logits[:B],
             "t_logits": t_logits,

@@ -58,8 +58,8 @@ class BCLModel(nn.Module):
         """
         features = self.encoder(x)
         weight = self.fc.weight.T if isinstance(self.fc, NormedLinear) else self.fc.weight
-        projected = F.normalize(self.head(features), dim=1)
-        centers = F.normalize(self.head_fc(weight), dim=1)
+        projected = F.normalize(full_precision(self.head(features)), dim=1)
+        centers = F.normalize(full_precision(self.head_fc(weight)), dim=1)
         return projected, self.fc(features), centers
 
     def classify(self, x: Tensor) -> Tensor:

@@ -106,6 +106,16 @@ def test_cosines_are_float32_under_autocast():
             assert model.classify(torch.randn(2, 3, 32, 32)).dtype == torch.float32
 
 
+def test_what_bcl_contrasts_are_unit_vectors_under_autocast_too():
+    """In bfloat16 their lengths are off by 0.003, which the temperature makes 0.03."""
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        features, _, centers = build_model("bcl", 10, use_norm=True)(torch.randn(4, 3, 32, 32))
+    for unit in (features, centers):
+        assert unit.dtype == torch.float32
+        torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
+
+
 def small_ncl(dim, size, temperature):
     """An NCL model whose queues have the size of the golden numbers."""
     model = NCLModel(10, use_norm=True)

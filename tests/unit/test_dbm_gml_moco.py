@@ -316,6 +316,16 @@ class Wide(Toy):
     feature_dim = 9
 
 
+def test_query_and_keys_are_unit_vectors_under_autocast_too():
+    moco = toy_moco()
+    images, labels = torch.randn(3, 6, 3), torch.randint(0, 3, (6,))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        out = moco(*images, labels, index=torch.arange(6))
+    for unit in (out["query"], out["key"]):
+        assert unit.dtype == torch.float32
+        torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
+
+
 def test_teacher_of_another_feature_size():
     moco = toy_moco(feat_t=9)
     with pytest.raises(ValueError, match="features of size 5, feat_t says 9"):
