@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from arbloss.opts import CIFAR_LIKE
+from arbloss.opts import CIFAR_LIKE, DEFAULTS
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets import augment, long_tail
@@ -39,7 +39,7 @@ def load_data(config: CfgNode) -> Data:
             ``num_classes``; a class without training images.
     """
     if config.dataset in CIFAR_LIKE:
-        for key in ("classes", "val_list"):
+        for key in ("list_path", "classes", "val_list"):
             if config[key]:
                 raise UsageError(f"{key} {config[key]}: for list files, not for {config.dataset}")
         data = long_tail.load_long_tailed(
@@ -57,6 +57,11 @@ def load_data(config: CfgNode) -> Data:
 
 
 def _load_lists(config: CfgNode) -> Data:
+    if config.image_size != DEFAULTS["image_size"]:
+        raise UsageError(
+            f"image_size {config.image_size}: images of {config.dataset} are cut to 224x224 pixels;"
+            " imagefolder, npz and digits can be brought to another size"
+        )
     root = _either_spelling(Path(config.data_path))
     folders = [Path(config.list_path)] if config.list_path else [root, SHIPPED_LISTS]
     colours = _colours(config)

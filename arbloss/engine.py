@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from arbloss import opts
 from arbloss.diagnostic import attraction_repulsion
 from arbloss.losses import (
     ARBFocalLoss,
@@ -56,7 +57,7 @@ def class_counter(
     With ``arb_loss_use_global_class_cnt`` those of the training set, else those of the labels, in
     each process for itself.
     """
-    if not (config.arbloss or (stage == 2 and (config.arbloss_fl or config.warbloss))):
+    if not opts.takes_counts(config, stage):
         return None
     if config.arb_loss_use_global_class_cnt:
         class_cnt = torch.tensor(cls_num_list, dtype=torch.float32, device=device)

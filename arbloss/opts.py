@@ -274,11 +274,19 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
         raise UsageError("stage 2 starts from a stage-1 checkpoint: give resume CHECKPOINT")
     if stage == 2 and config.lr_factor is None:
         raise UsageError("stage 2 needs lr_factor, the classifier's share of the learning rate")
-    arb = config.arbloss or config.arbloss_fl or config.warbloss
-    smoothing = config.LAS if stage == 1 else not arb
-    if smoothing and None in (config.smooth_head, config.smooth_tail):
+    if smooths(config, stage) and None in (config.smooth_head, config.smooth_tail):
         raise UsageError("label-aware smoothing needs numbers for smooth_head and smooth_tail")
     return _notes(config, stage)
+
+
+def takes_counts(config: CfgNode, stage: int) -> bool:
+    """Whether the loss of a stage weighs the classes by their counts."""
+    return config.arbloss or (stage == 2 and (config.arbloss_fl or config.warbloss))
+
+
+def smooths(config: CfgNode, stage: int) -> bool:
+    """Whether the loss of a stage is label-aware smoothing."""
+    return config.LAS if stage == 1 else not takes_counts(config, stage)
 
 
 def wants_weights(config: CfgNode) -> bool:
@@ -299,14 +307,10 @@ def _check_published(config: CfgNode) -> None:
 
 
 def _notes(config: CfgNode, stage: int) -> list[str]:
-    if stage == 1:
-        elsewhere = ("warbloss", "arbloss_fl", "train_stage2_instance", "shift_bn", "lr_factor")
-    else:
-        elsewhere = ("LAS", "pretrained", "weights", "not_pretrained", "stretch_schedule")
     notes = [
-        f"note: {key} {config[key]} has no effect in stage {stage}"
-        for key in elsewhere
-        if config[key] != DEFAULTS[key]
+        f"note: {key} {config[key]} has no effect {where}"
+        for key, where in _without_effect(config, stage).items()
+        if config[key] not in (None, DEFAULTS[key])
     ]
     if stage == 1 and not config.cos and not config.stretch_schedule:
         milestone = config.milestones[0]
@@ -318,3 +322,35 @@ def _notes(config: CfgNode, stage: int) -> list[str]:
     if stage == 1 and config.dataset == "places" and config.not_pretrained:
         notes.append("note: not_pretrained True: the frozen backbone keeps its random weights")
     return notes
+
+
+def _without_effect(config: CfgNode, stage: int) -> dict[str, str]:
+    """The keys that change nothing, each with the reason in words."""
+    schedule = ("cos", "milestones", "stretch_schedule")
+    if stage == 1:
+        elsewhere = ("warbloss", "arbloss_fl", "train_stage2_instance", "shift_bn", "lr_factor")
+    else:
+        elsewhere = ("LAS", "pretrained", "weights", "not_pretrained", *schedule)
+    found = dict.fromkeys(elsewhere, f"in stage {stage}")
+
+    def add(reason: str, *keys: str) -> None:
+        for key in keys:
+            found.setdefault(key, reason)
+
+    if config.cos:
+        add("with cos True", "milestones", "stretch_schedule")
+    if not config.mixup:
+        add("with mixup False", "alpha")
+    if not takes_counts(config, stage):
+        add("with a loss without class counts", "arb_loss_use_global_class_cnt")
+    if not smooths(config, stage):
+        add("without label-aware smoothing", "smooth_head", "smooth_tail")
+    if config.arbloss:  # the first of them counts
+        add("with arbloss True", "arbloss_fl", "warbloss")
+    elif config.arbloss_fl:
+        add("with arbloss_fl True", "warbloss")
+    if config.dataset not in CIFAR_LIKE:
+        add(f"with dataset {config.dataset}", "imb_factor", "loader")
+    if config.dataset != "places":
+        add(f"with dataset {config.dataset}", "not_pretrained")
+    return found

@@ -6,6 +6,7 @@ from tempfile import mkdtemp
 
 import pytest
 
+from arbloss.data import load_data
 from arbloss.opts import DEFAULTS, check, load_config, parse_args
 from common.training.errors import UsageError
 
@@ -177,6 +178,81 @@ def test_keys_without_effect_are_said():
     (said,) = check(load_config(CIFAR, ["num_epochs", "20"]), 1)
     assert "step at epoch 160 is never reached" in said
     assert check(load_config(CIFAR, ["num_epochs", "20", "stretch_schedule", "True"]), 1) == []
+
+
+STAGE1 = "arbloss False num_epochs 200 "
+STAGE2 = "resume x lr_factor 0.5 smooth_head 0.3 smooth_tail 0.0 arbloss False "
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "idle"),
+    [
+        (1, "arbloss True arb_loss_use_global_class_cnt True", []),
+        (1, STAGE1 + "arb_loss_use_global_class_cnt True",
+         ["arb_loss_use_global_class_cnt True has no effect with a loss without class counts"]),
+        (1, STAGE1 + "LAS True smooth_head 0.3 smooth_tail 0.1", []),
+        (1, STAGE1 + "smooth_head 0.3 smooth_tail 0.1",
+         ["smooth_head 0.3 has no effect without label-aware smoothing",
+          "smooth_tail 0.1 has no effect without label-aware smoothing"]),
+        (1, "mixup True alpha 0.2", []),
+        (1, "mixup False alpha 0.2", ["alpha 0.2 has no effect with mixup False"]),
+        (1, "milestones [1,2]", []),
+        (1, "cos True milestones [1,2] stretch_schedule True",
+         ["milestones [1, 2] has no effect with cos True",
+          "stretch_schedule True has no effect with cos True"]),
+        (1, "not_pretrained True", ["not_pretrained True has no effect with dataset cifar100"]),
+        (1, "dataset places not_pretrained True", ["not_pretrained True: the frozen backbone"]),
+        (1, "dataset imagenet imb_factor null", []),
+        (1, "dataset imagenet imb_factor 0.1 loader workers",
+         ["imb_factor 0.1 has no effect with dataset imagenet",
+          "loader workers has no effect with dataset imagenet"]),
+        (2, STAGE2, []),
+        (2, STAGE2 + "cos True milestones [1,2] stretch_schedule True",
+         ["cos True has no effect in stage 2", "milestones [1, 2] has no effect in stage 2",
+          "stretch_schedule True has no effect in stage 2"]),
+        (2, STAGE2 + "arb_loss_use_global_class_cnt True",
+         ["arb_loss_use_global_class_cnt True has no effect with a loss without class counts"]),
+        (2, STAGE2 + "warbloss True arb_loss_use_global_class_cnt True",
+         ["smooth_head 0.3 has no effect without label-aware smoothing",
+          "smooth_tail 0.0 has no effect without label-aware smoothing"]),
+        (2, "resume x lr_factor 0.5 arbloss_fl True warbloss True",
+         ["arbloss_fl True has no effect with arbloss True",
+          "warbloss True has no effect with arbloss True"]),
+        (2, "resume x lr_factor 0.5 arbloss False arbloss_fl True warbloss True",
+         ["warbloss True has no effect with arbloss_fl True"]),
+    ],
+)  # fmt: skip
+def test_a_key_without_effect_in_its_company_is_said(stage, words, idle):
+    said = check(load_config(CIFAR, words.split()), stage)
+    assert [note[: len("note: ") + len(key)] for note, key in zip(said, idle, strict=True)] == [
+        f"note: {key}" for key in idle
+    ]
+
+
+def test_of_the_shipped_configurations_only_an_alpha_has_no_effect():
+    for path in ROOT.glob("config/*/*.yaml"):
+        config = load_config(path)
+        said = check(config, 2 if path.stem.endswith("stage2_mislas") else 1)
+        idle = config.alpha == 0.2 and not config.mixup
+        assert said == ["note: alpha 0.2 has no effect with mixup False"] * idle, path
+
+
+def test_keys_of_other_data_are_refused():
+    for_lists = "for list files, not for digits"
+    cases = [
+        (["dataset", "digits", "list_path", "DIR"], f"list_path DIR: {for_lists}"),
+        (["dataset", "digits", "classes", "names.txt"], f"classes names.txt: {for_lists}"),
+        (["dataset", "digits", "val_list", "val.txt"], f"val_list val.txt: {for_lists}"),
+        (
+            ["dataset", "imagenet", "image_size", "64"],
+            "image_size 64: images of imagenet are cut to 224x224 pixels; imagefolder, npz and "
+            "digits can be brought to another size",
+        ),
+    ]
+    for words, message in cases:
+        with pytest.raises(UsageError) as error:
+            load_data(load_config(CIFAR, words))
+        assert str(error.value) == message
 
 
 def test_config_is_frozen_and_never_shared():
