@@ -41,14 +41,20 @@ class StepSchedule:
         first, second = (stretch(step, self.epochs, designed_for) for step in self.milestones)
         return first, second
 
+    @property
+    def drops(self) -> tuple[int, int]:
+        """The first epochs (0-based) at a tenth and at a hundredth of ``lr``."""
+        first, second = self.steps
+        return first + 1, second + 1
+
     def __call__(self, epoch: int) -> float:
         """The learning rate of epoch ``epoch`` (0-based)."""
         if self.warmup and epoch <= self.warmup:
             return self.lr * (epoch + 1) / self.warmup
-        first, second = self.steps
-        if epoch > second:
+        first, second = self.drops
+        if epoch >= second:
             return self.lr * 0.01
-        return self.lr * 0.1 if epoch > first else self.lr
+        return self.lr * 0.1 if epoch >= first else self.lr
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Schedule:
     stretched: bool = False
 
     @property
-    def steps(self) -> tuple[int, ...]:
+    def drops(self) -> tuple[int, ...]:
         """The milestones that hold; none with ``cos``."""
         if self.cos:
             return ()
@@ -85,4 +91,4 @@ class Schedule:
         if self.cos:
             after = self.epochs - self.warmup + 1
             return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup + 1) / after))
-        return self.lr * 0.1 ** sum(epoch >= step for step in self.steps)
+        return self.lr * 0.1 ** sum(epoch >= drop for drop in self.drops)

@@ -247,4 +247,4 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
         found.append("--loss_fn ncl with --use_norm, without --use_dbm: the cosines are not scaled")
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         found.append(f"--aug_type {args.aug_type} runs image by image: the loader is 'workers'")
-    return [f"note: {note}" for note in found + schedule.notes()]
+    return [f"note: {note}" for note in found] + schedule.notes()

@@ -84,7 +84,7 @@ class Schedule:
         return self.lr * self.lr_decay ** sum(e > step for step in self.milestones)
 
     def notes(self) -> list[str]:
-        """What of the flags has no effect in this run, a sentence each."""
+        """What of flags and schedule has no effect in this run, a sentence each."""
         found = []
         if self.kind == "constant":
             found.append(
@@ -100,6 +100,8 @@ class Schedule:
             found.append(f"--cos has no effect with --epochs {self.epochs}: {why}")
         if self.lr_decay != LR_DECAY and self.kind != "steps":
             found.append(f"--lr_decay {self.lr_decay} has no effect: the schedule has no steps")
-        if self.loss_fn.endswith("_drw") and (note := unreached([self.drw_epoch], self.epochs)):
+        found = [f"note: {note}" for note in found]
+        steps = {*self.milestones, *([self.drw_epoch] if self.loss_fn.endswith("_drw") else [])}
+        if note := unreached(sorted(steps), self.epochs):
             found.append(note)
         return found

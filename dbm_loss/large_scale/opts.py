@@ -15,7 +15,7 @@ from common.training.flags import (
 from common.training.schedules import unreached
 from dbm_loss.flags import add_margin_norm, margin_norm
 from dbm_loss.large_scale.models import ARCHITECTURES
-from dbm_loss.large_scale.schedule import DESIGNED_FOR, Schedule
+from dbm_loss.large_scale.schedule import DESIGNED_FOR, PEAK, Schedule
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl")
 NUM_CLASSES = {"imgnet": 1000, "inat": 8142}
@@ -231,16 +231,21 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
     found = []
     if args.use_dbm and args.loss_fn.startswith("ldam"):
         found.append(f"note: --use_dbm: {args.loss_fn} has a margin of its own, DBM is not added")
-    if args.loss_fn.endswith("_drw"):
-        found.append(unreached([schedule.drw_epoch], args.epochs))
-    if not args.cos:
-        found.append(unreached(schedule.milestones, args.epochs))
-    elif not args.stretch_schedule and args.epochs < 20:
+    if args.cos and not args.stretch_schedule and args.epochs < 20:
+        published = DESIGNED_FOR[args.dataset]
+        does = "swings"
+        if args.epochs <= PEAK:
+            does = f"starts at its peak, epoch {PEAK} of {published}"
         found.append(
-            f"note: --cos: with {args.epochs} epochs the original's cosine, made for "
-            f"{DESIGNED_FOR[args.dataset]}, swings; --stretch_schedule fits it into the run"
+            f"note: --cos: with {args.epochs} epochs the original's cosine, made for {published}, "
+            f"{does}; --stretch_schedule fits it into the run"
         )
-    return [note for note in found if note]
+    steps = set() if args.cos else {*schedule.milestones}
+    if args.loss_fn.endswith("_drw"):
+        steps.add(schedule.drw_epoch)
+    if note := unreached(sorted(steps), args.epochs):
+        found.append(note)
+    return found
 
 
 def _check_data(args: argparse.Namespace) -> None:

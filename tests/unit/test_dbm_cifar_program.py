@@ -158,6 +158,7 @@ def test_silent_traps_speak_up():
         ("--epochs 30", ["constant"]),
         ("--loss_fn ce_drw --epochs 100 --stretch_schedule", []),
         ("--loss_fn ce_drw --epochs 100", ["constant", "160"]),
+        ("--loss_fn ce_drw --epochs 2 --stretch_schedule", ["at epoch 2 is never reached"]),
         ("--scheduler cosine --cos", ["--cos"]),
         (
             "--aug_prob 0.1 --update-epoch 2 --ride_distill",
@@ -170,8 +171,8 @@ def test_silent_traps_speak_up():
         notes = opts.notes(*parse(command))
         assert len(notes) == len(words)
         for note, word in zip(notes, words, strict=True):
-            assert word in note
-            if "constant" in note or "160" in note:
+            assert word in note and note.count("note: ") == 1
+            if "constant" in note or "epoch 160" in note:
                 assert "--stretch_schedule" in note
 
 

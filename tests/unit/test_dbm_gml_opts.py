@@ -116,7 +116,29 @@ def test_flags_that_the_original_needed_without_saying_so():
 def test_notes_warn_of_what_the_run_will_not_do():
     args, schedule = opts.parse_args([*NEEDED["cifar_main"], "--epochs", "170"], "cifar_main")
     [note] = opts.notes(args, schedule)
-    assert "epoch 180 is never reached" in note
+    assert "epoch 181 is never reached" in note
     args, schedule = opts.parse_args(NEEDED["main"], "main")
     [note] = opts.notes(args, schedule)
     assert note.startswith("note: --base_k 0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "rates", "late"),
+    [
+        ("--epochs 161", 1, ["161, 181"]),
+        ("--epochs 162", 2, ["181"]),
+        ("--epochs 181", 2, ["181"]),
+        ("--epochs 182", 3, []),
+        ("--epochs 10 --stretch_schedule", 2, ["10"]),
+        ("--epochs 20 --stretch_schedule", 3, []),
+    ],
+)
+def test_a_drop_of_the_rate_that_comes_after_the_run_is_said(flags, rates, late):
+    """On CIFAR it comes in the epoch after the milestone."""
+    args, schedule = opts.parse_args([*NEEDED["cifar_main"], *flags.split()], "cifar_main")
+    after_warmup = range(schedule.warmup + 1, args.epochs)
+    assert len({schedule(epoch) for epoch in after_warmup}) == rates
+    notes = opts.notes(args, schedule)
+    assert [note.split(" is never reached")[0] for note in notes] == [
+        f"note: the schedule's step at epoch {epochs}" for epochs in late
+    ]

@@ -40,6 +40,6 @@ def test_a_stretched_schedule_is_a_miniature():
     doubled = StepSchedule(0.1, 40, milestones=(320, 360), multiplier=2, stretched=True)
     assert doubled.steps == (32, 36)
     steps = Schedule(0.1, 20, cos=False, stretched=True)
-    assert steps.steps == (12, 16)
+    assert steps.drops == (12, 16)
     assert [round(steps(e), 6) for e in (11, 12, 16)] == [0.1, 0.01, 0.001]
-    assert Schedule(0.1, 20, stretched=True).steps == ()
+    assert Schedule(0.1, 20, stretched=True).drops == ()

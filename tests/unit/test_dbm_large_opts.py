@@ -5,7 +5,8 @@ import shlex
 import pytest
 
 from common.training.errors import UsageError
-from dbm_loss.large_scale.opts import get_parser, parse_args
+from dbm_loss.large_scale.opts import get_parser, notes, parse_args
+from dbm_loss.large_scale.schedule import Schedule
 
 README = {
     "imgnet": "--dataset imgnet --num_classes 1000 --root datasets/imagenet-LT --epochs 90 "
@@ -92,6 +93,30 @@ def test_refusals_name_the_flag_and_the_cure():
     for line, named in cases:
         with pytest.raises(UsageError, match=named):
             parse_args(shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--epochs 90", []),
+        ("--epochs 90 --cos", []),
+        ("--epochs 90 --loss_fn ce_drw", ["epoch 160 is never reached"]),
+        ("--epochs 2 --loss_fn ce_drw", ["epoch 60, 80, 160 is never reached"]),
+        ("--epochs 2 --loss_fn ce_drw --cos", ["starts at its peak", "epoch 160 is"]),
+        ("--epochs 4 --cos", ["made for 90, starts at its peak, epoch 4 of 90"]),
+        ("--epochs 5 --cos", ["made for 90, swings"]),
+        ("--epochs 2 --cos --stretch_schedule", []),
+    ],
+)
+def test_what_of_the_schedule_does_not_fit_is_said_once(flags, words):
+    args = parse_args(["--dataset", "imgnet", *flags.split()])
+    schedule = Schedule(args.dataset, args.lr, args.epochs, args.cos, args.stretch_schedule)
+    found = notes(args, schedule)
+    assert len(found) == len(words)
+    assert all(word in note for note, word in zip(found, words, strict=True))
+    if args.cos and words and "swings" not in words[0]:
+        rates = [schedule(epoch) for epoch in range(args.epochs)]
+        assert rates == sorted(rates, reverse=True)
 
 
 def test_losses_that_do_not_exist_here_are_named():
