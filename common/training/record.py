@@ -15,6 +15,7 @@ All processes call all methods; process 0 writes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report, restore
 from common.training.changes import FREE_TO_CHANGE, changed_data, changed_settings
 from common.training.claim import claim, refuse_a_run
-from common.training.errors import NonFiniteLoss, UsageError
+from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.files import Files
 from common.training.flags import spelled
 from common.training.launch import Process
@@ -269,7 +270,9 @@ class Record:
         """Open the logs: empty, or cut back to where the checkpoint was taken."""
         self.seed = seed
         writes = self.process.is_main
-        if writes and not self._continues:
+        if self._continues:
+            launch.in_main(self._set_best_back)
+        elif writes:
             self._files.clear(keep=self._source)
         self.log = {
             name: logs.TextLog(self.log_dir / name if writes else None, self._offsets.get(name))
@@ -277,6 +280,26 @@ class Record:
         }
         if writes:
             self.writer = logs.Events(self._files.events, start_epoch=self.epoch)
+
+    def _set_best_back(self) -> None:
+        """Where the run goes back before its best checkpoint, make that the source's, or remove it.
+
+        The weights of an earlier best epoch are lost: it was written over.
+        """
+        with contextlib.suppress(UsageError):  # a damaged one is no matter before it is needed
+            if not self.best.is_file() or checkpoint.load(self.best).get("epoch", 0) <= self.epoch:
+                return
+            best = self.best_row
+            if best and best["epoch"] + 1 == self.epoch and not self._state.get("step"):
+                self._keep_source_as_best()
+            else:
+                self.process.say(f"note: {self.best} is of a later epoch, and removed")
+                with writing(self.best):
+                    self.best.unlink()
+
+    def _keep_source_as_best(self) -> None:
+        with checkpoint.atomic_file(self.best) as file:
+            file.write(self._source.read_bytes())
 
     def evaluates(self, epoch: int, epochs: int, every: int) -> bool:
         """Whether ``epoch`` is evaluated: the first, from there each ``every``-th, and the last."""
@@ -412,20 +435,35 @@ class Record:
         if tally is None or self.selection.validated:
             tally = test(last["epoch"])
         if not self.selection.validated:
+            if self.selection.score not in last:  # gone back to, and between two evaluations
+                last.update(figures(tally))
+                if self.is_best(last):
+                    best = self.best_row = last
+                    launch.in_main(self._keep_source_as_best)
             return report.Outcome(last, best, tally)
         final = last | figures(tally)
-        if best["epoch"] != last["epoch"] and not self.best.is_file():
-            # An earlier run's that was gone on from, in another folder or another stage.
-            self.process.say(f"note: {self.best} is not there: the last epoch is reported")
-            best = last
         if best["epoch"] == last["epoch"]:
             return report.Outcome(final, final, tally, {"final": last, "best": best})
-        state = checkpoint.load(self.best)
+        state = self._state_of(best)
+        if state is None:
+            # An earlier run's that was gone on from, in another folder or another stage.
+            self.process.say(
+                f"note: the checkpoint of the best epoch, {best['epoch']}, is not there: the last "
+                "epoch is reported"
+            )
+            return report.Outcome(final, final, tally, {"final": last, "best": last})
         for key, module in self._modules.items():
             restore.load_weights(module, state[key], str(self.best))
         tally = test(best["epoch"])
         chosen = best | figures(tally)
         return report.Outcome(final, chosen, tally, {"final": last, "best": best})
+
+    def _state_of(self, best: Mapping[str, object]) -> dict | None:
+        """The best checkpoint; None if there is none, or it is of another epoch than ``best``."""
+        if not self.best.is_file():
+            return None
+        state, epoch = checkpoint.load(self.best), best["epoch"] + 1
+        return state if state.get("epoch", epoch) == epoch else None  # once it was weights alone
 
     def close(self) -> None:
         """Close logs and event file, and unlock the folders."""

@@ -580,10 +580,84 @@ def test_the_best_epoch_of_the_validation_set_is_tested_with_its_own_weights(
     assert (tmp_path / "log" / "log").read_text().splitlines()[-1] == line
 
 
-def test_a_best_epoch_without_checkpoint_is_not_reported(tmp_path, capsys):
+@pytest.mark.parametrize("left", [None, "3_ckpt.pth.tar"])
+def test_a_best_epoch_without_checkpoint_is_not_reported(tmp_path, capsys, left):
+    """Neither with that of another epoch."""
     run = Run(tmp_path, options={"selection": Selection(chosen_on="held-out")}).train()
     run.record.best.unlink()
+    if left:
+        (tmp_path / "model" / left).rename(run.record.best)
     run.finish()
     report = json.loads((tmp_path / "log" / "report.json").read_text())
     assert report["best"]["epoch"] == 3 and report["best"]["top1"] == 100
-    assert "is not there: the last epoch is reported" in capsys.readouterr().out
+    note = "note: the checkpoint of the best epoch, 1, is not there: the last epoch is reported\n"
+    assert note in capsys.readouterr().out
+
+
+VALIDATED = {"options": {"selection": Selection(chosen_on="held-out", score="top1")}}
+
+
+@pytest.mark.parametrize(("scores", "epochs", "left", "best"), [
+    ((3.0, 5.0, 9.0, 10.0), 3, 3, 2),  # the epoch that is gone back to is the best again
+    ((3.0, 9.0, 5.0, 10.0), 3, None, 2),  # an earlier one is: its weights were written over
+    ((3.0, 9.0, 5.0, 10.0), 4, 4, 3),
+    ((3.0, 9.0, 5.0, 9.0), 4, 2, 1),  # the best is not gone back before
+])  # fmt: skip
+def test_a_run_that_goes_back_leaves_the_best_of_a_later_epoch_behind(
+    tmp_path, monkeypatch, scores, epochs, left, best
+):
+    """The best checkpoint is of the epoch that it is reported as, or none."""
+    monkeypatch.setattr(Run, "SCORES", scores)
+    Run(tmp_path, **VALIDATED).train().record.close()
+    source = str(tmp_path / "model" / "3_ckpt.pth.tar")
+    Run(tmp_path, source, epochs=epochs, **VALIDATED).train(epochs).finish()
+    kept = tmp_path / "model" / "ckpt.best.pth.tar"
+    assert (weight(kept) if kept.is_file() else None) == left
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    # As many of four images are recognised as the weight says, which is one more than the epoch.
+    assert (report["best"]["epoch"], report["best"]["top1"]) == (best, 25 * (best + 1))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_kill_between_best_and_latest_checkpoint_leaves_no_best_of_an_epoch_that_is_not_done(
+    tmp_path, monkeypatch, capsys, damaged
+):
+    """Unless the epoch is done again, which writes the same."""
+    run = Run(tmp_path, **VALIDATED).train(3)
+    run.record.close()
+    latest, best = run.record.latest, run.record.best
+    before = latest.read_bytes()
+    monkeypatch.setattr(Run, "SCORES", (3.0, 9.0, 5.0, 10.0))
+    Run(tmp_path, "auto", **VALIDATED).train().record.close()
+    latest.write_bytes(before)
+    if damaged:  # it is not needed
+        best.write_bytes(b"no checkpoint")
+        Run(tmp_path, "auto", **VALIDATED).train().finish()
+        assert weight(best) == 4
+        return
+    Run(tmp_path, "auto", epochs=3, **VALIDATED).train(3).finish()
+    assert not best.exists()
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    assert (report["best"]["epoch"], report["best"]["top1"]) == (2, 75)
+    assert f"note: {best} is of a later epoch, and removed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("score", "best"), [(4.0, 1), (2.0, 0)])
+def test_a_run_that_goes_back_to_an_epoch_between_two_evaluations_evaluates_it(
+    tmp_path, score, best
+):
+    """In place of the missing figures of the last epoch, which may prove the best."""
+    run = Run(tmp_path).train(1)
+    run.record.log["log"].write("epoch 1\n")
+    nn.init.constant_(run.model.weight, 2)
+    unevaluated = {key: row(1, 0.0)[key] for key in ("epoch", "lr", "train_loss", "epoch_s")}
+    run.record.end_epoch(unevaluated)
+    run.record.close()
+    run = Run(tmp_path, "auto", epochs=2)
+    run.record.open(4)
+    last = run.record.finish(None, run.test, figures=lambda tally: {"top1": score, "many": score})
+    assert (last["epoch"], last["top1"], last["train_loss"]) == (1, score, 1.0)
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    assert (report["final"]["top1"], report["best"]["epoch"]) == (score, best)
+    assert pd.read_csv(tmp_path / "log" / "metrics.csv")["top1"].tolist() == [3.0, score]
+    assert weight(run.record.best) == best + 1
