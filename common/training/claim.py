@@ -20,14 +20,16 @@ def claim(
     """Lock the folders of a run until the returned files are closed.
 
     With ``--resume`` of a file in these folders, or ``auto``, the run in them may go on; with
-    ``--overwrite`` it may be replaced, which happens later.
+    ``--overwrite`` it may be replaced, which happens later, as it does with ``auto`` and a run that
+    was killed in its first epoch.
 
     Args:
         settings: the flags of the run. flag: ``--resume``. dashes: see ``spelled``.
 
     Raises:
-        UsageError: they cannot be written, another process writes them, or they hold a run; or the
-            file with which this run begins, which would be removed.
+        UsageError: they cannot be written, another process writes them, or they hold a run, with
+            ``auto`` one that has lost its latest checkpoint; or the file with which this run
+            begins, which would be removed.
     """
     own = flag == "auto" or (flag and files.has(Path(flag)))
     overwrite = settings.get("overwrite")
@@ -36,14 +38,22 @@ def claim(
             f"{spelled('overwrite', dashes)} with {spelled('resume', dashes, flag)}: start again "
             "or go on, leave one of them out"
         )
+    begins = flag == "auto" and not files.latest.is_file()
     locks = []
 
     def lock() -> None:
-        if overwrite or (flag == "auto" and not files.latest.is_file()):
+        if overwrite or begins:
             _refuse_to_remove_its_start(files, settings, dashes)
         locks.extend(files.lock())
         if not (own or overwrite):
             refuse_a_run(files, dashes)
+        if begins and files.hold_more_than_an_epoch():
+            raise UsageError(
+                f"{spelled('resume', dashes, 'auto')}: {files.latest} is not there, and the rest "
+                "of its run would be removed; put it back, go on with another of its checkpoints, "
+                f"begin again with {spelled('overwrite', dashes)} instead, or give this run "
+                "another folder"
+            )
 
     launch.in_main(lock)
     return locks

@@ -72,6 +72,18 @@ class Files:
         files = [*self.weights(), *(self.log_dir / name for name in REPORTS[:2])]
         return any(file.exists() for file in files)
 
+    def hold_more_than_an_epoch(self) -> bool:
+        """Whether there is more than a run leaves that is killed in its first epoch.
+
+        Of that one there may be a row of metrics, and only beside it weights: the latest ones are
+        written last.
+        """
+        metrics, epochs = self.log_dir / "metrics.csv", 0
+        if metrics.is_file():
+            epochs = len(metrics.read_text().splitlines()) - 1
+        weights = any(file.exists() for file in self.weights() if file != self.copy)
+        return (self.log_dir / "report.json").exists() or epochs > 1 or (weights and not epochs)
+
     def clear(self, keep: Path | None) -> None:
         """Remove what an earlier run, or one killed in its first epoch, left; all but ``keep``."""
         stale = [*self.weights(), *(self.log_dir / name for name in REPORTS)]

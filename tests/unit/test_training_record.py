@@ -259,6 +259,48 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
         Run(tmp_path)
 
 
+@pytest.mark.parametrize("left", [
+    ["log/report.json"], ["log/metrics.csv"], ["model/ckpt.best.pth.tar"], ["model/3_ckpt.pth.tar"],
+    ["log/metrics.csv", "log/report.json", "model/3_ckpt.pth.tar", "model/ckpt.best.pth.tar"],
+])  # fmt: skip
+def test_a_run_without_its_latest_checkpoint_is_not_begun_again(tmp_path, left):
+    Run(tmp_path).train().finish()
+    for name in files(tmp_path).keys() - {"log/log", *left}:
+        (tmp_path / name).unlink()
+    before = files(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path, "auto")
+    assert str(error.value) == (
+        f"--resume auto: {tmp_path / 'model' / 'ckpt.pth.tar'} is not there, and the rest of its "
+        "run would be removed; put it back, go on with another of its checkpoints, begin again "
+        "with --overwrite instead, or give this run another folder"
+    )
+    assert files(tmp_path) == before
+    Run(tmp_path, overwrite=True).train().record.close()
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_run_killed_in_its_first_epoch_is_begun_again(tmp_path, monkeypatch, written):
+    """Metrics, best and latest checkpoint are written one after the other."""
+    renamed = []
+
+    def rename(*paths, replace=os.replace):
+        if len(renamed) == written:
+            raise KeyboardInterrupt
+        renamed.append(paths)
+        replace(*paths)
+
+    run = Run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", rename)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    run.record.close()
+    assert len(renamed) == written and not run.record.latest.exists()
+    (tmp_path / "model" / "copy").write_bytes(b"of the program itself, before its record's")
+    assert [row["epoch"] for row in Run(tmp_path, "auto").train().record.history] == [0, 1, 2, 3]
+
+
 def test_another_runs_checkpoint_does_not_replace_the_run_in_a_folder(tmp_path):
     Run(tmp_path / "a").train(2).record.close()
     Run(tmp_path / "b").train(1).record.close()
@@ -300,7 +342,7 @@ def test_a_run_does_not_remove_the_file_that_it_begins_with(tmp_path, name, flag
     go_on = Run(tmp_path, "auto", start={flag: str(tmp_path / "link")})  # its start lies behind it
     assert go_on.record.epoch == 4
     go_on.record.close()
-    if name != "ckpt.pth.tar":  # a run killed in its first epoch begins again
+    if name != "ckpt.pth.tar":  # a run would begin again
         (tmp_path / "model" / "ckpt.pth.tar").unlink()
         with pytest.raises(UsageError, match="begins with a file that it would remove"):
             Run(tmp_path, "auto", start={flag: str(tmp_path / "link")})
