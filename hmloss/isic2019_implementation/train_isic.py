@@ -132,11 +132,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             about=about(args, data),
             selection=Selection("test", "val", "bacc", later_of_equals=True),
         )
-        state = record.resume(args.resume, args.num_epochs)
+        record.resume(args.resume, args.num_epochs)
         rows_in_percent(record)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
-        figures = train_run(args, record, state, seed, data)
+        figures = train_run(args, record, seed, data)
         rows.append({"run": run, "seed": seed, "best_epoch": record.best_row["epoch"], **figures})
         if process.is_main:
             write_results(result_dir, rows)
@@ -229,7 +229,6 @@ def make_loader(
 def train_run(
     args: argparse.Namespace,
     record: Record,
-    state: dict | None,
     seed: int,
     data: isic.Images,
 ) -> dict[str, float]:
@@ -241,7 +240,7 @@ def train_run(
     # Model: the lower part of a pretrained network stays as it is.
     seeds.seed_everything(seed)
     model = build_model(args.arch, len(data.classes))
-    if not args.random_init and state is None:
+    if not args.random_init and not record.resumed:
         process.say(load_pretrained(model, args.arch, args.weights))
     frozen, tensors = freeze(model, args.ratio_finetune)
     process.say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors")
@@ -252,9 +251,7 @@ def train_run(
     optimizer = torch.optim.Adam(trainable, lr=args.max_lr)
     scaler = precision.grad_scaler(process.device, args.amp)
     record.restore(model, optimizer, scaler)
-    if state is not None and "patience" not in state:
-        raise UsageError(f"{args.resume}: has no 'patience', not a checkpoint of this program")
-    patience = args.delay if state is None else state["patience"]
+    waited = record.epoch - 1 - record.best_row["epoch"] if record.best_row else 0
     criteria = [
         build_criterion(args, args.cls_num_list, stage).to(process.device)
         for stage in (False, True)
@@ -264,7 +261,7 @@ def train_run(
     forward = speed.compiled(forward_pass, args.compile, process, train_loader.full_batch)
     learner = Learner(model, optimizer, scaler, forward)
     for epoch in range(record.epoch + 1, args.num_epochs + 1):  # as printed, from 1
-        if patience == 0:
+        if waited >= args.delay:
             break
         start = time.perf_counter()
         # Dropout differs between processes.
@@ -285,8 +282,8 @@ def train_run(
         )
         seconds = time.perf_counter() - start - speed.compile_seconds(process)
         row["images_per_s"] = num_train / seconds
-        patience -= 1
-        if patience == 0 or record.evaluates(epoch - 1, args.num_epochs, args.eval_every):
+        waited += 1
+        if waited >= args.delay or record.evaluates(epoch - 1, args.num_epochs, args.eval_every):
             validation = predict(model, val_loader, num_val, criterion, args, process)
             row |= validation.tally.result(args.cls_num_list) | percentages(validation.figures())
             spread = distributions(
@@ -298,7 +295,7 @@ def train_run(
 
         best_bacc = record.best_score
         if record.is_best(row):
-            patience = args.delay
+            waited = 0
             process.say(
                 f"{RULE}\nIncrease of best bacc on [epoch {epoch}] from [{best_bacc / 100:.5f}] "
                 f"to [{row['bacc'] / 100:.5f}]\n{RULE}\n{RULE}\nSaving current best model\n{RULE}"
@@ -310,8 +307,8 @@ def train_run(
             for tag in ("lr", "train_loss", "train_top1", "loss", "bacc", "auc"):
                 if tag in row:  # not every epoch is evaluated, with --eval_every
                     record.writer.add_scalar(tag, row[tag], row["epoch"])
-        record.end_epoch(row, arch=args.arch, best_bacc=best_bacc, patience=patience)
-        if patience == 0:
+        record.end_epoch(row, arch=args.arch, best_bacc=best_bacc)
+        if waited >= args.delay:
             best = f"Best bacc Val: {best_bacc / 100:.3f}"
             process.say(f"Early stopping on [epoch: {epoch}], [{best}")
 

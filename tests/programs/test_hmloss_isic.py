@@ -165,9 +165,15 @@ def test_early_stopping(here, capsys, monkeypatch):
         }  # fmt: skip
 
     monkeypatch.setattr(train_isic.Predictions, "figures", figures)
-    rows = train_isic.main([*SMALL, "--num_epochs", "9", "--num_runs", "1", "--delay", "2"])
+    argv = [*SMALL, "--num_epochs", "9", "--num_runs", "1", "--delay"]
+    rows = train_isic.main([*argv, "2"])
     assert "Early stopping on [epoch: 5], [Best bacc Val: 0.700" in capsys.readouterr().out
     assert rows[0]["best_epoch"] == 2  # of equals the later one
+    train_isic.main([*argv, "4", "--resume", "auto"])
+    out = capsys.readouterr().out
+    assert "[epoch 6]" in out and "Early stopping on [epoch: 7], [Best bacc Val: 0.700" in out
+    train_isic.main([*argv, "3", "--resume", "auto"])
+    assert "[epoch 8]" not in capsys.readouterr().out
 
 
 class Killed(BaseException):

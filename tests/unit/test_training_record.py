@@ -416,7 +416,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
         ({"run": {"best_row": {"top1": 5.0}}}, "its 'run' is .*, 'best_row' does not say its 'ep"),
         ({"run": {"best_row": {"epoch": 1}}}, "the best epoch of its 'run' has no number as 'top1"),
         ({"step": "x"}, "its 'step' is 'x', not a whole number from 0"),
-        ({"patience": -1}, "its 'patience' is -1, not a whole number from 0"),
+        ({"step": -1}, "its 'step' is -1, not a whole number from 0"),
         ({"sums": [7.0]}, "its 'sums' are not the finite numbers of an epoch's first steps"),
         ({"sums": torch.tensor([float("nan")])}, "its 'sums' are not the finite numbers of an"),
         ({"run": {"seed": "x"}}, "its 'run' is .*, 'seed' is a str"),
