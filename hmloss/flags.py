@@ -183,15 +183,16 @@ def check_losses(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--evaluate: name the checkpoint to evaluate with --resume")
 
 
-def loss_notes(args: argparse.Namespace, epochs: int) -> list[str]:
-    """What may surprise about the chosen loss."""
-    found = []
-    if "HML" in args.loss_type and args.start_hm_epoch >= epochs:
+def loss_notes(args: argparse.Namespace, epochs: int, first: int = 0) -> list[str]:
+    """What may surprise about the chosen loss; ``first`` is the number of the first epoch."""
+    found, last = [], first + epochs - 1
+    if "HML" in args.loss_type and args.start_hm_epoch > last:
         stage_one = "HML WITHOUT CLASS WEIGHTS" if args.loss_type == "HML2" else "CROSS ENTROPY"
+        stretch = ", or leave it out and give --stretch_schedule"
         found.append(
             f"WARNING: the second stage of --loss_type {args.loss_type} starts at epoch "
-            f"{args.start_hm_epoch} of {epochs}: THE WHOLE RUN IS {stage_one}. Lower "
-            "--start_hm_epoch or give --stretch_schedule"
+            f"{args.start_hm_epoch} of {first} to {last}: THE WHOLE RUN IS {stage_one}. Lower "
+            f"--start_hm_epoch{'' if args.stretch_schedule else stretch}"
         )
     if args.loss_type == "HML2" and args.delta != 10000:
         found.append("note: HML2 has a δ of 1e10; --delta only names its folder")
@@ -203,7 +204,7 @@ def loss_notes(args: argparse.Namespace, epochs: int) -> list[str]:
 def notes(args: argparse.Namespace, schedule: Schedule) -> Sequence[str]:
     """What the user should know before the run: stages and steps that it never reaches."""
     found = loss_notes(args, args.epochs)
-    if note := unreached(schedule.milestones, args.epochs):
+    if note := unreached(schedule.milestones, args.epochs, args.stretch_schedule):
         found.append(note)
     return found
 

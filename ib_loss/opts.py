@@ -232,14 +232,15 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
     """What the user should know before the run: phases and steps that it never reaches."""
     found = []
     if "IB" in args.loss_type and args.start_ib_epoch >= args.epochs:
+        stretch = ", or leave it out and give --stretch_schedule"
         found.append(
             f"WARNING: --loss_type {args.loss_type} starts at epoch {args.start_ib_epoch} of "
-            f"{args.epochs}: THE WHOLE RUN IS CROSS ENTROPY. Lower --start_ib_epoch or give "
-            "--stretch_schedule"
+            f"{args.epochs}: THE WHOLE RUN IS CROSS ENTROPY. Lower --start_ib_epoch"
+            f"{'' if args.stretch_schedule else stretch}"
         )
     milestones = [t for t, _ in (schedule.ib if "IB" in args.loss_type else schedule.plain)]
     if args.train_rule == "DRW":
         milestones.append(schedule.drw_epoch)
-    if note := unreached(milestones, args.epochs):
+    if note := unreached(milestones, args.epochs, args.stretch_schedule):
         found.append(note)
     return found

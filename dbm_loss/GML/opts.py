@@ -318,6 +318,6 @@ def notes(args: argparse.Namespace, schedule: StepSchedule | Schedule) -> list[s
             "note: --base_k 0: a class that has no entry in the queue is left out of the "
             "contrastive terms; --base_k 1 or more gives every class a share"
         )
-    if note := unreached(sorted(set(schedule.drops)), args.epochs):
+    if note := unreached(sorted(set(schedule.drops)), args.epochs, args.stretch_schedule):
         found.append(note)
     return found

@@ -102,6 +102,6 @@ class Schedule:
             found.append(f"--lr_decay {self.lr_decay} has no effect: the schedule has no steps")
         found = [f"note: {note}" for note in found]
         steps = {*self.milestones, *([self.drw_epoch] if self.loss_fn.endswith("_drw") else [])}
-        if note := unreached(sorted(steps), self.epochs):
+        if note := unreached(sorted(steps), self.epochs, self.stretched):
             found.append(note)
         return found

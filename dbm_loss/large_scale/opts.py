@@ -243,7 +243,7 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
     steps = set() if args.cos else {*schedule.milestones}
     if args.loss_fn.endswith("_drw"):
         steps.add(schedule.drw_epoch)
-    if note := unreached(sorted(steps), args.epochs):
+    if note := unreached(sorted(steps), args.epochs, args.stretch_schedule):
         found.append(note)
     return found
 

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if args.use_cuda and launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu, use_cuda=args.use_cuda)
-    for note in flags.loss_notes(args, args.num_epochs):
+    for note in flags.loss_notes(args, args.num_epochs, first=1):
         process.say(note)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)

@@ -11,6 +11,7 @@ from common.models.resnet_cifar import resnet32
 from common.training.errors import UsageError
 from common.training.launch import Process
 from common.training.learner import Learner
+from hmloss import flags
 from hmloss.cifar_implementation import opts as cifar_opts
 from hmloss.engine import (
     build_criterion,
@@ -273,6 +274,31 @@ def test_isic_trace_is_the_originals(g):
     np.testing.assert_allclose(model.bias.detach(), g["isictrace_b"], rtol=1e-6)
     np.testing.assert_allclose(found.scores, g["isictrace_scores"], rtol=1e-6)
     np.testing.assert_array_equal(found.labels, g["isictrace_val_y"])
+
+
+def test_a_second_stage_that_is_never_reached_speaks_up():
+    """CIFAR counts epochs from 0, ISIC from 1: there epoch 50 is the last of 50."""
+    whole = "THE WHOLE RUN IS CROSS ENTROPY. Lower --start_hm_epoch"
+    stretch = ", or leave it out and give --stretch_schedule"
+    start = "WARNING: the second stage of --loss_type HML starts at epoch"
+    for words, said in [
+        ("--epochs 100", [f"{start} 100 of 0 to 99: {whole}{stretch}"]),
+        ("--epochs 101", []),
+        ("--epochs 2 --start_hm_epoch 2", [f"{start} 2 of 0 to 1: {whole}{stretch}"]),
+        ("--epochs 1 --stretch_schedule", [f"{start} 1 of 0 to 0: {whole}"]),
+        ("--epochs 2 --stretch_schedule", []),
+    ]:
+        args, _ = cifar_opts.parse_args(["--loss_type", "HML", *words.split()])
+        assert flags.loss_notes(args, args.epochs) == said
+    for words, said in [
+        ("--num_epochs 49", [f"{start} 50 of 1 to 49: {whole}{stretch}"]),
+        ("--num_epochs 50", []),
+        ("--num_epochs 2 --start_hm_epoch 2", []),
+        ("--num_epochs 1 --start_hm_epoch 2", [f"{start} 2 of 1 to 1: {whole}{stretch}"]),
+        ("--num_epochs 1 --stretch_schedule", []),
+    ]:
+        args = isic_opts.parse_args(words.split())
+        assert flags.loss_notes(args, args.num_epochs, first=1) == said
 
 
 def test_bad_flags_are_named():

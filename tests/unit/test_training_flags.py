@@ -10,12 +10,14 @@ import dbm_loss.cifar.opts
 import dbm_loss.GML.opts
 import dbm_loss.large_scale.opts
 import hmloss.cifar_implementation.opts
+import hmloss.flags
 import hmloss.inat_implementation.opts
 import hmloss.isic2019_implementation.opts
 import hmloss.plot_loss
 import ib_loss.opts
 from common.training.errors import UsageError
 from common.training.flags import PLACES, check_numbers
+from dbm_loss.large_scale.schedule import Schedule
 from hmloss.isic2019_implementation.preprocessing import mean_std, preprocess, split
 from ib_loss.schedule import CIFAR, TINY_IMAGENET
 
@@ -165,6 +167,43 @@ def test_a_checkpoint_to_go_on_from_needs_no_published_weights():
     ]:
         assert "no ImageNet weights exist for it" in refusal(parse, argv)
         assert refusal(parse, [*argv, "--resume", "auto"]) == ""
+
+
+def notes(program, words):
+    """What a program says of the words before it trains."""
+    parsed = PARSE[program](words)
+    if program.startswith("hmloss"):
+        return hmloss.flags.notes(*parsed)
+    if program == "dbm_loss/large_scale":
+        steps = Schedule(parsed.dataset, 0.1, parsed.epochs, parsed.cos, parsed.stretch_schedule)
+        return dbm_loss.large_scale.opts.notes(parsed, steps)
+    opts = {"ib_loss": ib_loss.opts, "dbm_loss/cifar": dbm_loss.cifar.opts}
+    return opts.get(program, dbm_loss.GML.opts).notes(*parsed)
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("ib_loss", []),
+        ("ib_loss", ["--train_rule", "DRW"]),
+        ("ib_loss", ["--loss_type", "IB"]),
+        ("ib_loss", ["--loss_type", "IB", "--start_ib_epoch", "100"]),
+        ("dbm_loss/cifar", ["--loss_fn", "ce_drw"]),
+        ("dbm_loss/large_scale", []),
+        ("dbm_loss/large_scale", ["--loss_fn", "ce_drw"]),
+        ("dbm_loss/GML/cifar_main", []),
+        ("hmloss/cifar", ["--loss_type", "HML"]),
+        ("hmloss/cifar", ["--loss_type", "HML", "--start_hm_epoch", "100"]),
+        ("hmloss/inat", []),
+    ],
+)
+def test_a_stretched_schedule_is_not_advised_again(program, flags):
+    """What begins in epoch 1 at the earliest is never reached in a run of one epoch."""
+    words = ["--epochs", "1", *flags]
+    said = " ".join(notes(program, words))
+    assert "--stretch_schedule" in said and "note: note" not in said
+    stretched = " ".join(notes(program, [*words, "--stretch_schedule"]))
+    assert "--stretch_schedule" not in stretched
 
 
 def original_flags(program, golden):

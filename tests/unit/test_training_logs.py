@@ -126,8 +126,11 @@ def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def test_stretch_keeps_the_fraction():
     assert stretch(160, 30, 200) == 24 and stretch(1, 10, 200) == 1
-    assert unreached([10], 11) is None
-    assert "epoch 160, 180 is never reached with --epochs 30" in unreached([160, 180, 5], 30)
+    assert unreached([10], 11, False) is None
+    note = "note: the schedule's step at epoch 160, 180 is never reached with --epochs 30"
+    assert unreached([160, 180, 5], 30, True) == note
+    cure = "; --stretch_schedule fits the whole schedule into the run"
+    assert unreached([160, 180, 5], 30, False) == note + cure
 
 
 def test_a_csv_has_a_column_for_every_key_and_gaps_for_what_is_missing(tmp_path):
