@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 
 from datasets.data import Data
@@ -10,6 +10,8 @@ from datasets.data import Data
 LDAM_SCALE = 30.0  # the default of dbm_loss.losses.LDAM
 # As the authors' code takes them, though not all of them end with the rarest class.
 DATA_OF_THE_PAPER = ("cifar10", "cifar100", "imgnet", "imagenet", "inat")
+MARGIN_FLAGS = ("use_dbm", "tau", "lambda_inst", "margin_norm")
+LIST_FLAGS = ("list_dir", "eval_list", "classes")  # of list files
 
 
 def add_margin_norm(add: Callable[..., object], *spellings: str) -> None:
@@ -29,16 +31,47 @@ def margin_norm(args: Namespace) -> str:
     return args.margin_norm or ("last" if args.dataset in DATA_OF_THE_PAPER else "rarest")
 
 
-def has_dbm(args: Namespace) -> bool:
-    """Whether DBM is in the loss: LDAM has a margin of its own, GML's is in the supervised term."""
-    own = getattr(args, "loss_fn", "").startswith("ldam")
-    return args.use_dbm and not own and getattr(args, "gamma", 1) > 0
+def without_dbm(args: Namespace) -> str:
+    """Why DBM is not in the loss; empty if it is. LDAM takes none, GML's supervised term does."""
+    if not args.use_dbm:
+        return "without --use_dbm"
+    if getattr(args, "loss_fn", "").startswith("ldam"):
+        return f"with --loss_fn {args.loss_fn}, a margin of its own"
+    return "" if getattr(args, "gamma", 1) > 0 else "with --gamma 0"
+
+
+def without_scale(args: Namespace) -> str:
+    """Why ``--cos_scale`` is not in the loss; empty if it is. NCL scales with the margin alone."""
+    if args.loss_fn.startswith("ldam"):
+        return f"with --loss_fn {args.loss_fn}, a scale of its own"
+    if args.loss_fn == "ncl":
+        return without_dbm(args)
+    return "" if args.use_norm else "without --use_norm"
+
+
+def no_effect(args: Namespace, parser: ArgumentParser, reasons: Mapping[str, str]) -> list[str]:
+    """A sentence on each flag that is not at its default and changes nothing.
+
+    Args:
+        parser: knows the defaults.
+        reasons: {flag: why it has no effect, empty if it has one}; the margin's are added here.
+    """
+    dbm = without_dbm(args)
+    ldam = getattr(args, "loss_fn", "").startswith("ldam")
+    reasons = dict.fromkeys(MARGIN_FLAGS, dbm) | {"max_margin": "" if ldam else dbm} | reasons
+    default = Namespace(dataset=args.dataset, margin_norm=None)
+    parser.set_defaults(margin_norm=margin_norm(default))
+    return [
+        f"--{name} has no effect {why}"
+        for name, why in reasons.items()
+        if why and getattr(args, name) != parser.get_default(name)
+    ]
 
 
 def margin_notes(args: Namespace, cls_num_list: Sequence[int], classes: Sequence[str]) -> list[str]:
     """What the order of the classes does to the margins, if the last one is not the rarest."""
     rarest, last = min(cls_num_list), cls_num_list[-1]
-    if not has_dbm(args) or rarest == last:
+    if without_dbm(args) or rarest == last:
         return []
     name = classes[cls_num_list.index(rarest)]
     if args.margin_norm == "rarest":
@@ -55,12 +88,11 @@ def margin_notes(args: Namespace, cls_num_list: Sequence[int], classes: Sequence
 def logit_scale(args: Namespace) -> float:
     """What the loss multiplies the logits by: ``--cos_scale`` behind a cosine classifier.
 
-    LDAM has its own 30, and NCL scales with the margin alone.
+    LDAM has its own 30.
     """
     if args.loss_fn.startswith("ldam"):
         return LDAM_SCALE
-    scaled = args.use_dbm if args.loss_fn == "ncl" else args.use_norm
-    return args.cos_scale if scaled else 1.0
+    return 1.0 if without_scale(args) else args.cos_scale
 
 
 def about(
@@ -73,7 +105,7 @@ def about(
     method = args.loss_fn.upper().replace("_", "-")
     return {
         "program": program,
-        "method": f"{method} with DBM" if has_dbm(args) else method,
+        "method": method if without_dbm(args) else f"{method} with DBM",
         "data": data.name,
         "network": {
             "arch": arch,

@@ -16,7 +16,7 @@ from common.training.flags import (
     check_start_epoch,
 )
 from common.training.schedules import unreached
-from dbm_loss.flags import add_margin_norm, margin_norm
+from dbm_loss.flags import add_margin_norm, margin_norm, no_effect
 from dbm_loss.GML.schedule import Schedule, StepSchedule
 
 IMAGENET_ARCHS = (
@@ -306,9 +306,33 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
         raise UsageError("--moco-t 0: must be above 0")
 
 
+def _reasons(args: argparse.Namespace) -> dict[str, str]:
+    """{flag: why it has no effect} beside the others."""
+    reasons = {}
+    if args.path_t:
+        reasons["moco_m"] = "with --path_t"
+    else:
+        reasons["arch_t"] = "without --path_t"
+    if args.beta == 0:
+        queue = ("moco_dim", "moco_k", "base_k", "moco_t", "mlp")
+        reasons |= dict.fromkeys(queue, "with --beta 0")
+    if args.alpha == args.beta == 0:
+        zero = "with --beta 0" if args.program == "main" else "with --alpha 0 and --beta 0"
+        reasons |= dict.fromkeys(("path_t", "arch_t", "moco_m"), zero)
+    if args.program == "main":
+        if args.cos:
+            reasons |= dict.fromkeys(("schedule", "stretch_schedule"), "with --cos true")
+        if args.fake_data:
+            reasons |= dict.fromkeys(("list_dir", "classes"), "with --fake_data")
+    elif args.imb_type == "none":
+        reasons["imb_factor"] = "with --imb_type none"
+    return reasons
+
+
 def notes(args: argparse.Namespace, schedule: StepSchedule | Schedule) -> list[str]:
     """What the user should know before the run."""
-    found = []
+    parser = get_parser(args.program)
+    found = [f"note: {note}" for note in no_effect(args, parser, _reasons(args))]
     if args.fake_data and args.program != "main":  # there the data itself says so
         found.append(
             f"note: --fake_data {args.fake_data}: generated images, the accuracy means nothing"

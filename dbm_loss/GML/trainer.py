@@ -19,7 +19,7 @@ from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
 from datasets.data import Data
-from dbm_loss.flags import has_dbm, margin_notes
+from dbm_loss.flags import margin_notes, without_dbm
 from dbm_loss.GML import opts
 from dbm_loss.GML.engine import (
     SCALE,
@@ -174,7 +174,7 @@ def about(args: Namespace, data: Data, transform: Callable[..., dict]) -> dict[s
     head = {} if args.program == "main" else {"head": "fc"}  # where it is not the only name
     return {
         "program": f"dbm_loss/GML/{args.program}.py",
-        "method": f"{method} with DBM" if has_dbm(args) else method,
+        "method": method if without_dbm(args) else f"{method} with DBM",
         "data": data.name,
         "network": {
             "arch": args.arch,

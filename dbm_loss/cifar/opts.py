@@ -12,7 +12,7 @@ from common.training.flags import LARGEST, Parser, add_run_flags
 from dbm_loss.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
-from dbm_loss.flags import add_margin_norm, margin_norm
+from dbm_loss.flags import add_margin_norm, margin_norm, no_effect, without_scale
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
 DATASETS = ("cifar100", "cifar10", "digits", "imagefolder", "npz")
@@ -193,7 +193,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.cos_scale is None:
-        args.cos_scale = NCL_SCALE if args.loss_fn == "ncl" else COS_SCALE
+        args.cos_scale = _default_scale(args.loss_fn)
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         args.loader = "workers"
     _check(parser, args)
@@ -211,6 +211,10 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
         stretched=args.stretch_schedule,
     )
     return args, schedule
+
+
+def _default_scale(loss_fn: str) -> float:
+    return NCL_SCALE if loss_fn == "ncl" else COS_SCALE
 
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
@@ -236,15 +240,26 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
 def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
     """What the user should know before the run: flags and steps without effect."""
     parser = get_parser()
+    parser.set_defaults(cos_scale=_default_scale(args.loss_fn))
+    reasons = {"cos_scale": without_scale(args)}
+    if args.imb_type == "none":
+        reasons["imb_ratio"] = "with --imb_type none"
+    if args.scheduler == "cosine":
+        reasons["warmup"] = "with --scheduler cosine"
+        if not args.loss_fn.endswith("_drw"):
+            reasons["stretch_schedule"] = "with --scheduler cosine"
+    if args.epochs < 8:
+        reasons["cmo"] = (
+            f"with --epochs {args.epochs}: the first four and the last three are not mixed"
+        )
     found = [
         f"--{name.replace('update_epoch', 'update-epoch')} has no effect, as in the original"
         for name in DEAD_FLAGS
         if getattr(args, name) != parser.get_default(name)
     ]
-    if args.use_dbm and args.loss_fn in ("ldam", "ldam_drw"):
-        found.append(f"--use_dbm has no effect with --loss_fn {args.loss_fn}, a margin of its own")
     if args.loss_fn == "ncl" and args.use_norm and not args.use_dbm:
         found.append("--loss_fn ncl with --use_norm, without --use_dbm: the cosines are not scaled")
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         found.append(f"--aug_type {args.aug_type} runs image by image: the loader is 'workers'")
+    found = [*no_effect(args, parser, reasons), *found]
     return [f"note: {note}" for note in found] + schedule.notes()

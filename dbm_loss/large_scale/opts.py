@@ -13,7 +13,7 @@ from common.training.flags import (
     check_start_epoch,
 )
 from common.training.schedules import unreached
-from dbm_loss.flags import add_margin_norm, margin_norm
+from dbm_loss.flags import LIST_FLAGS, add_margin_norm, margin_norm, no_effect, without_scale
 from dbm_loss.large_scale.models import ARCHITECTURES
 from dbm_loss.large_scale.schedule import DESIGNED_FOR, PEAK, Schedule
 
@@ -228,9 +228,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
     """What a user may not expect of these flags, one sentence each."""
-    found = []
-    if args.use_dbm and args.loss_fn.startswith("ldam"):
-        found.append(f"note: --use_dbm: {args.loss_fn} has a margin of its own, DBM is not added")
+    reasons = {"cos_scale": without_scale(args)}
+    if args.epochs < args.start_data_aug + args.end_data_aug + 2:
+        reasons["cmo"] = (
+            f"with --epochs {args.epochs}: the first {args.start_data_aug + 1} and the last "
+            f"{args.end_data_aug} are not mixed"
+        )
+    if args.fake_data:
+        reasons |= dict.fromkeys(LIST_FLAGS, "with --fake_data")
+    found = [f"note: {note}" for note in no_effect(args, get_parser(), reasons)]
     if args.cos and not args.stretch_schedule and args.epochs < 20:
         published = DESIGNED_FOR[args.dataset]
         does = "swings"

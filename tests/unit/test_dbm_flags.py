@@ -12,7 +12,8 @@ import dbm_loss.GML.opts
 import dbm_loss.GML.trainer
 import dbm_loss.large_scale.engine
 import dbm_loss.large_scale.opts
-from dbm_loss.flags import about, margin_notes
+from dbm_loss.flags import LIST_FLAGS, MARGIN_FLAGS, about, margin_notes
+from dbm_loss.large_scale.schedule import Schedule
 from dbm_loss.margin import DBMargin
 
 COUNTS = [40, 1280, 5, 64]  # 64 in the last class, 5 in the rarest
@@ -99,6 +100,91 @@ def test_what_the_order_of_the_classes_does_is_said():
     assert margin_notes(args, [9, 5, 5], classes) == []
     args.use_dbm = False
     assert margin_notes(args, COUNTS, classes) == []
+
+
+SAID = {
+    "cifar": [
+        ("", []),
+        ("--use_norm --use_dbm --tau 3 --lambda_inst 9 --max_margin 1 --cos_scale 9", []),
+        ("--margin_norm last", []),  # the default of CIFAR
+        ("--tau 3 --lambda_inst 9 --margin_norm rarest",
+         [f"--{name} has no effect without --use_dbm" for name in MARGIN_FLAGS[1:]]),
+        ("--max_margin 0.9", ["--max_margin has no effect without --use_dbm"]),
+        ("--cos_scale 64", ["--cos_scale has no effect without --use_norm"]),
+        ("--use_norm --cos_scale 64", []),
+        ("--loss_fn ncl --use_norm --cos_scale 64 --epochs 400",
+         ["--cos_scale has no effect without --use_dbm",
+          "--loss_fn ncl with --use_norm, without --use_dbm: the cosines are not scaled"]),
+        ("--loss_fn ldam --max_margin 0.9", []),
+        ("--loss_fn ldam --use_norm --use_dbm --tau 3 --cos_scale 64",
+         ["--use_dbm has no effect with --loss_fn ldam, a margin of its own",
+          "--tau has no effect with --loss_fn ldam, a margin of its own",
+          "--cos_scale has no effect with --loss_fn ldam, a scale of its own"]),
+        ("--imb_type none --imb_ratio 7", ["--imb_ratio has no effect with --imb_type none"]),
+        ("--scheduler cosine --warmup 20 --stretch_schedule",
+         ["--warmup has no effect with --scheduler cosine",
+          "--stretch_schedule has no effect with --scheduler cosine"]),
+        ("--scheduler cosine --stretch_schedule --loss_fn ce_drw", []),  # of the second stage
+        ("--cmo --stretch_schedule --epochs 7",
+         ["--cmo has no effect with --epochs 7: the first four and the last three are not mixed"]),
+        ("--cmo --stretch_schedule --epochs 8", []),
+    ],
+    "large_scale": [
+        ("--epochs 90", []),
+        ("--epochs 90 --max_margin 0.9 --tau 3 --cos_scale 99",
+         ["--tau has no effect without --use_dbm", "--max_margin has no effect without --use_dbm",
+          "--cos_scale has no effect without --use_norm"]),
+        ("--epochs 90 --loss_fn ldam --use_norm --use_dbm",
+         ["--use_dbm has no effect with --loss_fn ldam, a margin of its own"]),
+        ("--epochs 7 --stretch_schedule --cmo",
+         ["--cmo has no effect with --epochs 7: the first 4 and the last 3 are not mixed"]),
+        ("--epochs 8 --stretch_schedule --cmo", []),
+        ("--epochs 90 --fake_data 9 --list_dir a --eval_list b --classes c",
+         [f"--{name} has no effect with --fake_data" for name in LIST_FLAGS]),
+    ],
+    "cifar_ce": [
+        ("--max_margin 1 --tau 3", [f"--{name} has no effect without --use_dbm"
+                                    for name in ("tau", "max_margin")]),
+        ("--imb_type none", ["--imb_factor has no effect with --imb_type none"]),
+    ],
+    "cifar_main": [
+        ("", []),
+        ("--gamma 0 --use_dbm", ["--use_dbm has no effect with --gamma 0"]),
+        ("--beta 0 --moco-k 77 --base_k 9 --moco-t 9 --moco-m 0.9 --alpha 1",
+         [f"--{name} has no effect with --beta 0" for name in ("moco_k", "base_k", "moco_t")]),
+        ("--beta 0 --alpha 0 --moco-m 0.9 --path_t x",
+         [f"--{name} has no effect with --alpha 0 and --beta 0" for name in ("path_t", "moco_m")]),
+        ("--path_t x --arch_t resnet56 --moco-m 0.9",
+         ["--moco_m has no effect with --path_t"]),
+        ("--arch_t resnet56", ["--arch_t has no effect without --path_t"]),
+    ],
+    "main": [
+        ("--base_k 1 --schedule 30 60 --stretch_schedule",
+         [f"--{name} has no effect with --cos true" for name in ("schedule", "stretch_schedule")]),
+        ("--base_k 1 --schedule 30 60 --cos false", []),
+        ("--beta 0 --moco_k 77 --path_t x --arch_t resnet18",
+         [f"--{name} has no effect with --beta 0" for name in ("path_t", "arch_t", "moco_k")]),
+        ("--base_k 1 --fake_data 9 --list_dir a", ["--list_dir has no effect with --fake_data"]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "said"),
+    [(program, *case) for program, cases in SAID.items() for case in cases],
+)
+def test_flags_without_effect_are_said(program, flags, said):
+    if program == "cifar":
+        found = dbm_loss.cifar.opts.notes(*dbm_loss.cifar.opts.parse_args(flags.split()))
+    elif program == "large_scale":
+        args = dbm_loss.large_scale.opts.parse_args(["--dataset", "imgnet", *flags.split()])
+        schedule = Schedule("imgnet", 0.1, args.epochs, args.cos, args.stretch_schedule)
+        found = dbm_loss.large_scale.opts.notes(args, schedule)
+    else:
+        own = ["--aug", "randcls_sim"] if program == "main" else ["--imb-factor", "0.1"]
+        argv = ["--mark", "m", *own, *flags.split()]
+        found = dbm_loss.GML.opts.notes(*dbm_loss.GML.opts.parse_args(argv, program))
+    assert sorted(found) == sorted(f"note: {note}" for note in said)
 
 
 def test_a_method_is_called_dbm_if_the_margin_is_in_its_loss():
