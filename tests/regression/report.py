@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, from any folder
 
+from common.training.errors import UsageError
 from common.training.logs import write_text
 from common.training.pictures import save_picture
 from tests.regression import originals
@@ -75,12 +76,26 @@ def full_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str]
     return markdown([*(["paper"] if with_paper else []), *header], lines)
 
 
+def seeds(c: Comparison) -> str:
+    """How many runs a gain is of: of the method, and of its baseline where that differs."""
+    own = len(c.ours.seeds)
+    return f"{own}" if own == c.gain.seeds else f"{own}, {c.gain.over} {c.gain.seeds}"
+
+
+def order(c: Comparison) -> str:
+    """Whether the method is better than its baseline, as the paper says; or why that is open."""
+    if c.ok is not None:
+        return "as published" if c.ok else "NOT as published"
+    if not c.same_data:
+        return "not judged: other data"
+    return "not judged" if c.gain.published is None else "too small a gain to judge"
+
+
 def gains_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str]:
     """Shortened runs: what each method adds to its paper's baseline, ours and published.
 
     What is the same for all stands above the table.
     """
-    order = {None: "not judged", True: "as published", False: "NOT as published"}
     columns = {
         "paper": [NAMES[c.row.paper] for c in comparisons],
         "method": [c.row.method for c in comparisons],
@@ -88,7 +103,7 @@ def gains_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str
         "setting": [setting(c.row) for c in comparisons],
         "trained on": [c.data for c in comparisons],
         "epochs": [c.length for c in comparisons],
-        "seeds": [str(len(c.ours.seeds)) for c in comparisons],
+        "seeds": [seeds(c) for c in comparisons],
         "gain, ours": [
             f"{c.gain.ours:+.2f}" + ("" if math.isnan(c.gain.error) else f" ± {c.gain.error:.2f}")
             for c in comparisons
@@ -97,7 +112,7 @@ def gains_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str
             "none found" if c.gain.published is None else f"{c.gain.published:+.2f}"
             for c in comparisons
         ],
-        "order": [order[c.ok] for c in comparisons],
+        "order": [order(c) for c in comparisons],
     }
     if not with_paper:
         del columns["paper"]
@@ -162,7 +177,9 @@ def section(
             "",
             "**Shortened runs: the gain over the baseline.** With schedules stretched to fewer "
             "epochs, accuracies are not those of the papers; what a method adds to its paper's "
-            "baseline on the same images shows here, in points of top-1.",
+            "baseline on the same images shows here, in points of top-1 at the best epoch (± its "
+            "standard error, over several seeds). The order is judged where the published gain is "
+            "more than half the tolerance of the published number.",
             "",
             *gains_table(short, with_paper),
         ]
@@ -285,10 +302,16 @@ def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
 
 
 def main() -> int:
-    """Run the program; returns the exit code, 1 if a README has no place for its table."""
+    """Run the program; returns the exit code, 1 if a README has no place for its table.
+
+    With what is no folder of results it ends with exit code 2, and the tables stay as they are.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    results = read_results(parser.parse_args().results)
+    try:
+        results = read_results(parser.parse_args().results)
+    except UsageError as error:
+        parser.error(str(error))
     missing = rebuild(ROOT, results)
     print(f"{len(results)} results")
     for line in missing:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from common.training.errors import UsageError
 from common.training.logs import write_text
 from tools.programs import ROOT
 from tools.table import Row
@@ -20,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FINGERPRINTS = HERE / "fingerprints.csv"  # of training pixels, and what they are in words
 CURVES = ("train_loss", "loss", "top1", "many", "medium", "few")  # kept of every epoch
+NEEDED = ("id", "seed", "epochs", "data", "settings", "final", "best")  # of a result
 SOURCES = ("ib_loss", "dbm_loss", "hmloss", "arbloss", "common", "datasets")
 
 
@@ -105,9 +107,30 @@ def write_result(path: Path, result: dict) -> None:
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def read_result(path: Path) -> dict:
+    """One stored result.
+
+    Raises:
+        UsageError: the file is none.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:  # of json, and of bytes that are no text
+        raise UsageError(f"{path}: not a result ({error}); remove it and train it again") from None
+    if lacking := [name for name in NEEDED if name not in result]:
+        raise UsageError(f"{path}: not a result, without {lacking[0]}; remove it")
+    return result
+
+
 def read_results(folder: Path = RESULTS) -> list[dict]:
-    """All stored results, ordered by file name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """All stored results, ordered by file name.
+
+    Raises:
+        UsageError: no such folder, or a file that is no result.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--results {folder}: no such folder")
+    return [read_result(path) for path in sorted(folder.glob("*.json"))]
 
 
 @dataclass(frozen=True)
@@ -177,11 +200,12 @@ class Gain:
     """A method against the one that its paper compares it with, trained on the same pixels.
 
     Attributes:
-        over: the other method.
+        over, seeds: the other method, and how many runs of it there are.
         ours, error: our gain and its standard error. published: the paper's gain, or None.
     """
 
     over: str
+    seeds: int
     ours: float
     error: float
     published: float | None
@@ -193,6 +217,7 @@ class Comparison:
 
     Attributes:
         data: what it was trained on, in words. epochs, amp: length and precision.
+        same_data: trained on the images of the published number, as its gain is to be judged.
         comparable: trained as the published number was, which therefore is the one to reach.
         difference: to that number; None where not comparable.
         verdict: in words. ok: True or False where something was judged, else None.
@@ -203,6 +228,7 @@ class Comparison:
     epochs: int
     amp: str
     ours: Figures
+    same_data: bool
     comparable: bool
     difference: float | None
     gain: Gain | None
@@ -258,6 +284,7 @@ def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict])
     tested = row.status == baseline.status == "tested"
     return Gain(
         baseline.method,
+        len(theirs.seeds),
         *difference_of_means(ours.of(row.score), theirs.of(row.score)),
         row.published - baseline.published if tested else None,
     )
@@ -266,7 +293,8 @@ def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict])
 def _compare(row: Row, result: dict, ours: Figures, gain: Gain | None) -> Comparison:
     words, dataset = trained_on(result)
     epochs, amp = result["epochs"], precision(result)
-    comparable = dataset == row.dataset and epochs == row.epochs and amp == "none"
+    same_data = dataset == row.dataset
+    comparable = same_data and epochs == row.epochs and amp == "none"
     difference = None
     if comparable and row.published is not None:
         difference = statistics.fmean(ours.of(row.score)) - row.published
@@ -281,16 +309,19 @@ def _compare(row: Row, result: dict, ours: Figures, gain: Gain | None) -> Compar
             side = "within" if within else "above" if difference > 0 else "below"
             judged.append(f"{side} ± {row.tolerance:g}")
             ok.append(within)
+        elif not same_data:
+            judged.append("not judged: other data")
         elif epochs == row.epochs:
-            judged.append("not judged: " + ("other data" if dataset != row.dataset else amp))
-        if gain and gain.published is not None and gain.published > row.tolerance / 2:
+            judged.append(f"not judged: {amp}")
+        stated = gain.published if gain and same_data else None
+        if stated is not None and stated > row.tolerance / 2:
             judged.append(
                 f"{'better' if gain.ours > 0 else 'NOT better'} than {gain.over} "
-                f"({gain.ours:+.2f}, published {gain.published:+.2f})"
+                f"({gain.ours:+.2f}, published {stated:+.2f})"
             )
             ok.append(gain.ours > 0)
     return Comparison(
-        row, words, epochs, amp, ours, comparable, difference, gain,
+        row, words, epochs, amp, ours, same_data, comparable, difference, gain,
         "; ".join(judged) or "for orientation", all(ok) if ok else None,
     )  # fmt: skip
 

@@ -13,7 +13,6 @@ are kept in tests/regression/results/, unfinished ones go on where they were whe
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from tests.regression.results import (
     compare,
     from_report,
     key,
+    read_result,
     text_table,
     write_result,
 )
@@ -38,6 +38,7 @@ from tools.runner import Job, command_line, train
 from tools.table import NPZ, PAPERS, STAND_INS, Row, commands, read_table, select
 
 SCRATCH = ROOT / "runs" / "regression"
+SEE = "--list without conditions shows all rows"
 DATA = ("cifar10", "cifar100", NPZ, *STAND_INS)
 
 
@@ -78,6 +79,20 @@ def get_parser() -> argparse.ArgumentParser:
     add("--scratch", type=Path, default=SCRATCH, metavar="DIR", help="logs and checkpoints")
     add("--list", action="store_true", help="show the commands and stop")
     return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """UsageError for a number that cannot be, or a condition that no row of the table meets."""
+    numbers = (("epochs", args.epochs, 1), ("jobs", args.jobs, 1), ("seeds", min(args.seeds), 0))
+    for flag, value, least in numbers:
+        if value is not None and value < least:
+            raise UsageError(f"--{flag} {value}: must be at least {least}")
+    table = read_table()
+    for flag in ("dataset", "ratio", "method"):
+        for value in getattr(args, flag):
+            if not select(table, **{f"{flag}s": [value]}):
+                shown = f"{value:g}" if flag == "ratio" else value
+                raise UsageError(f"--{flag} {shown}: no row of reported.csv is of it; {SEE}")
 
 
 def select_rows(args: argparse.Namespace) -> list[Row]:
@@ -154,8 +169,11 @@ def missing_data(rows: Sequence[Row], data: str, root: Path) -> str | None:
 def run(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[list[Comparison], list[Job]]:
     """Train the rows as the flags say; returns the comparison with the reported numbers."""
     jobs = make_jobs(args, rows)
+    for job in jobs:
+        if job.result.is_file():
+            read_result(job.result)  # a broken one is told before anything is trained
     train(jobs, root=Path(args.data_root).resolve(), parallel=args.jobs)
-    results = [json.loads(job.result.read_text()) for job in jobs if job.result.is_file()]
+    results = [read_result(job.result) for job in jobs if job.result.is_file()]
     return compare(rows, results, read_table()), jobs
 
 
@@ -172,18 +190,16 @@ def train_and_compare(argv: Sequence[str] | None) -> int:
     """What ``main`` does; UsageError where the flags ask for the impossible."""
     parser = get_parser()
     args = parser.parse_args(argv)
+    check(args)
     rows = select_rows(args)
     if not rows:
-        parser.error("no row of reported.csv matches; --list without conditions shows all")
+        parser.error(f"no row of reported.csv matches all conditions; {SEE}")
     if args.list:
         for job in make_jobs(args, rows):
             print(f"{job.result.stem}\n    {command_line(job)}")
         return 0
     if lacking := missing_data(rows, args.data, Path(args.data_root)):
         parser.error(f"{lacking}; give --data-root DIR, or --data digits to try without")
-    for flag, value in (("--epochs", args.epochs), ("--jobs", args.jobs)):
-        if value is not None and value < 1:
-            parser.error(f"{flag} {value}: must be at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         comparisons, jobs = run(args, rows)

@@ -74,7 +74,7 @@ def test_the_front_page_shows_full_length_first_then_gains(built):
     assert "Of the test images of CIFAR-10, 20 in 10,000 are from a JPEG copy too." in full
     assert f"trained on: {WORDS}; epochs: 30 of 200; seeds: 1." in short
     assert "| IB | IB | CE | +6.50 | +7.39 | as published |" in short
-    assert "| DBM | DBM-DRW | CE-DRW | +1.00 | +0.58 | not judged |" in short
+    assert "| DBM | DBM-DRW | CE-DRW | +1.00 | +0.58 | too small a gain to judge |" in short
     assert "| HMLoss | HML | CE | -1.00 | none found | not judged |" in short
     assert "66.50" not in short and "78.26" not in short  # gains, no accuracies
     assert "| CE | best | 43.52 ± 1.20 |" in short  # the authors' programs
@@ -102,7 +102,17 @@ def test_gains_on_different_data_and_with_several_seeds():
     text = front_page([*RESULTS, *runs])
     start = "| IB | IB | CE | "
     assert f"{start}{WORDS} | 1 | +6.50 | +7.39 | as published |" in text
-    assert f"{start}CIFAR-10 re-encoded as JPEG | 2 | -1.00 ± 0.71 | +7.39 | NOT as publ" in text
+    assert (
+        f"{start}CIFAR-10 re-encoded as JPEG | 2 | -1.00 ± 0.71 | +7.39 | not judged: other data |"
+        in text
+    )
+
+
+def test_a_gain_tells_its_order_and_how_many_runs_it_is_of():
+    more = [npz(CE, 67.0 + seed, seed=seed, epochs=30) for seed in (1, 2)]  # 60, 68, 69
+    text = front_page([*RESULTS[:-6], npz(IB, 65.0, epochs=30), npz(CE, 60.0, epochs=30), *more])
+    assert "; epochs: 30 of 200; seeds: 1, CE 3." in text
+    assert "| IB | IB | CE | -0.67 | +7.39 | NOT as published |" in text
 
 
 def test_a_missed_number_is_told_and_not_reproduced():
@@ -110,6 +120,16 @@ def test_a_missed_number_is_told_and_not_reproduced():
     assert "| -10.87 | below ± 1.2 |" in text
     assert "Not yet reproduced are 278 of the 278" in text
     assert "; 1 of them were trained at full length and missed." in text
+
+
+def test_without_the_folder_of_results_everything_stays_as_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "ROOT", readmes(tmp_path))
+    before = files(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report.py", "--results", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as end:
+        report.main()
+    assert end.value.code == 2 and files(tmp_path) == before
+    assert f"--results {tmp_path / 'nowhere'}: no such folder\n" in capsys.readouterr().err
 
 
 def test_without_results_the_table_says_so_and_old_pictures_go(tmp_path):

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from common.training.errors import UsageError
 from tests.regression.made_up import find, fingerprint, result
 from tests.regression.results import compare, from_report, read_results, text_table, write_result
 from tools.table import read_table
@@ -95,13 +96,10 @@ def test_cifar_100_from_an_npz_file_is_judged():
     assert judge([stored], id_).difference == pytest.approx(40.0 - find(id_).published)
 
 
-def test_other_data_and_shorter_runs_are_judged_by_the_order_alone():
+def test_shorter_runs_and_other_precisions_are_judged_by_the_order_alone():
     cases = [(60.0, True), (50.0, False), (49.0, False)]
-    for (ib, ok), (data, epochs) in product(cases, [("imagefolder", 200), ("cifar10", 10)]):
-        runs = [
-            result(CE, 50.0, data=data, epochs=epochs),
-            result(IB, ib, data=data, epochs=epochs),
-        ]
+    for (ib, ok), how in product(cases, [{"amp": "bf16"}, {"epochs": 10}]):
+        runs = [result(CE, 50.0, **how), result(IB, ib, **how)]
         comparison = judge(runs)
         assert comparison.ok is ok and comparison.difference is None
         assert ("NOT better than CE" in comparison.verdict) is not ok
@@ -112,19 +110,31 @@ def test_other_data_and_shorter_runs_are_judged_by_the_order_alone():
         assert judge(runs, CE).ok is None
 
 
+def test_on_other_data_nothing_is_judged_and_the_gain_is_shown():
+    for data, epochs in product(
+        [{"data": "digits"}, {"data": "npz", "pixels": "b" * 64}], (10, 200)
+    ):
+        comparison = judge(
+            [result(id_, top1, epochs=epochs, **data) for id_, top1 in ((CE, 50.0), (IB, 60.0))]
+        )
+        assert comparison.gain.ours == 10.0
+        assert (comparison.verdict, comparison.ok) == ("not judged: other data", None)
+
+
 def test_the_gain_has_the_standard_error_of_a_difference_of_means():
     runs = [result(CE, 70.0 + seed, seed=seed) for seed in range(3)]
     runs += [result(IB, 78.0 + 2 * seed, seed=seed) for seed in range(3)]
     gain = judge(runs).gain
-    assert gain.ours == pytest.approx(9.0) and gain.error == pytest.approx(math.sqrt(5 / 3))
+    assert gain.seeds == 3 and gain.ours == pytest.approx(9.0)
+    assert gain.error == pytest.approx(math.sqrt(5 / 3))
     assert math.isnan(judge([runs[0], runs[3]]).gain.error)
 
 
 def test_only_runs_on_the_same_pixels_of_the_same_length_and_precision_are_compared():
     for other in [{"pixels": "b" * 64}, {"epochs": 10}, {"amp": "bf16"}, {"data": "npz"}]:
-        same = {"data": "imagefolder", "pixels": "a" * 64}
+        same = {"data": "cifar10", "pixels": "a" * 64}
         runs = [result(IB, 60.0, **same), result(CE, 50.0, **same | other)]
-        assert judge(runs).gain is None and judge(runs).ok is None
+        assert judge(runs[:1]).gain is None and judge(runs).gain is None
         (one, another) = compare([find(IB)], [runs[0], result(IB, 50.0, **same | other)], TABLE)
         assert one.ours.best == (60.0,) and another.ours.best == (50.0,)
 
@@ -132,7 +142,7 @@ def test_only_runs_on_the_same_pixels_of_the_same_length_and_precision_are_compa
 def test_a_claim_smaller_than_the_spread_is_not_judged():
     # DBM-DRW 82.82 against CE-DRW 82.24: half a point.
     drw, dbm = "dbm_loss-cifar10-exp100-ce_drw", "dbm_loss-cifar10-exp100-dbm_drw"
-    runs = [result(drw, 60.0, data="imagefolder"), result(dbm, 50.0, data="imagefolder")]
+    runs = [result(drw, 60.0, epochs=10), result(dbm, 50.0, epochs=10)]
     assert judge(runs, dbm).ok is None
 
 
@@ -194,3 +204,14 @@ def test_a_result_is_what_the_program_reported(tmp_path):
     assert read["commit"] == "1234" and read["seed"] == 7 and len(read["code_sha256"]) == 64
     assert math.isclose(read["final"]["top1"], 12.346)
     assert "/home" not in json.dumps(read)
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere: no such folder$"):
+        read_results(tmp_path / "nowhere")
+    for content, message in (("{", "not a result (Expecting"), ('{"id": 1}', "without seed;")):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(UsageError) as error:
+            read_results(tmp_path)
+        assert str(error.value).startswith(f"{tmp_path / 'a.json'}: ")
+        assert message in str(error.value)

@@ -92,9 +92,23 @@ def test_teacher_and_student_are_one_job(tmp_path):
     assert job.total == 400 and "{out}/cifar100/teacher" in runner.command_line(job)
 
 
+def test_a_broken_result_is_told_before_anything_is_trained(tmp_path, images, capsys):
+    (job, *_) = make_job(tmp_path, images)
+    job.result.parent.mkdir()
+    job.result.write_text("{")
+    assert run.main(flags(tmp_path, images, "--seeds", "1", "0")) == 2
+    assert f"{job.result}: not a result (" in capsys.readouterr().err
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_bad_usage_is_told_in_a_line(capsys):
     cases = [
-        (["--dataset", "cifar1000"], "no row of reported.csv matches"),
+        (["--dataset", "cifar10", "cifar1000"], "--dataset cifar1000: no row of reported.csv"),
+        (["--method", "ib", "nonsense"], "--method nonsense: no row of reported.csv is of it; --l"),
+        (["--ratio", "101"], "--ratio 101: no row of reported.csv is of it"),
+        (["--paper", "hmloss", "--method", "IB"], "no row of reported.csv matches all conditions"),
+        (["--list", "--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--list", "--seeds", "0", "-1"], "--seeds -1: must be at least 0"),
         (["--paper", "ib_loss", "--data-root", "/nowhere"], "no data in /nowhere/cifar10"),
         (["--data", "digits", "--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--data", "nothing"], "argument --data: invalid choice: 'nothing'"),
