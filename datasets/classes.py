@@ -24,10 +24,15 @@ def read_names(path: str | Path) -> list[str]:
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UsageError(f"{path}: no names in it; expected a class name a line")
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise UsageError(f"{path}: {name!r} stands there {times} times; name each class once")
+    require_distinct(names, path)
     return names
+
+
+def require_distinct(names: Sequence[str], where: object) -> None:
+    """Refuse a name of several classes: their figures would be added up."""
+    for name, times in Counter(names).most_common(1):
+        if times > 1:
+            raise UsageError(f"{where}: {name!r} names {times} classes; give each its own name")
 
 
 def lacking(targets: np.ndarray, classes: Sequence[object], where: object) -> list[str]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from common.training.errors import UsageError
 from common.training.report import fingerprint
-from datasets.classes import lacking, read_names
+from datasets.classes import lacking, read_names, require_distinct
 from datasets.images import read_rgb
 
 WHERE = "the lists of the LT benchmarks: github.com/facebookresearch/classifier-balancing, data/"
@@ -63,7 +63,8 @@ class ListFile(Dataset):
 
     Raises:
         UsageError: a file is missing or malformed, labels are out of range, an image has two;
-            names the line. Images are missing: says how many, and the first.
+            names the line. Classes share a name: says which. Images are missing: says how many,
+            and the first.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ListFile(Dataset):
         self.classes = [named.get(c, str(c)) for c in range(self.num_classes)]
         if names:
             self.classes = self._read_names(names)
+        require_distinct([self.classes[c] for c in np.unique(self.targets)], self.list_file)
         self.notes += lacking(self.targets, self.classes, self.list_file)
 
     @property

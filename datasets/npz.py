@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from common.training.errors import UsageError
-from datasets.classes import lacking
+from datasets.classes import lacking, require_distinct
 from datasets.images import square_all
 from datasets.sources import Source
 
@@ -80,6 +80,11 @@ def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str
             raise UsageError(
                 f"{path}: holds {', '.join(found[:9]) or 'nothing'}; expected {EXPECTED}"
             )
+        for there, absent in (VAL, VAL[::-1]):
+            if there in found and absent not in found:
+                raise UsageError(
+                    f"{path}: holds {there} without {absent}; add them or leave {there} out"
+                )
         pairs = {"train": layout[:2], "test": layout[2:]}
         if split == "val":
             pairs["val"] = VAL
@@ -163,4 +168,6 @@ def _count_classes(labels: dict[str, Array], targets: dict[str, np.ndarray]) -> 
 def _names(archive: zipfile.ZipFile, array: Array, count: int) -> list[str]:
     if array.shape != (count,) or array.dtype.kind != "U":
         raise array.wrong(f"expected {count} texts (dtype str), one for each label")
-    return _read(archive, array).tolist()
+    names = _read(archive, array).tolist()
+    require_distinct(names, f"{array.path}: {array.name}")
+    return names

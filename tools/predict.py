@@ -40,7 +40,7 @@ from common.training.flags import Parser
 from common.training.logs import Progress, write_json
 from common.training.pictures import picture
 from datasets.augment.recipes import MAX_SIDE, from_description
-from datasets.classes import read_names
+from datasets.classes import read_names, require_distinct
 from datasets.folder import ENDINGS, Skipped, image_files
 from datasets.images import SUFFIXES, read_rgb
 from datasets.listfile import ListFile
@@ -180,6 +180,7 @@ def _about(state: Mapping[str, object], source: str) -> dict[str, object]:
     ):
         if wrong:
             raise UsageError(f"{source}: {key!r} of its 'about' is {about[key]}; take another copy")
+    require_distinct(classes or [], f"{source}: 'classes' of its 'about'")
     return about
 
 

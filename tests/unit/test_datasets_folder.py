@@ -164,7 +164,7 @@ def test_a_classes_txt_that_does_not_fit_is_refused(tmp_path):
     cases = [
         ("a\nc\n", "differs from the class folders in 'b'; expected the name of each of them"),
         ("a\n", "differs from the class folders in 'b'"),
-        ("a\nb\na\n", "'a' stands there 2 times; name each class once"),
+        ("a\nb\na\n", "'a' names 2 classes; give each its own name"),
         ("\n", "no names in it; expected a class name a line"),
         (b"\xff\xfea\0", "not readable ("),
     ]

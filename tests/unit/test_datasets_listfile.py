@@ -123,6 +123,22 @@ def test_a_class_has_one_name(make_list):
     )
 
 
+def test_a_name_is_of_one_class(make_list, tmp_path):
+    list_file, root = make_list("a 0\nb 1\nc 2\n")
+    for text, name in (("a 0 cat\nb 1 dog\nc 2 cat\n", "cat"), ("a\t0\t1\nb\t1\nc\t2\n", "1")):
+        list_file.write_text(text)
+        for num_classes in (None, 3):
+            with pytest.raises(UsageError) as error:
+                ListFile(list_file, root, num_classes=num_classes)
+            assert str(error.value) == (
+                f"{list_file}: {name!r} names 2 classes; give each its own name"
+            )
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    assert ListFile(list_file, root, names=tmp_path / "names.txt").classes == ["x", "y", "z"]
+    list_file.write_text("a\t0\t1\nb\t2\t3\n")  # of images to test; class 1, called 2, has none
+    assert ListFile(list_file, root, num_classes=3).classes[::2] == ["1", "3"]
+
+
 def test_a_file_of_class_names(make_list, tmp_path):
     files = make_list("a 0\nb 2\nc 1\n")
     names = tmp_path / "names.txt"

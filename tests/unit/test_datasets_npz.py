@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.training.errors import UsageError
 from datasets.long_tail import load_long_tailed
-from datasets.npz import LAYOUTS, read_split
+from datasets.npz import LAYOUTS, VAL, read_split
 
 RNG = np.random.RandomState(0)
 X = RNG.randint(0, 256, (12, 10, 7, 3)).astype(np.uint8)  # higher than wide
@@ -76,6 +76,7 @@ BAD = {
     "pickled labels": ({"y_test": OBJECTS[:6]}, "y_test is object (6,); expected whole numbers"),
     "pickled names": ({"classes": OBJECTS[:3]}, "classes is object (3,); expected 3 texts"),
     "fewer names": ({"classes": np.array(["a", "b"])}, "classes is <U1 (2,); expected 3 texts"),
+    "a name twice": ({"classes": np.array(list("aba"))}, "classes: 'a' names 2 classes; give each"),
     "numbers as names": ({"classes": np.arange(3)}, "classes is int64 (3,); expected 3 texts"),
 }  # fmt: skip
 
@@ -90,6 +91,12 @@ def refused(path, words):
 def test_other_content_is_told_with_shape_dtype_and_what_would_be_right(tmp_path):
     for arrays, words in BAD.values():
         refused(write(tmp_path / "x.npz", **arrays), words)
+
+
+@pytest.mark.parametrize(("there", "absent"), [VAL, VAL[::-1]])
+def test_validation_images_and_labels_come_together(there, absent, tmp_path):
+    path = write(tmp_path / "x.npz", **{there: X})
+    refused(path, f"x.npz: holds {there} without {absent}; add them or leave {there} out")
 
 
 def test_files_that_are_no_image_set(tmp_path):

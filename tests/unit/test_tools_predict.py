@@ -162,6 +162,10 @@ def test_a_checkpoint_that_says_odd_things_of_itself():
         (ABOUT | {"scale": "x"}, "odd: 'scale' of its 'about' is a str; take another copy"),
         (ABOUT | {"scale": float("nan")}, "odd: 'scale' of its 'about' is nan; take another copy"),
         (ABOUT | {"classes": ["a", 1, "b"]}, "odd: 'classes' of its 'about' is ['a', 1, 'b']; ta"),
+        (
+            ABOUT | {"classes": ["a", "a", "b"]},
+            "odd: 'classes' of its 'about': 'a' names 2 classes",
+        ),
         (ABOUT | {"cls_num_list": [5, 1]}, "odd: 'cls_num_list' of its 'about' is [5, 1]; take"),
         (ABOUT | {"cls_num_list": [5, 1, "x"]}, "odd: 'cls_num_list' of its 'about' is [5, 1, 'x"),
         (ABOUT | {"network": {"arch": ["x"]}}, "odd: ib_loss/cifar_train.py has no such network"),
