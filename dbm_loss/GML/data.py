@@ -22,6 +22,7 @@ from datasets.long_tail import (
     make_loaders,
     require_images,
 )
+from datasets.validation import HELD_OUT, require_part, stratified_part
 from dbm_loss import augment
 from dbm_loss.augment import batch
 from dbm_loss.GML.engine import num_views
@@ -59,10 +60,24 @@ def load_cifar(args: Namespace) -> Data:
     for count in (args.fake_data, max(1, args.fake_data // 4)):
         pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
         sets.append(Images(pixels, np.arange(count) % args.num_classes))
+    (train, test), val = sets, None
+    if args.val_fraction:
+        part = stratified_part(train.targets, args.val_fraction)
+        require_part(part, args.val_fraction)
+        val = Images(train.images[part], train.targets[part])
+        train = Images(np.delete(train.images, part, 0), np.delete(train.targets, part))
     # At least 1 each: the loss divides by the counts.
-    counts = np.maximum(np.bincount(sets[0].targets, minlength=args.num_classes), 1)
-    names = [str(c) for c in range(args.num_classes)]
-    return Data(*sets, names, counts.tolist(), {"dataset": "fake"}, name="generated images")
+    counts = np.maximum(np.bincount(train.targets, minlength=args.num_classes), 1)
+    return Data(
+        train,
+        test,
+        [str(c) for c in range(args.num_classes)],
+        counts.tolist(),
+        {"dataset": "fake"},
+        chosen_on="test" if val is None else HELD_OUT,
+        val=val,
+        name="generated images",
+    )
 
 
 def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int:

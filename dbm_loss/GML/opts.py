@@ -324,8 +324,11 @@ def _reasons(args: argparse.Namespace) -> dict[str, str]:
             reasons |= dict.fromkeys(("schedule", "stretch_schedule"), "with --cos true")
         if args.fake_data:
             reasons |= dict.fromkeys(("list_dir", "classes"), "with --fake_data")
-    elif args.imb_type == "none":
+        return reasons
+    if args.imb_type == "none":
         reasons["imb_factor"] = "with --imb_type none"
+    if args.dataset.startswith("cifar") and not args.fake_data:
+        reasons["image_size"] = f"with --dataset {args.dataset}"
     return reasons
 
 

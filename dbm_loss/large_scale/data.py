@@ -33,6 +33,7 @@ from datasets.listfile import ListFile, find_list
 from datasets.loaders import WorkersLoader, drawn_by_weight
 from datasets.validation import HELD_OUT, hold_out
 from dbm_loss.augment import recipes
+from dbm_loss.flags import LIST_FLAGS
 
 # Training list and the list that the original evaluates on, in its config/ folder.
 LISTS = {
@@ -135,11 +136,12 @@ def load_data(source: Source, views: Sequence[T.Compose]) -> Data:
     if source.fake_data:
         return _fake(source, train_views, test_view)
     if source.dataset == "imagefolder":
-        if source.classes:
-            raise UsageError(
-                f"--classes {source.classes}: for list files; an image folder's classes are its "
-                "folders, whose order a classes.txt in it gives"
-            )
+        for name in LIST_FLAGS:
+            if (value := getattr(source, name)) is not None:
+                raise UsageError(
+                    f"--{name} {value}: for list files; an image folder's classes are its "
+                    "folders, whose order a classes.txt in it gives"
+                )
         data = load_folder(source.root, train_views, test_view, source.val_fraction)
     else:
         data = _lists(source, train_views, test_view)

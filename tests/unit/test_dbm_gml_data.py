@@ -154,6 +154,20 @@ def test_generated_cifar_has_images_of_every_size_and_no_empty_class():
     assert made.cls_num_list == [1] * 10 and len(made.test.images) == 1
 
 
+def test_a_part_of_generated_images_is_held_out_and_chosen_on():
+    for load, more in ((data.load_cifar, {}), (imagenet.load_imagenet, {"beta": 0.0})):
+        made = load(flags(fake_data=12, num_classes=3, val_fraction=0.5, **more))
+        assert made.chosen_on == "held-out" and made.cls_num_list == [2] * 3
+        assert np.bincount(made.val.targets).tolist() == [2] * 3
+        assert len(made.train.targets) == 6 and len(made.test.targets) == 3
+
+
+def test_an_image_folder_has_no_lists():
+    for name in ("list_dir", "classes"):
+        with pytest.raises(UsageError, match=f"--{name} x: for list files; an image folder's"):
+            imagenet.load_imagenet(flags(dataset="imagefolder", **{name: "x"}))
+
+
 def test_a_batch_larger_than_the_data_is_refused_but_for_generated_images():
     assert data.train_batch_size(flags(), 9) == 4
     assert data.train_batch_size(flags(), 9, machines=2) == 8

@@ -176,6 +176,9 @@ def test_missing_data_is_named(tmp_path, monkeypatch):
         ({"root": "nowhere"}, "ImageNet_LT_train.txt"),
         ({"root": "root", "num_classes": 1000}, "--num_classes 1000"),
         ({"dataset": "imagefolder", "root": "nowhere"}, "nowhere"),
+        ({"dataset": "imagefolder", "list_dir": "a"}, "--list_dir a: for list files; an image"),
+        ({"dataset": "imagefolder", "eval_list": "b"}, "--eval_list b: for list files; an image"),
+        ({"dataset": "imagefolder", "classes": "c"}, "--classes c: for list files; an image"),
     ]
     for changed, named in cases:
         folder = Path(mkdtemp(dir=tmp_path))
