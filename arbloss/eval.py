@@ -22,7 +22,7 @@ from arbloss.data import load_data, make_loaders
 from arbloss.engine import evaluate, log_line, result_lines, results
 from arbloss.models import Network, check_classes
 from arbloss.reliability import calibration, draw_reliability_diagram
-from arbloss.start import new_folder, start_process
+from arbloss.start import new_folder, newest_run, start_process
 from common.training import checkpoint, launch, report, speed
 from common.training.errors import UsageError
 from common.training.logs import TextLog, prepare_folders, write_json
@@ -36,9 +36,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if not config.resume:
         raise UsageError("name the checkpoint to evaluate: resume CHECKPOINT")
     process, notes = start_process(config, args.local_rank)
-    state = checkpoint.load(config.resume, "resume")
+    stem, resume = opts.stem(args.cfg), config.resume
+    if resume == "auto":
+        resume, passed_over = newest_run(stem, config)
+        notes += passed_over
+        if not resume:
+            what = ["resume auto: no run with these settings to evaluate", *passed_over]
+            raise UsageError("; ".join([*what, "give resume CHECKPOINT"]))
+    state = checkpoint.load(resume, "resume")
     data = load_data(config)
-    check_classes(state, data.classes, config.resume)
+    check_classes(state, data.classes, resume)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)
     *_, test_loader = make_loaders(
@@ -54,10 +61,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     network = Network(
         config.backbone, config.num_classes, places=config.dataset == "places", stage=stage
     )
-    network.load_parts(state, config.resume)
+    network.load_parts(state, resume)
     network = network.to(process.device, memory_format=memory_format)
 
-    stem = opts.stem(args.cfg)
     folder = launch.broadcast_object(new_folder(stem, "")) / config.log_dir
     if process.is_main:
         prepare_folders(folder)
@@ -66,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     for note in (
         *notes,
         *data.notes,
-        f"=> loaded checkpoint '{config.resume}' (epoch {state.get('epoch')})",
+        f"=> loaded checkpoint '{resume}' (epoch {state.get('epoch')})",
     ):
         say(note)
     tally = evaluate(network, test_loader, config, process, say)

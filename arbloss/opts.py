@@ -268,8 +268,8 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
     if config.not_pretrained and (config.pretrained or config.weights):
         asked = f"weights {config.weights}" if config.weights else "pretrained True"
         raise UsageError(f"{asked} and not_pretrained True exclude each other: leave one out")
-    if stage == 1 and wants_weights(config) and not (config.weights or config.resume):
-        _check_published(config)
+    if stage == 1 and not config.resume:  # else the checkpoint has them
+        check_published(config)
     if stage == 2 and not config.resume:
         raise UsageError("stage 2 starts from a stage-1 checkpoint: give resume CHECKPOINT")
     if stage == 2 and config.lr_factor is None:
@@ -295,8 +295,14 @@ def wants_weights(config: CfgNode) -> bool:
     return bool(asked) and not config.not_pretrained
 
 
-def _check_published(config: CfgNode) -> None:
-    """Refuse a backbone of which there are no published weights."""
+def check_published(config: CfgNode) -> None:
+    """Refuse a backbone that is to have published weights where there are none.
+
+    Raises:
+        UsageError: names the backbones that have some.
+    """
+    if config.weights or not wants_weights(config):
+        return
     published = [f"{arch}_fe" for arch in BACKBONES if arch in models.pretrained.PUBLISHED]
     if config.backbone not in published:
         cure = "leave pretrained out" if config.pretrained else "set not_pretrained True"

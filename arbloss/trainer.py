@@ -72,6 +72,8 @@ def train(
     counts = data.cls_num_list
 
     folder = run_folder(args.cfg, config, stage)
+    if stage == 1 and not folder.resume:  # which `resume auto` may not have found
+        opts.check_published(config)
     log_name = f"{opts.stem(args.cfg)}.txt"
     record = Record(
         Files(
@@ -233,16 +235,9 @@ def gradient_norms(norms: Tensor, epoch: int, record: Record, say: Say) -> dict[
 
 def about(config: CfgNode, data: Data, stage: int) -> dict[str, object]:
     """What is trained, for the report and the checkpoints: see ``Record``."""
-    if stage == 1:  # as build_criterion chooses
-        names, other = {"LAS": "LAS", "arbloss": "ARB-Loss"}, "CE"
-    else:
-        names = {"arbloss": "ARB-Loss", "arbloss_fl": "ARB-Focal", "warbloss": "WARB-Loss"}
-        other = "LAS"
-    loss = next((name for key, name in names.items() if config[key]), other)
-    with_mixup = f"{loss} with mixup" if config.mixup else loss
     return {
         "program": f"arbloss/train_stage{stage}.py",
-        "method": with_mixup if stage == 1 else f"stage 2 by {with_mixup}",
+        "method": method(config, stage),
         "data": data.name,
         "network": {
             "arch": config.backbone,
@@ -254,3 +249,19 @@ def about(config: CfgNode, data: Data, stage: int) -> dict[str, object]:
         "classes": data.classes,
         "cls_num_list": data.cls_num_list,
     }
+
+
+def method(config: CfgNode, stage: int) -> str:
+    """The loss of a stage in words, and what else the files of the configurations vary."""
+    if stage == 1:  # as build_criterion chooses
+        names = {"LAS": "ARB-Loss with LAS" if config.arbloss else "LAS", "arbloss": "ARB-Loss"}
+        other = "CE"
+    else:
+        names = {"arbloss": "ARB-Loss", "arbloss_fl": "ARB-Focal", "warbloss": "WARB-Loss"}
+        other = "LAS"
+    name = next((name for key, name in names.items() if config[key]), other)
+    if config.mixup:
+        name += " with mixup"
+    if config.arb_loss_use_global_class_cnt and opts.takes_counts(config, stage):
+        name += ", counts of the training set"
+    return name if stage == 1 else f"stage 2 by {name}"

@@ -93,7 +93,7 @@ def open_split(name: str, root: Path, split: str, size: int) -> Source:
         try:
             _provide(cifar, root, split)
         except UsageError as error:
-            problem = f"--dataset {name}: {error}"
+            problem = f"dataset {name}: {error}"
     if problem := launch.broadcast_object(problem):
         raise UsageError(problem)
     # The MD5s are those of the authors' files, so that unpickling runs nobody else's code.

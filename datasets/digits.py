@@ -19,7 +19,7 @@ def held_out(root: Path) -> tuple[str, ...]:
 def open_split(name: str, root: Path, split: str, size: int) -> Source:
     """See ``datasets.sources.open_source``."""
     if size % 8:
-        raise UsageError(f"--image_size {size}: the digits have 8x8 pixels, choose a multiple of 8")
+        raise UsageError(f"image_size {size}: the digits have 8x8 pixels, choose a multiple of 8")
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
     chosen = []

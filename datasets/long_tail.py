@@ -63,7 +63,7 @@ def load_long_tailed(
         refuse_second(val_fraction, val_set)
     found = len(train.classes)
     if num_classes is not None and num_classes != found:
-        raise UsageError(f"--num_classes {num_classes}: {dataset} in {root} has {found} classes")
+        raise UsageError(f"num_classes {num_classes}: {dataset} in {root} has {found} classes")
     try:
         if imb_type == "none":
             counts = np.bincount(train.targets, minlength=found).tolist()

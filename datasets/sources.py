@@ -60,7 +60,7 @@ def open_source(name: str, root: str | Path, split: str, image_size: int = 32) -
     """
     if image_size not in (32, SIDES.get(name, image_size)):  # 32 is what nobody asked for
         raise UsageError(
-            f"--image_size {image_size}: images of {name} have {SIDES[name]}x{SIDES[name]} pixels;"
+            f"image_size {image_size}: images of {name} have {SIDES[name]}x{SIDES[name]} pixels;"
             " imagefolder, npz and digits can be brought to another size"
         )
     return _reader(name).open_split(name, Path(root), split, image_size)
@@ -82,5 +82,5 @@ def place(name: str, root: str | Path, split: str) -> str:
 
 def _reader(name: str):
     if name not in READERS:
-        raise UsageError(f"--dataset {name}: choose one of {', '.join(READERS)}")
+        raise UsageError(f"dataset {name}: choose one of {', '.join(READERS)}")
     return importlib.import_module(f"datasets.{READERS[name]}")

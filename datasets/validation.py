@@ -71,7 +71,7 @@ def refuse_second(fraction: float, val_set: str | None) -> None:
     """Refuse to take validation images from the training images where there are others."""
     if fraction and val_set is not None:
         raise UsageError(
-            f"--val_fraction {fraction:g}: {val_set} is for validation already; leave the flag out"
+            f"val_fraction {fraction:g}: {val_set} is for validation already; leave it out"
         )
 
 
@@ -79,8 +79,8 @@ def require_part(part: np.ndarray, fraction: float) -> None:
     """Refuse a validation part without images."""
     if not len(part):
         raise UsageError(
-            f"--val_fraction {fraction:g}: no class has the two images that it takes to give one "
-            "away; leave the flag out"
+            f"val_fraction {fraction:g}: no class has the two images that it takes to give one "
+            "away; leave it out"
         )
 
 

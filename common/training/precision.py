@@ -35,7 +35,7 @@ def grad_scaler(device: torch.device, amp: str) -> torch.amp.GradScaler:
     """
     if amp == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn(
-            "--amp bf16: this CPU has no bfloat16 instructions, float32 is faster here",
+            "amp bf16: this CPU has no bfloat16 instructions, float32 is faster here",
             stacklevel=2,
         )
     return torch.amp.GradScaler(device.type, enabled=amp == "fp16")

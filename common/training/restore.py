@@ -243,4 +243,4 @@ def load_scaler(scaler: torch.amp.GradScaler, state: object, source: object) -> 
             raise ValueError("a negative scale")
         scaler.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{source}: its 'scaler' is not that of --amp fp16 ({error})") from None
+        raise UsageError(f"{source}: its 'scaler' is not that of amp fp16 ({error})") from None

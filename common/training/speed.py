@@ -64,7 +64,7 @@ def compiled(forward: Forward, wanted: bool, process: Process, full_batch: int) 
         torch.compile(torch.sin, **options)(torch.ones(1, device=process.device))
     except Exception as error:  # whatever a compiler that is missing or broken raises
         reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
-        process.say(f"note: --compile has no effect, there is no working compiler ({reason})")
+        process.say(f"note: compile has no effect, there is no working compiler ({reason})")
         return forward
     _stopwatch.watch()
     return _Compiled(forward, process.device, full_batch, options)

@@ -167,8 +167,10 @@ def test_places_trains_the_block_on_frozen_features_then_stage_2(lists, weights,
 
 def test_places_without_weights_says_so(lists, here):
     words = ["data_path", str(lists["places"])]
-    with pytest.raises(UsageError, match="backbone resnet10_fe: no ImageNet weights exist for it"):
-        train_stage1.main(command("places", *words))
+    for resume in ("", "auto"):  # which finds nothing
+        with pytest.raises(UsageError, match=r"^backbone resnet10_fe: no ImageNet weights exist"):
+            train_stage1.main(command("places", *words, "resume", resume))
+    assert not list(here.iterdir())
     with pytest.raises(UsageError, match=r"weights gone\.pth: no such file"):
         train_stage1.main(command("places", *words, "weights", "gone.pth"))
     notes = check(config("places", "not_pretrained", "True"), stage=1)

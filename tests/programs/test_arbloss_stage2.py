@@ -94,6 +94,9 @@ def test_stage_2_and_evaluation(folder, stage1, here, capsys, shift_bn, monkeypa
     assert saved["classes"][1] == "class_001" and saved["test_set"] == str(folder / "test")
     predictions = pd.read_csv(report.parent / "predictions.csv")
     assert (predictions["true"] == predictions["predicted"]).mean() * 100 == saved["top1"]
+    again = evaluation.main(options(folder, "auto", "shift_bn", str(shift_bn)))  # the newest run
+    assert again["loss"] == figures["loss"]
+    assert f"=> loaded checkpoint '{path.relative_to(here)}'" in capsys.readouterr().out
     assert drawn["reliability.png"][-1].splitlines()[1] == "test set"
 
 
@@ -168,6 +171,8 @@ def test_bad_checkpoints_are_named(folder, stage1, here):
     bad(train_stage2.main, "give resume CHECKPOINT", *shipped, "resume", "")
     bad(train_stage2.main, "no stage-2 run with these settings", *shipped, "resume", "auto")
     bad(evaluation.main, "name the checkpoint", *shipped, "resume", "")
+    nothing = "resume auto: no run with these settings to evaluate; give resume CHECKPOINT"
+    bad(evaluation.main, nothing, *shipped, "resume", "auto")
     torch.save({"epoch": 1, "state_dict_model": {}}, here / "half.pth")
     for main in (train_stage2.main, evaluation.main):
         bad(main, "half.pth: made with another architecture", *shipped, "resume", "half.pth")

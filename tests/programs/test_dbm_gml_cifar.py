@@ -158,13 +158,13 @@ def test_every_combination_of_terms_trains_on_generated_images(here):
 def test_bad_input_is_one_line_before_training(here, student, monkeypatch):
     cases = [
         (["--path_t", "nowhere.pth.tar"], "--path_t nowhere.pth.tar: no such file"),
-        (["--num_classes", "100"], "--num_classes 100: imagefolder in .* has 4 classes"),
+        (["--num_classes", "100"], "^num_classes 100: imagefolder in .* has 4 classes"),
         (["--base_k", "17"], "--base_k 17: a queue of 64 gives 4 classes at most 16 slots"),
         (["-b", "1000"], "--batch-size 1000: the training set has only 82 images"),
         (["--resume", "nowhere"], "--resume nowhere: no such file"),
         (["--dataset", "digits", "--imb_type", "exp", "--imb-factor", "0.001"], "the loss divides"),
         (["--dataset", "cifar10", "--image_size", "32", "--data", "empty"], "cifar-10-batches-py"),
-        (["--dataset", "cifar10"], "--image_size 16: images of cifar10 have 32x32 pixels"),
+        (["--dataset", "cifar10"], "^image_size 16: images of cifar10 have 32x32 pixels"),
     ]
     for argv, words in cases:
         monkeypatch.setattr("urllib.request.urlopen", _offline)

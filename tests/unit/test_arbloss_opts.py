@@ -6,6 +6,7 @@ from tempfile import mkdtemp
 
 import pytest
 
+from arbloss import trainer
 from arbloss.data import load_data
 from arbloss.opts import DEFAULTS, check, load_config, parse_args
 from common.training.errors import UsageError
@@ -235,6 +236,28 @@ def test_of_the_shipped_configurations_only_an_alpha_has_no_effect():
         said = check(config, 2 if path.stem.endswith("stage2_mislas") else 1)
         idle = config.alpha == 0.2 and not config.mixup
         assert said == ["note: alpha 0.2 has no effect with mixup False"] * idle, path
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "name"),
+    [
+        ("", "", "CE"),
+        ("_arbloss", "", "ARB-Loss"),
+        ("_arbloss_mixup", "", "ARB-Loss with mixup"),
+        ("_arbloss_ugcc", "", "ARB-Loss, counts of the training set"),
+        ("_arbloss_ugcc", "mixup True", "ARB-Loss with mixup, counts of the training set"),
+        ("_arbloss_ugcc", "arbloss False", "CE"),
+        ("_arbloss", "LAS True", "ARB-Loss with LAS"),
+        ("", "LAS True mixup True", "LAS with mixup"),
+        ("_stage2_mislas", "", "stage 2 by LAS"),
+        ("_stage2_mislas", "arbloss_fl True mixup True", "stage 2 by ARB-Focal with mixup"),
+        ("_stage2_mislas", "warbloss True arb_loss_use_global_class_cnt True",
+         "stage 2 by WARB-Loss, counts of the training set"),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_method_tells_the_variants_apart(file, words, name):
+    config = load_config(ROOT / f"config/cifar10/cifar10_imb001{file}.yaml", words.split())
+    assert trainer.method(config, 2 if "stage2" in file else 1) == name
 
 
 def test_keys_of_other_data_are_refused():

@@ -103,7 +103,7 @@ def test_a_damaged_archive_is_downloaded_again_or_named(tmp_path, made_up):
         open_source("cifar10", data, "train")
     found, right = md5((data / ARCHIVE).read_bytes()), cifar.SETS["cifar10"].md5
     assert str(error.value).startswith(
-        f"--dataset cifar10: {data / ARCHIVE} is damaged or cut short (100 bytes, MD5 {found} "
+        f"dataset cifar10: {data / ARCHIVE} is damaged or cut short (100 bytes, MD5 {found} "
         f"instead of {right}), and the archive is not to be had from file://"
     )
     assert str(error.value).endswith(f"put that archive, or its folder {FOLDER}/, into {data}/")
@@ -140,7 +140,7 @@ def test_offline_names_url_folder_and_cure(tmp_path, monkeypatch, name):
         open_source(name, tmp_path, "train")
     known = cifar.SETS[name]
     assert str(error.value) == (
-        f"--dataset {name}: neither {known.archive} nor {known.folder}/ is in {tmp_path}, "
+        f"dataset {name}: neither {known.archive} nor {known.folder}/ is in {tmp_path}, "
         f"and the archive is not to be had from https://www.cs.toronto.edu/~kriz/{known.archive} "
         f"(no network); put that archive, or its folder {known.folder}/, into {tmp_path}/"
     )
@@ -176,6 +176,6 @@ def test_of_several_processes_the_first_alone_downloads_and_all_hear_of_an_error
     for process in processes:
         process.join()
     message = got[0][1]
-    assert message.startswith("--dataset cifar10: neither ") and "not to be had" in message
+    assert message.startswith("dataset cifar10: neither ") and "not to be had" in message
     labels = made_up[0][:15].tolist()
     assert got == [(0, message), (0, labels), (1, message), (1, labels)]

@@ -26,14 +26,14 @@ def test_digits_are_embedded_balanced_and_fixed():
     assert digest.startswith("eba1b103d25787a8"), digest
     small = open_source("digits", "", "train", image_size=16).pixels([0, 700])
     np.testing.assert_array_equal(small, pixels[[0, 700], ::2, ::2])
-    with pytest.raises(UsageError, match="--image_size 20: the digits have 8x8 pixels"):
+    with pytest.raises(UsageError, match=r"^image_size 20: the digits have 8x8 pixels"):
         open_source("digits", "", "train", image_size=20)
 
 
 def test_images_that_have_their_size_keep_it(tmp_path):
     for name, size in [("cifar10", 64), ("cifar100", 16), ("tinyimagenet", 48)]:
         folder = Path(mkdtemp(dir=tmp_path))
-        with pytest.raises(UsageError, match=f"--image_size {size}: images of {name} have"):
+        with pytest.raises(UsageError, match=f"^image_size {size}: images of {name} have"):
             open_source(name, folder, "train", image_size=size)
 
 

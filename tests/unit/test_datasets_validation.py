@@ -74,7 +74,7 @@ def test_folders_with_val_and_test_choose_on_the_one_and_report_the_other(tmp_pa
         f"evaluated on {tmp_path}/test, 2 images; the best epoch is chosen on {tmp_path}/val, "
         "1 image"
     )
-    with pytest.raises(UsageError, match=r"--val_fraction 0.1: .*/val is for validation already"):
+    with pytest.raises(UsageError, match=r"^val_fraction 0.1: .*/val is for validation already"):
         load_long_tailed("imagefolder", tmp_path, val_fraction=0.1, **options)
 
 
@@ -99,7 +99,7 @@ def test_held_out_images_are_seen_through_the_transform_of_the_test():
     assert sorted([-x for x in seen[0]] + [x // 10 for x in seen[1]]) == list(range(7))
     assert isinstance(train, Part) and data[3] == (-3, 1)
     assert hold_out(data, 0.0, lambda x: 10 * x) == (data, None)
-    with pytest.raises(UsageError, match=r"--val_fraction 0\.5: DIR/val is for validation already"):
+    with pytest.raises(UsageError, match=r"^val_fraction 0\.5: DIR/val is for validation already"):
         hold_out(data, 0.5, lambda x: x, val_set="DIR/val")
-    with pytest.raises(UsageError, match=r"--val_fraction 0\.5: no class has the two images"):
+    with pytest.raises(UsageError, match=r"^val_fraction 0\.5: no class has the two images"):
         hold_out(Numbers([0, 1], None), 0.5, None)

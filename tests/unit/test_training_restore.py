@@ -124,5 +124,5 @@ def test_another_optimizer_is_refused():
 def test_another_scaler_is_refused():
     for state in [{"scale": 1.0}, [1.0], {"scale": "high"}, {"scale": -1.0}]:
         scaler = torch.amp.GradScaler("cpu", enabled=True)
-        with pytest.raises(UsageError, match="file: its 'scaler' is not that of --amp fp16"):
+        with pytest.raises(UsageError, match="file: its 'scaler' is not that of amp fp16"):
             restore.load_scaler(scaler, state, "file")

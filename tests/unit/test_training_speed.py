@@ -86,7 +86,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(speed.COMPILER, "cpu", {"backend": broken})
     assert speed.compiled(forward, True, Process(CPU), full_batch=4) is forward
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("note: --compile has no effect, there is no working compiler (")
+    assert line.startswith("note: compile has no effect, there is no working compiler (")
     assert "no g++ here" in line
 
 
