@@ -26,6 +26,7 @@ PUBLISHED = {
     "efficientnet_b3": tv.EfficientNet_B3_Weights.IMAGENET1K_V1,
 }
 HEADS = ("fc.", "linear.", "classifier.")  # of torchvision's ResNets, the small ones, EfficientNet
+ENCODERS = ("encoder_q.", "encoder.")  # of MoCo, of BCL
 
 
 def check(arch: str, cure: str = "leave --pretrained out") -> None:
@@ -49,9 +50,10 @@ def load(
 ) -> str:
     """Give ``model`` the weights in ``path``, or the published ones of ``arch``; see ``check``.
 
-    Published ones come from torch's download cache or torchvision's server. A classifier of another
-    shape keeps its own weights, and a model that lacks the last blocks of the file leaves them out;
-    everything else has to be there, except the batch counters that files from before 2019 lack.
+    Published ones come from torch's download cache or torchvision's server. A classifier of other
+    classes or of another kind, cosine or linear, keeps its own weights, and a model that lacks the
+    last blocks of the file leaves them out; everything else has to be there, except the batch
+    counters that files from before 2019 lack. See ``encoder`` for the checkpoints of BCL and MoCo.
 
     Returns: a line that says what was loaded and what left out.
     Raises:
@@ -60,7 +62,7 @@ def load(
     if path is None:
         check(arch, cure)
     source = path or restore.download(PUBLISHED[arch].url)
-    state, own = restore.load_state_dict(source), model.state_dict()
+    state, own = encoder(restore.load_state_dict(source)), model.state_dict()
     missing = [key for key in own if key not in state and not _optional(key)]
     unlike = [key for key in own if key in state and state[key].shape != own[key].shape]
     unlike = [key for key in unlike if not key.startswith(HEADS)]
@@ -77,9 +79,22 @@ def load(
             f"{source} does not fit the model ({what}): give the weights of {arch}, or name their "
             "network"
         )
-    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    model.load_state_dict(fits, strict=False)
-    return f"=> weights of '{source}'{_left_out(own, state)}"
+    said = f"=> weights of '{source}'{_left_out(own, state)}"
+    if _classifier(state) != _classifier(own):
+        state = {key: value for key, value in state.items() if not key.startswith(HEADS)}
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    return said
+
+
+def encoder(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the network that classifies: of BCL the encoder and the classifier beside it,
+    of MoCo the query encoder; all others as they are.
+    """
+    for prefix in ENCODERS:
+        if any(key.startswith(prefix) for key in state_dict):
+            kept = {k: v for k, v in state_dict.items() if k.startswith((prefix, *HEADS))}
+            return {key.removeprefix(prefix): value for key, value in kept.items()}
+    return dict(state_dict)
 
 
 def _stage(key: str) -> int:
@@ -92,14 +107,21 @@ def _optional(key: str) -> bool:
     return key.startswith(HEADS) or key.endswith("num_batches_tracked")
 
 
+def _classifier(entries: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of its entries: a cosine one has no bias."""
+    return {key: tuple(value.shape) for key, value in entries.items() if key.startswith(HEADS)}
+
+
 def _left_out(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """What a file has, and the model could not take, in words."""
-    heads = [key for key in state if key.startswith(HEADS)]
-    left = [key for key in state if key not in own and key not in heads]
+    its, head = _classifier(own), _classifier(state)
+    left = [key for key in state if key not in own and key not in head]
     text = ""
-    if any(key not in own or own[key].shape != state[key].shape for key in heads):
-        shape = tuple(state[heads[0]].shape)
-        text += f"; its classifier, {heads[0]} {shape}, is of other classes and left out"
+    if head and head != its:
+        name = next(iter(head))
+        why = "of other classes" if head.keys() == its.keys() else "of another kind"
+        why = f"{why} and " if its else ""  # else the model is an encoder
+        text += f"; its classifier, {name} {head[name]}, is {why}left out"
     if left:
         text += f"; {len(left)} entries that the network lacks are left out, such as {left[0]}"
     return text

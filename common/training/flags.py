@@ -118,7 +118,7 @@ def fraction(text: str) -> float:
 
 WEIGHTS_HELP = (
     "start from the weights in this file, those of torchvision or of a checkpoint; a classifier of "
-    "other classes is left out"
+    "other classes or another kind is left out"
 )
 
 

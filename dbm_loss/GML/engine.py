@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common import models
 from common.evaluation import Running, Tally, accuracy
 from common.models import archs
 from common.training import restore
@@ -112,10 +113,7 @@ def load_teacher(args: Namespace) -> nn.Module:
     Raises:
         UsageError: no such file, or of another architecture than ``--arch_t``.
     """
-    weights = restore.load_state_dict(args.path_t, "--path_t")
-    prefix = "encoder_q."
-    encoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    weights = encoder or weights
+    weights = models.pretrained.encoder(restore.load_state_dict(args.path_t, "--path_t"))
     build = network(args.arch_t)
     teacher = build(num_classes=args.num_classes, use_norm="fc.bias" not in weights)
     restore.load_weights(teacher, weights, f"--path_t {args.path_t}")

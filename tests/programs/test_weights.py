@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.models import resnet, resnet_cifar
+from common.models import pretrained, resnet, resnet_cifar
 from common.training import pictures
 from common.training.errors import UsageError
+from dbm_loss.GML.engine import network
+from dbm_loss.GML.moco import MoCo
+from dbm_loss.large_scale.models import BCLModel
 from tests.programs import small_runs
 
 # The program's run with a rate of 0, and what its checkpoint calls the network.
@@ -52,6 +55,27 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, monkeypatch, capsys, 
     found = state.get("state_dict") or state["state_dict_model"]
     for prefix in prefixes:
         assert (found[prefix + first] == 0.25).all()
+
+
+@pytest.mark.parametrize(("donor", "source", "left_out"), [
+    (lambda: BCLModel("resnet10", 3), "encoder.", ""),
+    (lambda: BCLModel("resnet10", 3, use_norm=True), "encoder.",
+     "; its classifier, fc.weight (512, 3), is of another kind and left out"),
+    (lambda: MoCo(network("resnet10"), 8, 16, normalize=False, num_classes=3), "encoder_q.", ""),
+])  # fmt: skip
+def test_a_checkpoint_of_bcl_or_moco_gives_its_encoder_and_classifier(
+    tmp_path, donor, source, left_out
+):
+    weights = donor().state_dict()
+    torch.save({"epoch": 1, "state_dict": weights}, tmp_path / "own.pth")
+    model = resnet.resnet10(3)
+    own = model.fc.weight.clone()
+    said = pretrained.load(model, "resnet10", tmp_path / "own.pth")
+    assert said == f"=> weights of '{tmp_path / 'own.pth'}'{left_out}"
+    head = weights.get("fc.weight", weights.get(f"{source}fc.weight"))
+    assert torch.equal(model.fc.weight, own if left_out else head)
+    for key, value in model.state_dict().items():
+        assert key.startswith("fc.") or torch.equal(value, weights[source + key]), key
 
 
 # A program, its flags for a network without published weights, and how it goes without them.

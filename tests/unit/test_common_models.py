@@ -409,13 +409,14 @@ def with_head_of(model, num_classes):
 
 def test_pretrained_keeps_a_head_of_its_own(tmp_path):
     cases = [
-        lambda: resnet.resnet18(7),
-        lambda: resnet.resnet18(7, use_norm=True),
-        lambda: resnet.resnet18(None),
+        (lambda: resnet.resnet18(7), 1000, "of other classes and "),
+        (lambda: resnet.resnet18(7, use_norm=True), 1000, "of another kind and "),
+        (lambda: resnet.resnet18(512, use_norm=True), 512, "of another kind and "),  # square
+        (lambda: resnet.resnet18(None), 1000, ""),
     ]
-    for make in cases:
+    for make, classes, why in cases:
         folder = Path(mkdtemp(dir=tmp_path))
-        model, weights = make(), with_head_of(resnet.resnet18(None), 1000)
+        model, weights = make(), with_head_of(resnet.resnet18(None), classes)
         # Files from before 2019 lack the counters; DataParallel adds a prefix.
         old = {
             f"module.{k}": v for k, v in weights.items() if not k.endswith("num_batches_tracked")
@@ -423,9 +424,7 @@ def test_pretrained_keeps_a_head_of_its_own(tmp_path):
         torch.save({"state_dict": old}, folder / "old.pth")
         own_head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("fc.")}
         said = pretrained.load(model, "resnet18", folder / "old.pth")
-        assert said.endswith(
-            "; its classifier, fc.weight (1000, 512), is of other classes and left out"
-        )
+        assert said.endswith(f"; its classifier, fc.weight ({classes}, 512), is {why}left out")
         for key, value in model.state_dict().items():
             assert torch.equal(value, own_head.get(key, weights[key])), key
 
