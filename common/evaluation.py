@@ -257,12 +257,15 @@ def group_line(result: dict) -> str:
     return " ".join(f"{name} {result[name]:.3f}" for name in GROUPS)
 
 
-def result_lines(result: dict) -> str:
-    """Two lines after a validation, as LDAM's descendants print them; classes as fractions."""
+def result_lines(result: dict, split: str = "val") -> str:
+    """Two lines after a validation, as LDAM's descendants print them; classes as fractions.
+
+    ``split``: what is evaluated; the originals call it ``val``, whatever it is.
+    """
     cls_acc = np.array2string(
         np.asarray(result["cls_acc"]), separator=",", formatter={"float_kind": lambda x: f"{x:.3f}"}
     )
     return (
-        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
-        f"Loss {result['loss']:.5f}\nval Class Accuracy: {cls_acc}\n"
+        f"{split} Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
+        f"Loss {result['loss']:.5f}\n{split} Class Accuracy: {cls_acc}\n"
     )

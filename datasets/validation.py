@@ -110,7 +110,7 @@ def evaluation_notes(facts: dict[str, object], split: str) -> list[str]:
     notes = [f"evaluated on {_counted(facts, 'test')}; {chosen}"]
     if "val_set" in facts:
         notes.append(
-            "note: the epochs are evaluated on the validation set, the test set at the end"
+            "note: in training, epochs are evaluated on the validation set, the test set at the end"
         )
     elif split != "test":
         notes.append(f"note: what is called test below is the {split} split")

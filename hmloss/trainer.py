@@ -73,7 +73,7 @@ def train_run(
 
     if args.evaluate:
         result = test(max(record.epoch - 1, 0)).result(cls_num_list)
-        process.say(result_lines(result) + group_line(result))
+        process.say(result_lines(result, record.selection.name_of_test) + group_line(result))
         return result
 
     record.open(seed)

@@ -149,7 +149,7 @@ def train(
 
     if args.evaluate:
         result = test(max(args.start_epoch - 1, 0)).result(data.cls_num_list)
-        process.say(result_lines(result) + group_line(result))
+        process.say(result_lines(result, record.selection.name_of_test) + group_line(result))
         return result
 
     record.open(seed)

@@ -36,6 +36,11 @@ class Selection:
         return self.chosen_on != self.split
 
     @property
+    def name_of_test(self) -> str:
+        """The reported set in the logs of the originals that call ``val`` what they evaluate on."""
+        return self.split if self.validated else "val"
+
+    @property
     def score_name(self) -> str:
         """The score as the original programs' logs call it."""
         return "Prec@1" if self.score == "top1" else SCORES[self.score]

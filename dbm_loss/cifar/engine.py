@@ -220,11 +220,11 @@ def log_arguments(record: Record, args: Namespace) -> None:
         say(record, f"{key:12s}: {value}", level=2)
 
 
-def result_lines(row: dict) -> list[str]:
-    """Test loss, accuracy in percent, and the accuracy of the groups as fractions."""
+def result_lines(row: dict, split: str = "Test") -> list[str]:
+    """Loss, accuracy in percent, and the accuracy of the groups as fractions, of ``split``."""
     stats = [row[name] / 100 for name in ("many", "medium", "few")]
     return [
-        f"[Test ]\tLoss:\t{row['loss']:.4f}\tAcc:\t{row['top1']:.4f}",
+        f"[{split:5}]\tLoss:\t{row['loss']:.4f}\tAcc:\t{row['top1']:.4f}",
         "[Stats]\tMany:\t{:.4f}\tMedium:\t{:.4f}\tFew:\t{:.4f}".format(*stats),
     ]
 
@@ -232,10 +232,11 @@ def result_lines(row: dict) -> list[str]:
 def log_epoch(record: Record, row: dict, epochs: int) -> None:
     """Log a finished epoch in the original's words, and write its tensorboard scalars."""
     best = row if record.is_best(row) else record.best_row
+    split = "Val" if record.selection.validated else "Test"
     say(record, f"Epoch: [{row['epoch'] + 1} | {epochs}]")
     for line in (
         f"[Train]\tLoss:\t{row['train_loss']:.4f}",
-        *(result_lines(row) if "top1" in row else ()),  # not every epoch, with --eval_every
+        *(result_lines(row, split) if "top1" in row else ()),  # not every epoch, with --eval_every
         f"[Best ]\tAcc:\t{best['top1']:.4f}\tMany:\t{best['many']:.4f}"
         f"\tMedium:\t{best['medium']:.4f}\tFew:\t{best['few']:.4f}",
         f"[Param]\tLR:\t{row['lr']:.4f}",
@@ -258,12 +259,15 @@ def log_epoch(record: Record, row: dict, epochs: int) -> None:
 
 
 def log_end(record: Record) -> None:
-    """Log the best epoch, its groups as fractions, and the time that all epochs took."""
-    best = record.best_row
+    """Log the best epoch, its groups as fractions, and the time that all epochs took.
+
+    ``bAcc`` is the score that chose it: on the test set the original's top-1.
+    """
+    best, selection = record.best_row, record.selection
     many, medium, few = (best[name] / 100 for name in ("many", "medium", "few"))
     minutes, seconds = divmod(sum(row["epoch_s"] for row in record.history), 60)
     hours, minutes = divmod(int(minutes), 60)
     say(record, "Final performance...")
-    say(record, f"best bAcc ({record.selection.chosen_on}):\t{best['top1']}", level=2)
+    say(record, f"best bAcc ({selection.chosen_on}):\t{best[selection.score]}", level=2)
     say(record, f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
     say(record, f"Training Time: {hours}:{minutes:02d}:{seconds:05.2f}")

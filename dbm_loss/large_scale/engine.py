@@ -212,16 +212,16 @@ def evaluate(
     return tally
 
 
-def result_lines(result: dict) -> str:
-    """What an evaluation found: a line of totals, a line of the groups."""
+def result_lines(result: dict, split: str = "val") -> str:
+    """What an evaluation of ``split`` found: a line of totals, a line of the groups."""
     groups = " ".join(f"{name} {result[name]:.3f}" for name in ("many", "medium", "few"))
     return (
-        f"val Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
+        f"{split} Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
         f"Loss {result['loss']:.5f}\n{groups}\n"
     )
 
 
-def class_line(cls_acc: Sequence[float], most: int) -> str:
+def class_line(cls_acc: Sequence[float], most: int, split: str = "val") -> str:
     """Accuracies of the classes as fractions; of more than ``most`` the first and last three."""
     text = np.array2string(
         np.asarray(cls_acc),
@@ -230,7 +230,7 @@ def class_line(cls_acc: Sequence[float], most: int) -> str:
         max_line_width=10**6 if most > 100 else 100,
         formatter={"float_kind": lambda x: f"{x:.3f}"},
     )
-    return f"val Class Accuracy: {text}\n"
+    return f"{split} Class Accuracy: {text}\n"
 
 
 def log_epoch(record: Record, row: dict, best_acc1: float) -> None:

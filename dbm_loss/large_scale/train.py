@@ -136,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
     if args.evaluate:
         result = test(record.epoch).result(data.cls_num_list)
-        process.say(result_lines(result) + class_line(result["cls_acc"], most=100))
+        split = record.selection.name_of_test
+        process.say(result_lines(result, split) + class_line(result["cls_acc"], 100, split))
         return result
 
     start_step, sums = record.place(len(train_loader), Sums.figures)

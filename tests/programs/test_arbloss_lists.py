@@ -116,7 +116,7 @@ def test_another_list_may_choose(lists):
     assert data.notes[-2:] == [
         f"evaluated on {data.facts['test_set']}, 10 images; the best epoch is chosen on {chosen}, "
         "5 images",
-        "note: the epochs are evaluated on the validation set, the test set at the end",
+        "note: in training, epochs are evaluated on the validation set, the test set at the end",
     ]
     assert data.facts["val_list_sha256"] == fingerprint(data.val.paths)
     with pytest.raises(UsageError, match=r"mine\.txt is for validation already"):

@@ -67,7 +67,7 @@ def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     for which in ("final", "best"):  # there are no images of the third class in val/
         assert report["validation"][which]["cls_acc"][2] is None
         assert report[which]["cls_acc"][2] is not None
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "evaluated on data/test, 3 images; the best epoch is chosen on data/val, 4 images" in out
     assert f"best on the validation set, epoch {best['epoch']}: top-1 {best['top1']:.3f}" in out
     assert {"curves.png", "per_class.png", "confusion.png"} <= drawn.keys()
@@ -79,7 +79,6 @@ def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     hits = np.mean([row["true"] == row["predicted"] for row in rows])
     assert best["top1"] == pytest.approx(100 * hits)
 
-    # The best epoch's checkpoint alone predicts the same.
     (path,) = (
         path
         for path in (logs.parent if logs.name == "logs" else here).rglob("*.pth.tar")
@@ -87,6 +86,19 @@ def test_chosen_on_val_and_reported_on_test(here, name, monkeypatch, capsys):
     )
     state = torch.load(path, weights_only=True)
     assert state["epoch"] == best["epoch"] + 1 and state["about"]["classes"] == CLASSES
+
+    # A line names the set that it is about, where there are two.
+    if "val Results" in out:
+        program, argv = small_runs.command(name)
+        program.main([*argv, "--evaluate", "--resume", str(path)])
+        out = capsys.readouterr().out
+        assert f"test Results: Prec@1 {best['top1']:.3f}" in out and "val Results" not in out
+    if name.startswith("dbm_cifar"):
+        score = report["validation"]["best"]["balanced_acc"]
+        assert f"best bAcc (val):\t{score}\n" in err
+        assert err.count("[Val  ]") == 3 and "[Test ]" not in err
+
+    # The best epoch's checkpoint alone predicts the same.
     predict.main([str(path), "data/test", "--out", "out"])
     said = table(here / "out" / "predictions.csv")
     assert [row["path"] for row in said] == files and [row["true"] for row in said] == CLASSES

@@ -103,7 +103,8 @@ def test_what_is_evaluated_is_said(tmp_path):
             "test",
             [
                 "evaluated on ROOT/test, 2 images; the best epoch is chosen on ROOT/val, 2 images",
-                "note: the epochs are evaluated on the validation set, the test set at the end",
+                "note: in training, epochs are evaluated on the validation set, the test set "
+                "at the end",
             ],
         ),
     ]

@@ -44,7 +44,7 @@ def test_a_part_of_the_long_tail_is_for_validation():
     assert data.notes == [
         "evaluated on test of digits, 497 images; the best epoch is chosen on 0.2 of the training "
         "images, 105 images",
-        "note: the epochs are evaluated on the validation set, the test set at the end",
+        "note: in training, epochs are evaluated on the validation set, the test set at the end",
     ]
     assert data.facts["val_images"] == 105 and data.facts["test_images"] == 497
 
