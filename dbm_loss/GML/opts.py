@@ -260,6 +260,11 @@ def parse_args(
 def _check_names(args: argparse.Namespace, program: str) -> None:
     if not args.mark:
         raise UsageError("--mark: give the run a name, it is the folder that it writes to")
+    if "/" in args.mark:
+        raise UsageError(
+            f"--mark {args.mark}: names a folder and the log in it, leave '/' out; --root_path "
+            "says where the folder is"
+        )
     if args.evaluate and not args.resume:
         raise UsageError("--evaluate: name the checkpoint to evaluate with --resume")
     if args.aug is None:
@@ -324,11 +329,8 @@ def _reasons(args: argparse.Namespace) -> dict[str, str]:
             reasons |= dict.fromkeys(("schedule", "stretch_schedule"), "with --cos true")
         if args.fake_data:
             reasons |= dict.fromkeys(("list_dir", "classes"), "with --fake_data")
-        return reasons
-    if args.imb_type == "none":
+    elif args.imb_type == "none":
         reasons["imb_factor"] = "with --imb_type none"
-    if args.dataset.startswith("cifar") and not args.fake_data:
-        reasons["image_size"] = f"with --dataset {args.dataset}"
     return reasons
 
 

@@ -242,8 +242,6 @@ def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
     parser = get_parser()
     parser.set_defaults(cos_scale=_default_scale(args.loss_fn))
     reasons = {"cos_scale": without_scale(args)}
-    if args.dataset.startswith("cifar"):
-        reasons["image_size"] = f"with --dataset {args.dataset}"
     if args.imb_type == "none":
         reasons["imb_ratio"] = "with --imb_type none"
     if args.scheduler == "cosine":

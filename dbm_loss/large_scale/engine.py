@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.evaluation import Tally
+from common.evaluation import Tally, group_line
 from common.gather import gather_batch
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
 from common.training.learner import Learner
@@ -214,10 +214,9 @@ def evaluate(
 
 def result_lines(result: dict, split: str = "val") -> str:
     """What an evaluation of ``split`` found: a line of totals, a line of the groups."""
-    groups = " ".join(f"{name} {result[name]:.3f}" for name in ("many", "medium", "few"))
     return (
         f"{split} Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} "
-        f"Loss {result['loss']:.5f}\n{groups}\n"
+        f"Loss {result['loss']:.5f}\n{group_line(result)}\n"
     )
 
 

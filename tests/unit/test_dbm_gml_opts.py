@@ -90,6 +90,7 @@ def test_what_cannot_mean_anything_is_refused_with_the_cure():
         ("cifar_main", ["--beta", "nan"], "--beta nan"),
         ("cifar_main", ["--epochs", "0"], "--epochs 0: must be at least 1"),
         ("cifar_main", ["--evaluate"], "--evaluate: name the checkpoint"),
+        ("main", ["--mark", "a/b"], "--mark a/b: names a folder and the log in it, leave '/' out"),
         ("cifar_main", ["--dataset", "imagefolder", "--fake-data", "4"], "--num_classes C"),
         ("cifar_ce", ["--normalize", "no"], "--normalize false"),
         ("cifar_ce", ["--base_k", "2"], "--base_k 2: the teacher is trained alone"),
