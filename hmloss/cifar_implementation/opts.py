@@ -69,11 +69,21 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     parser = get_parser()
     args = parser.parse_args(argv)
     flag = "--imb_ratio"
+    if args.ir_list is not None and args.imb_factor is not None:
+        parser.error(f"--imb_ratio and --imb_factor {args.imb_factor} say the same: leave one out")
     if args.ir_list is None:
         flag, args.ir_list = "--imb_factor", [0.01 if args.imb_factor is None else args.imb_factor]
     for ratio in args.ir_list:
         if not 0 < ratio <= 1:
             parser.error(f"{flag} {ratio}: smallest / largest class, 0 < r <= 1")
+    ratios = " ".join(map(str, args.ir_list))
+    if len(set(args.ir_list)) < len(args.ir_list):
+        parser.error(f"--imb_ratio {ratios}: names a ratio twice")
+    if args.imb_type == "none" and len(args.ir_list) > 1:
+        parser.error(
+            f"--imb_ratio {ratios}: --imb_type none takes the data as they are, whatever the "
+            "ratio; give one"
+        )
     return args, flags.check(parser, args, Schedule())
 
 

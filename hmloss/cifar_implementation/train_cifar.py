@@ -10,6 +10,7 @@ Ten runs of 200 epochs, ResNet-32; --num_runs says how many. The paper's figures
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +24,30 @@ from common.training.files import Files
 from common.training.record import Record
 from common.training.selection import Selection
 from datasets.augment import described
+from datasets.data import Data
 from datasets.long_tail import Augmentation, load_long_tailed, make_loaders, require_images
 from hmloss import flags, repeats
 from hmloss.cifar_implementation import opts
 from hmloss.engine import EVALUATION_BATCH
 from hmloss.trainer import train_run
+
+
+def load(args: Namespace, imb_type: str, ratio: float) -> Data:
+    """A long-tailed training set, the same in all runs of a group, and the whole test set."""
+    data = load_long_tailed(
+        args.dataset,
+        args.root,
+        imb_type=imb_type,
+        imb_factor=ratio,
+        rand_number=args.rand_number,
+        image_size=args.image_size,
+        val_fraction=args.val_fraction,
+    )
+    if args.weighting_type != "None":
+        require_images(data.cls_num_list, f"--weighting_type {args.weighting_type}")
+    if args.loss_type == "LDAM":
+        require_images(data.cls_num_list, "--loss_type LDAM")
+    return data
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict] | None:
@@ -56,23 +76,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     claims: list[Record] = []  # kept to the end
     first_seed = None
     rows = []
+    for ratio, imb_type in groups[
+        1:
+    ]:  # refused before the first trains, and read again in its turn
+        load(args, imb_type, ratio)
     for group, (ratio, imb_type) in enumerate(groups):
-        # Data: a long-tailed training set, the same in all runs, and the whole test set.
-        data = load_long_tailed(
-            args.dataset,
-            args.root,
-            imb_type=imb_type,
-            imb_factor=ratio,
-            rand_number=args.rand_number,
-            image_size=args.image_size,
-            val_fraction=args.val_fraction,
-        )
+        data = load(args, imb_type, ratio)
         for note in data.notes:
             process.say(note)
-        if args.weighting_type != "None":
-            require_images(data.cls_num_list, f"--weighting_type {args.weighting_type}")
-        if args.loss_type == "LDAM":
-            require_images(data.cls_num_list, "--loss_type LDAM")
         process.say("cls num list:")
         process.say(data.cls_num_list)
 

@@ -208,6 +208,21 @@ def test_bad_input_is_one_line(folder, here):
         assert "\n" not in str(caught.value)
 
 
+def test_all_groups_are_checked_before_the_first_trains(tmp_path, here):
+    folder = tools.make_image_folder(
+        tmp_path / "three", [24] * 3, size=8
+    )  # steps need an even number
+    cases = [
+        (["--imb_type", "both"], "imbalance step 0.5 on imagefolder: "),
+        (["--imb_ratio", "0.5", "0.01", "--weighting_type", "CS"], "--weighting_type CS divides"),
+        (["--imb_ratio", "0.5", "0.01", "--loss_type", "LDAM"], "--loss_type LDAM divides"),
+    ]
+    for change, text in cases:
+        with pytest.raises(UsageError, match=text):
+            train_cifar.main([*small(folder), "--imb_ratio", "0.5", "--num_runs", "1", *change])
+        assert not (here / "history").exists() and not (here / "checkpoint").exists()
+
+
 def test_diverged_loss_stops_the_run(folder, here, monkeypatch):
     argv = [*small(folder), "--num_runs", "1", "--epochs", "2"]
     with pytest.raises(NonFiniteLoss, match="epoch 0, step"):

@@ -307,6 +307,23 @@ def test_bad_flags_are_named():
         (cifar_opts.parse_args, ["--dataset", "svhn"], "cifar100"),
         (cifar_opts.parse_args, ["--weighting_type", "cs"], "CB"),
         (cifar_opts.parse_args, ["--imb_ratio", "0"], "--imb_ratio 0.0"),
+        (cifar_opts.parse_args, ["--imb_factor", "2"], "--imb_factor 2.0"),
+        (
+            cifar_opts.parse_args,
+            ["--imb_ratio", "0.1", "--imb_factor", "0.5"],
+            "^--imb_ratio and --imb_factor 0.5 say the same: leave one out$",
+        ),
+        (
+            cifar_opts.parse_args,
+            ["--ir_list", "0.1", "0.2", ".10"],
+            "^--imb_ratio 0.1 0.2 0.1: names a ratio twice$",
+        ),
+        (
+            cifar_opts.parse_args,
+            ["--imb_type", "none", "--imb_ratio", "0.1", "0.2"],
+            "^--imb_ratio 0.1 0.2: --imb_type none takes the data as they are, whatever the ratio; "
+            "give one$",
+        ),
         (cifar_opts.parse_args, ["--delta", "-3"], "--delta -3"),
         (cifar_opts.parse_args, ["--num_runs", "0"], "--num_runs 0"),
         (cifar_opts.parse_args, ["--pretrained"], "resnet32"),
