@@ -36,13 +36,19 @@ def full_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
-    """The labels in int64; ValueError says what does not fit."""
+def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) -> Tensor:
+    """The labels in int64; ValueError says what does not fit, also of constants of the classes."""
     if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (B, C) and integer labels (B,), got logits "
             f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
         )
+    for name, values in per_class.items():
+        if values is not None and values.shape != logits.shape[1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, expected ({logits.shape[1]},) "
+                "as the logits have that many columns"
+            )
     # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
     if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
@@ -127,6 +133,8 @@ class ARBFocalLoss(ARBLoss):
         validate: bool = True,
     ):
         super().__init__(reduction, validate)
+        if gamma < 0:
+            raise ValueError(f"gamma must not be negative, got {gamma}")
         self.alpha = alpha
         self.gamma = gamma
 
@@ -217,7 +225,7 @@ class LabelAwareSmoothing(nn.Module):
         class_cnt: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
         """Mean loss of logits (B, C) and labels (B,); balanced as ARB-Loss by class counts (C,)."""
-        target = _checked_labels(logits, target)
+        target = _checked_labels(logits, target, cls_num_list=self.smooth)
         with torch.autocast(device_type=logits.device.type, enabled=False):
             z = full_precision(logits)
             if class_cnt is None:

@@ -76,7 +76,7 @@ class CrossEntropy(nn.Module):
         reduction: str = "mean",
     ) -> torch.Tensor:
         """Loss of logits (B, C) and labels (B,) in ``epoch``: a scalar, or (B,) unreduced."""
-        target = checked_labels(logits.shape, target)
+        target = checked_labels(logits.shape, target, cls_num_list=self.class_weight)
         logits = _logits(self.margin, logits, target)
         weight = None
         if self.class_weight is not None and epoch is not None and epoch >= self.drw_epoch:
@@ -125,7 +125,7 @@ class BalancedSoftmax(nn.Module):
         reduction: str = "mean",
     ) -> torch.Tensor:
         """Loss of logits (B, C) and labels (B,): a scalar, or (B,) unreduced; any ``epoch``."""
-        target = checked_labels(logits.shape, target)
+        target = checked_labels(logits.shape, target, cls_num_list=self.log_prior)
         logits = _logits(self.margin, logits, target) + self.log_prior
         return F.cross_entropy(logits, target, reduction=reduction)
 
@@ -170,7 +170,8 @@ class LDAM(nn.Module):
         reduction: str = "mean",
     ) -> torch.Tensor:
         """Loss of cosines (B, C) and labels (B,) in ``epoch``: a scalar, or (B,) unreduced."""
-        target, logits = checked_labels(logits.shape, target), full_precision(logits)
+        target = checked_labels(logits.shape, target, cls_num_list=self.class_margin)
+        logits = full_precision(logits)
         column = target.unsqueeze(1)  # B x 1
         logits = logits.scatter_add(1, column, -self.class_margin.to(logits.dtype)[column])
         return self.cross_entropy(self.scale * logits, target, epoch, reduction)
@@ -343,7 +344,7 @@ class NCLLoss(nn.Module):
         if logits.ndim != 3:
             raise ValueError(f"expected logits (n, B, C) of n networks, got {tuple(logits.shape)}")
         n, batch, num_classes = logits.shape
-        target = checked_labels(logits.shape[1:], target)
+        target = checked_labels(logits.shape[1:], target, cls_num_list=self.log_count)
         hard = self.hard_categories(logits[0], target)
         targets = target.repeat(n)
         full = _logits(self.margin, logits.flatten(0, 1), targets) + self.log_count

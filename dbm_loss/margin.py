@@ -29,17 +29,25 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def checked_labels(shape: Sequence[int], target: torch.Tensor) -> torch.Tensor:
+def checked_labels(
+    shape: Sequence[int], target: torch.Tensor, **per_class: torch.Tensor | None
+) -> torch.Tensor:
     """The labels (B,) in int64, for logits of ``shape`` (B, C).
 
-    Raises ``ValueError`` for another shape, labels that are no integers and, on the CPU, labels
-    outside 0..C-1.
+    Raises ``ValueError`` for another shape, constants ``per_class`` of another than (C,), labels
+    that are no integers and, on the CPU, labels outside 0..C-1.
     """
     if len(shape) != 2 or target.shape != shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (B, C) and integer labels (B,), got logits "
             f"{tuple(shape)} and labels {tuple(target.shape)} of {target.dtype}"
         )
+    for name, values in per_class.items():
+        if values is not None and values.shape != shape[1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, expected ({shape[1]},) "
+                "as the logits have that many columns"
+            )
     # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
     if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
@@ -113,7 +121,8 @@ class DBMargin(nn.Module):
         Raises:
             ValueError: ``target`` does not fit, see ``checked_labels``.
         """
-        target, cosine = checked_labels(cosine.shape, target), full_precision(cosine)
+        target = checked_labels(cosine.shape, target, cls_num_list=self.class_margin)
+        cosine = full_precision(cosine)
         logits = self.scale * cosine
         if not self.use_dbm:
             return logits

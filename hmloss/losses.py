@@ -39,13 +39,19 @@ def _full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
-    """The labels in int64; ValueError says what does not fit."""
+def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) -> Tensor:
+    """The labels in int64; ValueError says what does not fit, also of constants of the classes."""
     if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (N, C) and integer labels (N,), got logits "
             f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
         )
+    for name, values in per_class.items():
+        if values is not None and values.shape != logits.shape[1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, expected ({logits.shape[1]},) "
+                "as the logits have that many columns"
+            )
     # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
     if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
@@ -65,7 +71,8 @@ class _ClassWeighted(nn.Module):
 
     def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
         """Weighted cross-entropy in float32, or float64 for float64 logits."""
-        target, logits = _checked_labels(logits, target), _full_precision(logits)
+        target = _checked_labels(logits, target, weight=self.weight)
+        logits = _full_precision(logits)
         weight = None if self.weight is None else self.weight.to(logits)
         return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
 
@@ -203,7 +210,8 @@ class LDAMLoss(_ClassWeighted):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Logits or cosines (N, C) and labels (N,) -> scalar."""
-        target, x = _checked_labels(x, target), _full_precision(x)
+        target = _checked_labels(x, target, cls_num_list=self.m_list)
+        x = _full_precision(x)
         margin = self.m_list.to(x)[target].unsqueeze(1)
         true_class = F.one_hot(target, x.shape[1]).bool()
         return self.cross_entropy(self.s * torch.where(true_class, x - margin, x), target, "mean")

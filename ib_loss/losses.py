@@ -31,13 +31,19 @@ def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Ten
     return F.cross_entropy(logits, target, weight=weight, reduction="none")
 
 
-def _checked_labels(logits: Tensor, target: Tensor) -> Tensor:
-    """The labels in int64; ValueError says what does not fit."""
+def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) -> Tensor:
+    """The labels in int64; ValueError says what does not fit, also of constants of the classes."""
     if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (N, K) and integer labels (N,), got logits "
             f"{tuple(logits.shape)} and labels {tuple(target.shape)} of {target.dtype}"
         )
+    for name, values in per_class.items():
+        if values is not None and values.shape != logits.shape[1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, expected ({logits.shape[1]},) "
+                "as the logits have that many columns"
+            )
     # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
     if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
@@ -119,7 +125,7 @@ class FocalLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Logits (N, K) and labels (N,) -> scalar."""
         with torch.autocast(input.device.type, enabled=False):
-            target = _checked_labels(input, target)
+            target = _checked_labels(input, target, weight=self.weight)
             input = _at_least_float32(input)
             return focal_loss(_cross_entropy(input, target, self.weight), self.gamma)
 
@@ -159,7 +165,7 @@ class LDAMLoss(nn.Module):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Logits or cosines (N, K) and labels (N,) -> scalar."""
         with torch.autocast(x.device.type, enabled=False):
-            target = _checked_labels(x, target)
+            target = _checked_labels(x, target, weight=self.weight, cls_num_list=self.m_list)
             x = _at_least_float32(x)
             margin = F.one_hot(target, x.shape[1]) * self.m_list.to(x)[target, None]
             weight = None if self.weight is None else self.weight.to(x)
@@ -199,7 +205,7 @@ class IBLoss(nn.Module):
         Raises ValueError where their shapes do not fit.
         """
         with torch.autocast(input.device.type, enabled=False):
-            target = _checked_labels(input, target)
+            target = _checked_labels(input, target, weight=self.weight)
             input, features = _at_least_float32(input), _at_least_float32(features)
             factor = influence_factor(input, target, features, self.alpha, self.epsilon)
             return ib_loss(_cross_entropy(input, target, self.weight), factor)
@@ -223,6 +229,8 @@ class IB_FocalLoss(nn.Module):
         super().__init__()
         if alpha <= 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
+        if gamma < 0:
+            raise ValueError(f"gamma must not be negative, got {gamma}")
         self.alpha, self.gamma = alpha, gamma
         self.register_buffer("weight", _class_weight(weight), persistent=False)
 
@@ -232,7 +240,7 @@ class IB_FocalLoss(nn.Module):
         Raises ValueError where their shapes do not fit.
         """
         with torch.autocast(input.device.type, enabled=False):
-            target = _checked_labels(input, target)
+            target = _checked_labels(input, target, weight=self.weight)
             input, features = _at_least_float32(input), _at_least_float32(features)
             factor = influence_factor(input, target, features, self.alpha, self.epsilon)
             losses = _cross_entropy(input, target, self.weight)

@@ -152,7 +152,7 @@ class GMLLoss(nn.Module):
 
     def supervised(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """L_sup: balanced softmax on the scaled cosines, with the margin where there is one."""
-        target = checked_labels(logits.shape, target)
+        target = checked_labels(logits.shape, target, cls_num_list=self.log_prior)
         if self.margin is not None:
             logits = self.margin(logits, target)
         else:

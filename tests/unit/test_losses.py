@@ -68,7 +68,7 @@ LOSSES = {
     ),
     "dbm_loss.GMLLoss": gml,
 }
-every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+PLAIN = ("influence_factor", "BalSCL")  # take neither counts nor weights
 
 
 @pytest.fixture
@@ -110,6 +110,32 @@ def test_labels_that_do_not_fit_are_named(batch):
     for loss, (labels, message) in product(LOSSES.values(), cases):
         with pytest.raises(ValueError, match=message):
             loss(list, batch[0], labels)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.endswith(PLAIN)])
+def test_counts_and_weights_of_other_classes_are_refused(batch, name):
+    """Each of them in turn, shorter and longer than the logits are wide."""
+    given = []
+    LOSSES[name](lambda values: given.append(values) or values, *batch)
+    for wrong, (change, shape) in product(
+        range(len(given)),
+        [(lambda x: x[:3], (3,)), (lambda x: [*x, 1], (5,)), (lambda x: [x], (1, 4))],
+    ):
+        turns = iter(range(len(given)))
+
+        def of(values, wrong=wrong, change=change, turns=turns):
+            return change(values) if next(turns) == wrong else values
+
+        with pytest.raises(ValueError) as error:
+            LOSSES[name](of, *batch)
+        said = f" has shape {shape}, expected (4,) as the logits have that many columns"
+        assert str(error.value).endswith(said) or "non-empty list of counts" in str(error.value)
+
+
+def test_a_negative_gamma_is_refused():
+    for focal in (ib.FocalLoss, ib.IB_FocalLoss, hm.FocalLoss, arb.ARBFocalLoss):
+        with pytest.raises(ValueError, match=r"gamma must .*, got -1\.0"):
+            focal(gamma=-1.0)
 
 
 def test_logits_of_every_pixel_are_refused():
