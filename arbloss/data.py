@@ -50,6 +50,7 @@ def load_data(config: CfgNode) -> Data:
             image_size=config.image_size,
             num_classes=config.num_classes,
             val_fraction=config.val_fraction,
+            whole="imb_factor null",
         )
         long_tail.require_images(data.cls_num_list, f"dataset {config.dataset}")
         return data

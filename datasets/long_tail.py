@@ -40,6 +40,7 @@ def load_long_tailed(
     image_size: int = 32,
     num_classes: int | None = None,
     val_fraction: float = 0.0,
+    whole: str = "--imb_type none",
 ) -> Data:
     """Load a data set and keep ``class_counts(…, imb_type, imb_factor)`` training images per class.
 
@@ -48,6 +49,7 @@ def load_long_tailed(
         imb_type: ``exp``, ``step``, or ``none`` for all images as they are.
         num_classes: what the user said; contradicting the data is an error.
         val_fraction: share of the kept images of each class that is for validation.
+        whole: what the user says for all images as they are, for messages.
     Raises:
         UsageError: data missing, too few images in a class for the asked imbalance, or a
             ``val_fraction`` of data that have images for validation.
@@ -73,8 +75,16 @@ def load_long_tailed(
     except ValueError as error:
         raise UsageError(
             f"imbalance {imb_type} {imb_factor} on {dataset}: {error}; "
-            "it is cut out of a balanced set (none takes the images as they are)"
+            f"it is cut out of a balanced set ({whole} takes the images as they are)"
         ) from None
+    notes = [note for source in sources for note in source.notes]
+    there = np.bincount(train.targets, minlength=found)
+    if dataset in ("imagefolder", "npz") and imb_type != "none" and there.min() < there.max():
+        notes.append(
+            f"note: the classes have {there.max()} to {there.min()} training images, of which "
+            f"imbalance {imb_type} {imb_factor:g} takes {max(counts)} to {min(counts)}; {whole} "
+            "takes all"
+        )
     val = _all_images(sources[2]) if others else None
     if val_fraction:
         part = stratified_part(train.targets[indices], val_fraction, rand_number)
@@ -103,7 +113,7 @@ def load_long_tailed(
         },
         split,
         chosen_on,
-        [*(note for source in sources for note in source.notes), *evaluation_notes(facts, split)],
+        [*notes, *evaluation_notes(facts, split)],
         val,
         _name(dataset, root, imb_type, imb_factor),
     )

@@ -57,6 +57,21 @@ def test_the_images_are_brought_to_their_size_as_those_of_an_image_folder(tmp_pa
     assert one.facts == other.facts | {"dataset": "npz", "test_set": test_set}
 
 
+def test_a_long_tail_cut_out_of_a_long_tail_is_worth_a_note(tmp_path):
+    path = write(tmp_path / "x.npz")
+    cut = {"imb_type": "exp", "imb_factor": 0.5}
+    for words, cure in (({}, "--imb_type none"), ({"whole": "imb_factor null"}, "imb_factor null")):
+        data = load_long_tailed("npz", path, **cut, **words)
+        assert data.cls_num_list == [4, 2, 2] and data.notes[:-1] == [
+            "note: the classes have 6 to 2 training images, of which imbalance exp 0.5 takes 4 to "
+            f"2; {cure} takes all"
+        ]
+    assert len(load_long_tailed("npz", path, imb_type="none", imb_factor=0.5).notes) == 1
+    assert len(load_long_tailed("digits", "", **cut).notes) == 1  # not equal either, but not long
+    write(path, y_train=np.repeat([0, 1, 2], 4))
+    assert len(load_long_tailed("npz", path, **cut).notes) == 1
+
+
 OBJECTS = np.array([None] * 12, dtype=object)
 BAD = {
     "float images": ({"x_train": X / 255}, "x_train is float64 (12, 10, 7, 3); expected uint8"),
