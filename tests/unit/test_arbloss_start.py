@@ -40,7 +40,8 @@ def test_resume_auto_goes_on_with_the_newest_run_of_the_same_settings():
     slow = made("202601010001", 2, "lr", "0.05")
     fast = made("202601010001-2", 3, "seed", "1")
     made("202601010002", 4, "num_epochs", "3", "seed", "2")
-    path, (note,) = start.newest_run("cifar10_imb001", config("lr", "0.05", "workers", "0"))
+    words = ("lr", "0.05", "workers", "0", "name", "other", "mode", "stage2")  # three of no effect
+    path, (note,) = start.newest_run("cifar10_imb001", config(*words))
     assert path == slow
     assert note == (
         "note: resume auto passes over saved/cifar10_imb001_202601010002/ckps/current.pth.tar, a "
