@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -107,17 +108,18 @@ def partition(moco: MoCo, args: Namespace) -> None:
         raise UsageError(f"--{error}; K is --moco-k") from None
 
 
-def load_teacher(args: Namespace) -> nn.Module:
-    """The network in the checkpoint ``--path_t``: a bare one, or the query encoder of a MoCo.
+def load_network(path: str | Path, flag: str, arch: str, num_classes: int) -> nn.Module:
+    """The network in a checkpoint: a bare one, or the query encoder of a MoCo.
 
+    Args:
+        flag: that names ``path``, for messages.
     Raises:
-        UsageError: no such file, or of another architecture than ``--arch_t``.
+        UsageError: no such file, or of another architecture than ``arch``.
     """
-    weights = models.pretrained.encoder(restore.load_state_dict(args.path_t, "--path_t"))
-    build = network(args.arch_t)
-    teacher = build(num_classes=args.num_classes, use_norm="fc.bias" not in weights)
-    restore.load_weights(teacher, weights, f"--path_t {args.path_t}")
-    return teacher
+    weights = models.pretrained.encoder(restore.load_state_dict(path, flag))
+    model = network(arch)(num_classes=num_classes, use_norm="fc.bias" not in weights)
+    restore.load_weights(model, weights, f"{flag} {path}")
+    return model
 
 
 class Means:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from common import models
-from common.training import launch, precision, seeds, speed
+from common.training import checkpoint, launch, precision, seeds, speed
 from common.training.files import Files
 from common.training.learner import Learner
 from common.training.logs import write_text
@@ -29,7 +29,7 @@ from dbm_loss.GML.engine import (
     build_optimizer,
     evaluate,
     forward_pass,
-    load_teacher,
+    load_network,
     log_epoch,
     partition,
     result_lines,
@@ -93,8 +93,18 @@ def train(
         args, data, seed=seed, process=process, memory_format=memory_format
     )
 
+    if args.evaluate:  # what classifies is enough: neither teacher nor queue
+        path = checkpoint.find(args.resume, record.latest)
+        model = load_network(path, "--resume", args.arch, args.num_classes)
+        model = launch.distribute(model.to(memory_format=memory_format), process)
+        result = evaluate(model, test_loader, args, record).result(data.cls_num_list)
+        process.say(result_lines(result))
+        return result
+
     # Model: a cosine classifier alone, or query and key encoder with one, and the queue.
-    teacher = load_teacher(args) if args.path_t else None
+    teacher = None
+    if args.path_t:
+        teacher = load_network(args.path_t, "--path_t", args.arch_t, args.num_classes)
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args, teacher)
@@ -122,11 +132,6 @@ def train(
     if record.resumed:
         args.start_epoch = record.epoch
     partition(launch.unwrap(model), args)
-
-    if args.evaluate:
-        result = evaluate(model, test_loader, args, record).result(data.cls_num_list)
-        process.say(result_lines(result))
-        return result
 
     start_step, sums = record.place(len(train_loader), Means.figures)
     record.open(seed)

@@ -81,7 +81,7 @@ def test_a_teacher_is_a_bare_network_or_the_query_encoder_of_a_moco(tmp_path, us
     for name, model, expected in (("bare", bare, bare), ("moco", moco, moco.encoder_q)):
         state = {f"module.{key}": value for key, value in model.state_dict().items()}
         torch.save({"state_dict": state}, tmp_path / name)
-        teacher = engine.load_teacher(flags(path_t=str(tmp_path / name)))
+        teacher = engine.load_network(tmp_path / name, "--path_t", "resnet20", 3)
         assert torch.equal(teacher.eval()(x), expected.eval()(x))
     student = engine.build_model(flags(), teacher)
     assert student.encoder_k is teacher and student.has_teacher
@@ -90,13 +90,13 @@ def test_a_teacher_is_a_bare_network_or_the_query_encoder_of_a_moco(tmp_path, us
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "teacher.pth.tar"
     with pytest.raises(UsageError, match=r"--path_t .*teacher\.pth\.tar: no such file"):
-        engine.load_teacher(flags(path_t=str(path)))
+        engine.load_network(path, "--path_t", "resnet20", 3)
     torch.save({"epoch": 1}, path)
     with pytest.raises(UsageError, match="entry 'epoch' of its state dict is no tensor, but int"):
-        engine.load_teacher(flags(path_t=str(path)))
+        engine.load_network(path, "--path_t", "resnet20", 3)
     torch.save({"state_dict": resnet32(3, head="fc").state_dict()}, path)
     with pytest.raises(UsageError, match=r"teacher\.pth\.tar: made with another architecture"):
-        engine.load_teacher(flags(path_t=str(path)))
+        engine.load_network(path, "--path_t", "resnet20", 3)
 
 
 def test_feature_sizes_are_checked():
