@@ -31,7 +31,7 @@ from common.training.flags import Parser
 from common.training.launch import run
 from common.training.logs import Progress
 from datasets import npz
-from datasets.folder import Skipped, held_out, image_files, read_folder
+from datasets.folder import ENDINGS, Skipped, held_out, image_files, read_folder
 from datasets.images import read_rgb, remarks
 from datasets.listfile import ListFile
 
@@ -83,6 +83,8 @@ def look(data: Sequence[str], root: str) -> Found:
         elif path.is_dir():
             skipped = Skipped()
             files = image_files(path, skipped)
+            if not files:
+                raise UsageError(f"{path}: no images in it, {ENDINGS}")
             found.lines += [f"{path}: {len(files)} images", *skipped.notes(path)]
             found.images += [(file, "") for file in files]
         elif path.suffix == ".npz":

@@ -137,11 +137,12 @@ def _in_order_of(path: Path, classes: Sequence[str]) -> list[str]:
 
 @dataclass
 class Skipped:
-    """What a listing passed over: hidden files and folders, links to folders that are read, and
-    folders where none are entered.
+    """What a listing passed over: hidden files and folders, files that are no images by their
+    ending, links to folders that are read, and folders where none are entered.
     """
 
     hidden: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
 
@@ -151,6 +152,7 @@ class Skipped:
             f"{kind}: {len(paths)} (such as {min(paths)})"
             for kind, paths in (
                 ("hidden files and folders", self.hidden),
+                ("files that are no images by their ending", self.others),
                 ("links to folders that are read already", self.links),
                 ("folders, as the images are expected beside them", self.folders),
             )
@@ -228,6 +230,8 @@ def image_files(
                     skipped.hidden.append(entry.path)
                 else:
                     names.append(entry.name)
+            elif not is_hidden(entry.name):
+                skipped.others.append(entry.path)
         found.append((parent, names))
     return [os.path.join(parent, name) for parent, names in sorted(found) for name in names]
 

@@ -13,6 +13,7 @@ from datasets.sources import SIDES, Source
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 NUM_CLASSES = 200
+BOXES = "_boxes.txt"  # beside the training images of each class
 
 
 def held_out(root: Path) -> tuple[str, ...]:
@@ -36,6 +37,7 @@ def open_split(name: str, root: Path, split: str, size: int) -> Source:
         files, targets = list_classes(folder / split, classes, skipped)
     else:
         files, targets = _annotated(folder / split, classes)
+    skipped.others = [file for file in skipped.others if not file.endswith(BOXES)]
     notes = skipped.notes(folder / split)
     side = SIDES[name]
     return Source(

@@ -256,7 +256,10 @@ def find_samples(args: argparse.Namespace, model: Model) -> list[Sample]:
 
 def _in_folder(folder: Path, classes: Sequence[str]) -> list[Sample]:
     """Images below; those below a folder that is named like a class are of it."""
-    files = image_files(folder, Skipped())
+    skipped = Skipped()
+    files = image_files(folder, skipped)
+    for note in skipped.notes(folder):
+        print(note)
     labels = {name: c for c, name in enumerate(classes)}
     tops = [Path(file).relative_to(folder).parts for file in files]
     return [
@@ -279,8 +282,10 @@ def _in_list(path: Path, args: argparse.Namespace, model: Model) -> list[Sample]
     root = Path(args.root) if args.root else path.parent
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: neither an image nor a list ({error.reason})") from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{path}: neither a list, which is text, nor among the {ENDINGS}"
+        ) from None
     lines = [line for line in lines if line]
     if all(line.lower().endswith(SUFFIXES) for line in lines):
         return [Sample(line, None, str(root / line)) for line in lines]

@@ -20,7 +20,7 @@ from common.training.errors import UsageError
 from common.training.logs import write_text
 from datasets.augment.colours import IMAGENET_MEAN, IMAGENET_STD, Triple
 from datasets.classes import lacking
-from datasets.folder import Skipped, Split, entries, is_hidden, read_classes, read_folder
+from datasets.folder import ENDINGS, Skipped, Split, entries, is_hidden, read_classes, read_folder
 from datasets.images import SUFFIXES, read_rgb
 
 # Class folders in the order of the labels, and their columns in the official ground truth.
@@ -99,7 +99,7 @@ def _read_csv(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
 def images_below(folder: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     """Images directly in a folder by their name without suffix, sorted; none that is hidden.
 
-    Hidden ones, and folders, are added to ``skipped``.
+    Hidden ones, files that are no images, and folders are added to ``skipped``.
 
     Raises:
         UsageError: the folder cannot be listed, or a name occurs with two suffixes.
@@ -112,7 +112,9 @@ def images_below(folder: Path, skipped: Skipped | None = None) -> dict[str, Path
             skipped.hidden.append(str(path))
         elif entry.is_dir():
             skipped.folders.append(str(path))
-        elif path.suffix.lower() in SUFFIXES and found.setdefault(path.stem, path) != path:
+        elif path.suffix.lower() not in SUFFIXES:
+            skipped.others.append(str(path))
+        elif found.setdefault(path.stem, path) != path:
             raise UsageError(f"{path}: {found[path.stem].name} is there, too; keep one of them")
     return found
 
@@ -160,7 +162,7 @@ def find_images(
                 )
             paths = images_below(folder / name, skipped).values()
             if not paths:
-                raise UsageError(f"{(folder / name).resolve()}: no image in it")
+                raise UsageError(f"{(folder / name).resolve()}: no image in it, {ENDINGS}")
             rows += [(str(path), name, path.name, label) for path in paths]
         table = pd.DataFrame(rows, columns=COLUMNS)
     twice = table.loc[table["image_id"].duplicated(), "image_id"]

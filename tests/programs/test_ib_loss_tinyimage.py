@@ -49,7 +49,7 @@ def test_the_published_validation_layout_is_read_right(tiny, tmp_path):
     assert source.targets.tolist() == order.tolist()
     assert source.pixels([0, 1]).shape == (2, 64, 64, 3)
     train = open_source("tinyimagenet", root, "train")
-    assert train.targets.tolist() == np.repeat(np.arange(200), 2).tolist()
+    assert train.targets.tolist() == np.repeat(np.arange(200), 2).tolist() and train.notes == []
 
     # One folder per class: the same images and labels, class by class.
     per_class = tmp_path / "tiny-imagenet-200"

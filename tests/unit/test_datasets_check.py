@@ -60,9 +60,12 @@ def test_an_image_folder(tmp_path, capsys):
 
 def test_any_other_folder(tmp_path, capsys):
     make(tmp_path, "BEN/1.png", "MAL/deeper/1.jpg", "MAL/.hidden/1.jpg")
+    for name in ("BEN/1.gif", "MAL/deeper/2.JXL"):
+        (tmp_path / name).touch()
     assert checked(capsys, 0, tmp_path) == [
         f"{tmp_path}: 2 images",
-        f"note: {tmp_path}: skipped hidden files and folders: 1 (such as {tmp_path}/MAL/.hidden)",
+        f"note: {tmp_path}: skipped hidden files and folders: 1 (such as {tmp_path}/MAL/.hidden), "
+        f"files that are no images by their ending: 2 (such as {tmp_path}/BEN/1.gif)",
         "2 images read, 0 of them broken",
     ]
 
@@ -103,6 +106,10 @@ def test_an_npz_file(tmp_path, capsys):
 def test_data_that_are_not_there(tmp_path):
     with pytest.raises(UsageError, match="nowhere: no such folder, list or npz file"):
         check.main([str(tmp_path / "nowhere")])
+    (tmp_path / "gif").mkdir()
+    (tmp_path / "gif" / "1.gif").touch()
+    with pytest.raises(UsageError, match=r"gif: no images in it, files whose names end in \.jpg, "):
+        check.main([str(tmp_path / "gif")])
     (tmp_path / "train").mkdir()
     with pytest.raises(UsageError, match="neither val/ nor test/"):
         check.main([str(tmp_path)])

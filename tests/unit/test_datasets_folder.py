@@ -48,7 +48,11 @@ def test_files_come_in_torchvisions_order(tmp_path):
     expected = ImageFolder(tmp_path / "train")
     assert list(zip(split.files, split.targets, strict=True)) == expected.samples
     assert split.classes == expected.classes == ["10", "9", "a", "b", "b-1"]
-    assert split.notes == []
+    folder = tmp_path / "train"
+    assert split.notes == [
+        f"note: {folder}: skipped files that are no images by their ending: 1 "
+        f"(such as {folder}/a/notes.txt)"
+    ]
 
 
 def test_hidden_files_and_folders_are_skipped_and_counted(tmp_path):

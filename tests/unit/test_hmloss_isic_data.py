@@ -155,14 +155,16 @@ def test_images_of_all_kinds_are_taken_and_folders_counted(tmp_path):
     for suffix in (".bmp", ".webp", ".tiff", ".PNG"):
         Image.new("RGB", (8, 8)).save(tmp_path / "BEN" / f"of{suffix.lower()}{suffix}")
     (tmp_path / "BEN" / "more").mkdir()
+    (tmp_path / "BEN" / "a.gif").touch()
     skipped = Skipped()
     assert isic.find_images(tmp_path, skipped=skipped)["image_id"].tolist() == [
         "BEN0.JPG", "BEN1.JPG", "of.bmp.bmp", "of.png.PNG", "of.tiff.tiff", "of.webp.webp",
         "MAL0.JPG",
     ]  # fmt: skip
     assert skipped.notes(tmp_path) == [
-        f"note: {tmp_path}: skipped folders, as the images are expected beside them: 1 (such as "
-        f"{tmp_path / 'BEN' / 'more'})"
+        f"note: {tmp_path}: skipped files that are no images by their ending: 1 (such as "
+        f"{tmp_path / 'BEN' / 'a.gif'}), folders, as the images are expected beside them: 1 (such "
+        f"as {tmp_path / 'BEN' / 'more'})"
     ]
     Image.new("RGB", (8, 8)).save(tmp_path / "BEN" / "BEN1.png")
     with pytest.raises(UsageError, match=r"BEN1\.png: BEN1\.JPG is there, too; keep one of them"):

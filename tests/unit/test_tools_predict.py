@@ -187,6 +187,15 @@ def test_names_for_a_checkpoint_that_has_numbers(here):
         run("ckpt", "images/red/1.png", "--classes", "names")
 
 
+def test_what_a_folder_has_beside_images_is_counted(here, capsys):
+    (here / "images" / "red" / "1.gif").touch()
+    assert len(run("ckpt", "images/red")) == 1
+    assert capsys.readouterr().out.startswith(
+        "note: images/red: skipped files that are no images by their ending: 1 (such as "
+        "images/red/1.gif)\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -198,7 +207,7 @@ def test_names_for_a_checkpoint_that_has_numbers(here):
         (["empty", "images"], "CHECKPOINT empty: a folder, with no checkpoint in it (*.pth.tar)"),
         (["ckpt", "nothing"], "nothing: no such file or folder"),
         (["ckpt", "empty"], "empty: no images"),
-        (["ckpt", "ckpt"], "ckpt: neither an image nor a list"),
+        (["ckpt", "ckpt"], "ckpt: neither a list, which is text, nor among the files whose nam"),
         (["ckpt", "images", "--network", "resnet20"], "--network resnet20: expected KEY=VALUE"),
         (["ckpt", "images", "--program", "x.py"], "argument --program: invalid choice: 'x.py'"),
         (["ckpt", "images/teal", "--by_class"], "--by_class: none of the images has a label"),
