@@ -82,6 +82,7 @@ def train(
             latest=LATEST,
             best=BEST,
             text_logs=(log_name,),
+            others=("gradient_norms_*.npy", "reliability.png"),
         ),
         process,
         {**config, "channels_last": channels_last},

@@ -41,14 +41,13 @@ class ListFile(Dataset):
 
     The label is the last whole number of a line, so that names of files may hold spaces; where
     tabs separate the columns, it is the second column, whatever the others hold. Blank lines do
-    not count, and backslashes are slashes. ``dataset[i]`` is ``(RGB image, label)``; with a list of
-    transforms ``([one view of each], label)``. Paths are kept as one array of bytes, so half a
-    million of them cost some 30 MB, which worker processes share.
+    not count, and backslashes are slashes. ``dataset[i]`` is ``(RGB image, label)``. Paths are kept
+    as one array of bytes, so half a million of them cost some 30 MB, which worker processes share.
 
     Args:
         list_file: the text file.
         root: folder that the paths are relative to.
-        transform: PIL image -> sample, or a list of such, applied to the same image in order.
+        transform: PIL image -> sample.
         num_classes: None for a training list, whose labels must be 0..C-1 with each present. An
             evaluation list takes the C of its training list, and may lack classes.
         names: file with the C class names, one a line, before those of the list.
@@ -71,7 +70,7 @@ class ListFile(Dataset):
         self,
         list_file: str | Path,
         root: str | Path,
-        transform: Callable | Sequence[Callable] | None = None,
+        transform: Callable | None = None,
         num_classes: int | None = None,
         names: str | Path | None = None,
         must_exist: bool = True,
@@ -112,9 +111,7 @@ class ListFile(Dataset):
 
     def __getitem__(self, index: int) -> tuple:
         image = read_rgb(self.path(index), self.place(index))
-        if isinstance(self.transform, Sequence):
-            image = [view(image) for view in self.transform]
-        elif self.transform is not None:
+        if self.transform is not None:
             image = self.transform(image)
         return image, int(self.targets[index])
 

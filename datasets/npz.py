@@ -40,10 +40,12 @@ class Array:
 
 
 def held_out(path: Path) -> list[str]:
-    """``test``, and ``val`` to choose the best epoch on if the file has it."""
-    if not path.is_file() or not zipfile.is_zipfile(path):  # read_split says what is wrong
-        return ["test"]
-    with zipfile.ZipFile(path) as archive:
+    """``test``, and ``val`` to choose the best epoch on if the file has it.
+
+    Raises:
+        UsageError: no such file, or damaged.
+    """
+    with _open(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     return ["test", "val"] if {*LAYOUTS[1], *VAL} <= names else ["test"]
 
@@ -66,14 +68,7 @@ def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str
         UsageError: no such file, damaged, arrays missing, or of another shape, dtype or content;
             names the array, what it is and what would be right.
     """
-    if not path.is_file():
-        raise UsageError(f"npz file {path}: no such file; give FILE.npz with {EXPECTED}")
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{path}: not an .npz file ({reason}); expected {EXPECTED}") from None
-    with archive:
+    with _open(path) as archive:
         found = [name.removesuffix(".npy") for name in archive.namelist()]
         layout = next((names for names in LAYOUTS if set(names) <= set(found)), None)
         if layout is None:
@@ -101,6 +96,16 @@ def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str
     if pixels.ndim == 3:
         pixels = np.repeat(pixels[..., None], 3, axis=3)
     return pixels, targets[split].astype(np.int64), classes
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    if not path.is_file():
+        raise UsageError(f"npz file {path}: no such file; give FILE.npz with {EXPECTED}")
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path}: not an .npz file ({reason}); expected {EXPECTED}") from None
 
 
 def _header(path: Path, archive: zipfile.ZipFile, name: str) -> Array:

@@ -31,6 +31,7 @@ class Files:
         copy: where else the program itself writes weights.
         text_logs: names of the text logs, written by ``record.log[name].write``.
         events: tensorboard's, given by the name of their folder in ``log_dir``.
+        others: patterns of what else the program leaves in ``log_dir``.
     """
 
     log_dir: str | Path
@@ -41,6 +42,7 @@ class Files:
     copy: Path | None = None
     text_logs: Sequence[str] = ()
     events: str | Path = ""
+    others: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.log_dir, self.model_dir = Path(self.log_dir), Path(self.model_dir)
@@ -87,6 +89,7 @@ class Files:
     def clear(self, keep: Path | None) -> None:
         """Remove what an earlier run, or one killed in its first epoch, left; all but ``keep``."""
         stale = [*self.weights(), *(self.log_dir / name for name in REPORTS)]
+        stale += [file for pattern in self.others for file in self.log_dir.glob(pattern)]
         for file in [*stale, *self.events.glob("events.out.tfevents.*")]:
             if keep is None or file.resolve() != keep.resolve():
                 with writing(file):

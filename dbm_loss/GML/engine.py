@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from common import models
 from common.evaluation import Running, Tally, accuracy
-from common.models import archs
 from common.training import restore
 from common.training.errors import UsageError
 from common.training.launch import Process, all_reduce_sum, sync_buffers, unwrap
@@ -57,8 +56,8 @@ def build_optimizer(model: nn.Module, criterion: nn.Module, args: Namespace) -> 
 
 def network(arch: str) -> Callable[..., nn.Module]:
     """Constructor of a network whose classifier is named ``fc``, as in the original."""
-    build = archs.constructor(arch)
-    return partial(build, head="fc") if arch in archs.CIFAR_RESNETS else build
+    build = models.archs.constructor(arch)
+    return partial(build, head="fc") if arch in models.archs.CIFAR_RESNETS else build
 
 
 def num_views(args: Namespace) -> int:

@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             best="checkpoint.pth.tar",
             numbered="model_{}.pth.tar",
             text_logs=(time.strftime("%Y-%m-%d-%H-%M-%S.txt"),),  # one for each start
+            others=("[0-9][0-9][0-9][0-9]-[0-9]*-[0-9]*-[0-9]*-[0-9]*-[0-9]*.txt",),
         ),
         process,
         vars(args),

@@ -109,7 +109,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     # The folders of all runs are this program's before it writes there.
     args.run_list = [f"run{run}" for run in range(args.num_runs)]
     files = [
-        Files(history_dir / name, model_dir / name, copy=best_model(model_dir / name))
+        Files(
+            history_dir / name,
+            model_dir / name,
+            copy=best_model(model_dir / name),
+            others=("roc.png", "history_case_plot.png", "proba_distribution_*.csv"),
+        )
         for name in args.run_list
     ]
     claims = repeats.claim(files, resume, args, process)  # noqa: F841 (kept to the end)

@@ -112,6 +112,31 @@ def test_a_run_killed_before_its_report_is_refused_resumed_and_evaluated_again(
     assert len(list(here.rglob("report.json"))) == 1 + (name == "arb_stage2")
 
 
+OTHERS = {
+    "dbm_cifar": ["2026-01-31-23-59-59.txt"],
+    "hml_isic": ["roc.png", "history_case_plot.png", "proba_distribution_MAL.csv"],
+    "arb_stage1": ["reliability.png", "gradient_norms_003.npy"],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_that_begins_removes_what_else_an_earlier_one_left(here, name, monkeypatch):
+    program, argv = small_runs.command(name)
+    names, left = [*OTHERS[name], "2026-notes.txt"], []
+
+    def begin(self, seed, opened=Record.open):
+        for file in names:
+            (self.log_dir / file).touch()
+        opened(self, seed)
+        left.extend(file for file in names if (self.log_dir / file).exists())
+        raise Killed
+
+    monkeypatch.setattr(Record, "open", begin)
+    with pytest.raises(Killed):
+        program.main(argv)
+    assert left == ["2026-notes.txt"]
+
+
 READ_IN_TRAINING = ["dbm_large", "gml", "hml_inat", "hml_folder", "hml_isic"]
 
 

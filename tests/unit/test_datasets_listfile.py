@@ -1,7 +1,6 @@
 """List files: parsing, checks, relabelling, images."""
 
 import os
-import random
 import time
 
 import numpy as np
@@ -43,16 +42,9 @@ def test_samples(make_list):
     assert data.path(1) == str(data.root / "train/a/y.jpg")
 
 
-def test_transforms_see_the_same_image_in_order(make_list):
+def test_the_transform_sees_the_image(make_list):
     files = make_list("a 0\nb 0\n")
-    image, _ = ListFile(*files, transform=lambda image: image.getpixel((0, 0))[0])[1]
-    assert image == 2
-    views = [lambda image: (random.random(), image.size), lambda image: (random.random(), 0)]
-    random.seed(3)
-    sample, label = ListFile(*files, transform=views)[0]
-    random.seed(3)
-    assert sample == [(random.random(), (4, 3)), (random.random(), 0)]
-    assert label == 0
+    assert ListFile(*files, transform=lambda image: image.getpixel((0, 0))[0])[1] == (2, 0)
 
 
 def test_every_mode_becomes_rgb(make_list):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.training.errors import UsageError
 from datasets.long_tail import load_long_tailed
-from datasets.npz import LAYOUTS, VAL, read_split
+from datasets.npz import LAYOUTS, VAL, held_out, read_split
 
 RNG = np.random.RandomState(0)
 X = RNG.randint(0, 256, (12, 10, 7, 3)).astype(np.uint8)  # higher than wide
@@ -132,6 +132,8 @@ def test_damage_is_told_with_the_array_that_it_is_in(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     refused(path, "not an .npz file (File is not a zip file)")
+    path.write_bytes(whole.replace(b"PK\x01\x02", b"XXXX"))
+    refused(path, "not an .npz file (Bad magic number for central directory)")
     damaged = bytearray(write(path).read_bytes())
     damaged[damaged.index(Y.tobytes())] = 1  # a label's byte: the checksum of y_train is wrong
     path.write_bytes(damaged)
@@ -150,6 +152,7 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path):
             damaged[place] = RNG.randint(256)
         path.write_bytes(damaged)
         try:
+            held_out(path)
             read_split(path, "train")
         except UsageError:
             refusals += 1
