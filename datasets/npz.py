@@ -102,9 +102,17 @@ def _open(path: Path) -> zipfile.ZipFile:
     if not path.is_file():
         raise UsageError(f"npz file {path}: no such file; give FILE.npz with {EXPECTED}")
     try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"
         return zipfile.ZipFile(path)
+    except PermissionError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        if is_zip:
+            raise UsageError(
+                f"{path}: cut short or damaged ({reason}); copy it or write it again"
+            ) from None
         raise UsageError(f"{path}: not an .npz file ({reason}); expected {EXPECTED}") from None
 
 
@@ -135,16 +143,35 @@ def _damaged(path: Path, what: str, error: Exception) -> UsageError:
 
 
 def _check_shapes(images: Array, labels: Array) -> None:
+    for array in (labels, images):
+        if array.shape[:1] == (0,):
+            raise array.wrong("it is empty")
     numbers = len(labels.shape) == 1 or (len(labels.shape) == 2 and labels.shape[1] == 1)
-    if not numbers or labels.dtype.kind not in "iu" or labels.shape[0] < 1:
+    if not numbers or labels.dtype.kind not in "iu":
         raise labels.wrong(f"expected {LABELS}")
     grey, colour = len(images.shape) == 3, len(images.shape) == 4 and images.shape[3] == 3
     if images.dtype != np.uint8 or not (grey or colour) or 0 in images.shape[1:]:
-        raise images.wrong(f"expected {IMAGES}")
+        raise images.wrong(f"expected {IMAGES}{_cure(images)}")
     if images.shape[0] != labels.shape[0]:
         raise images.wrong(
             f"expected an image for each of the {labels.shape[0]} labels in {labels.name}"
         )
+
+
+def _cure(images: Array) -> str:
+    """How images in other usual forms are brought to the expected one."""
+    cures = []
+    if len(images.shape) == 4 and images.shape[3] == 1:
+        cures.append("squeeze(3)")
+    elif len(images.shape) == 4 and images.shape[1] == 1:
+        cures.append("squeeze(1)")
+    elif len(images.shape) == 4 and images.shape[1] == 3:
+        cures.append("transpose(0, 2, 3, 1)")
+    if images.dtype.kind == "f":
+        cures.append("scale to 0…255")
+    if images.dtype.kind in "fiub" and images.dtype != np.uint8:
+        cures.append("astype(numpy.uint8)")
+    return f": {', '.join(cures)}" if cures else ""
 
 
 def _count_classes(labels: dict[str, Array], targets: dict[str, np.ndarray]) -> int:

@@ -2,12 +2,14 @@
 
 import re
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.training.errors import UsageError
+from datasets import npz
 from datasets.long_tail import load_long_tailed
 from datasets.npz import LAYOUTS, VAL, held_out, read_split
 
@@ -74,7 +76,26 @@ def test_a_long_tail_cut_out_of_a_long_tail_is_worth_a_note(tmp_path):
 
 OBJECTS = np.array([None] * 12, dtype=object)
 BAD = {
-    "float images": ({"x_train": X / 255}, "x_train is float64 (12, 10, 7, 3); expected uint8"),
+    "float images": (
+        {"x_train": X / 255},
+        "x_train is float64 (12, 10, 7, 3); expected uint8 (N, H, W, 3), or grey (N, H, W): "
+        "scale to 0…255, astype(numpy.uint8)",
+    ),
+    "torch's order": (
+        {"x_train": X.transpose(0, 3, 1, 2)},
+        "x_train is uint8 (12, 3, 10, 7); expected uint8 (N, H, W, 3), or grey (N, H, W): "
+        "transpose(0, 2, 3, 1)",
+    ),
+    "one channel": (
+        {"x_test": X[::2, ..., :1].astype(np.int64)},
+        "x_test is int64 (6, 10, 7, 1); expected uint8 (N, H, W, 3), or grey (N, H, W): "
+        "squeeze(3), astype(numpy.uint8)",
+    ),
+    "one channel, torch's order": (
+        {"x_test": X[::2, None, ..., 0]},
+        "x_test is uint8 (6, 1, 10, 7); expected uint8 (N, H, W, 3), or grey (N, H, W): squeeze(1)",
+    ),
+    "no images": ({"x_test": X[:0]}, "x_test is uint8 (0, 10, 7, 3); it is empty"),
     "float test images": ({"x_test": X[::2] / 255}, "x_test is float64 (6, 10, 7, 3); expected"),
     "four channels": ({"x_train": np.zeros((12, 4, 4, 4), np.uint8)}, "uint8 (12, 4, 4, 4); exp"),
     "flat images": ({"x_test": np.zeros((6, 300), np.uint8)}, "x_test is uint8 (6, 300); expected"),
@@ -82,7 +103,7 @@ BAD = {
     "fewer images": ({"x_train": X[:5]}, "(5, 10, 7, 3); expected an image for each of the 12 lab"),
     "float labels": ({"y_train": Y / 1.0}, "y_train is float64 (12,); expected whole numbers 0…C-"),
     "one-hot labels": ({"y_train": np.eye(3)[Y].astype(int)}, "y_train is int64 (12, 3); expected"),
-    "no labels": ({"y_test": Y[:0], "x_test": X[:0]}, "y_test is int64 (0,); expected whole"),
+    "no labels": ({"y_test": Y[:0], "x_test": X[:0]}, "y_test is int64 (0,); it is empty"),
     "a negative label": ({"y_test": Y[::2] - 1}, "y_test is int64 (6,); it has the label -1; num"),
     "a gap": ({"y_train": Y * 2}, "y_train is int64 (12,); it has labels up to 4 but no 1; number"),
     "a far label": ({"y_train": np.where(Y == 2, 2**63, Y.astype(np.uint64))}, "but no 2; number"),
@@ -119,6 +140,10 @@ def test_files_that_are_no_image_set(tmp_path):
     refused(tmp_path, "no such file; give FILE.npz")  # a folder
     np.save(tmp_path / "x.npy", X)
     refused(tmp_path / "x.npy", "not an .npz file (File is not a zip file); expected x_train, y_t")
+    with pytest.MonkeyPatch.context() as patch:
+        denied = PermissionError(13, "Permission denied")
+        patch.setattr(npz, "open", Mock(side_effect=denied), raising=False)
+        refused(tmp_path / "x.npy", "x.npy: cannot be read (Permission denied)")
     np.savez(tmp_path / "x.npz", images=X, labels=Y)
     refused(tmp_path / "x.npz", "x.npz: holds images, labels; expected x_train, y_train, x_test, y")
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
@@ -131,9 +156,9 @@ def test_damage_is_told_with_the_array_that_it_is_in(tmp_path):
     path = write(tmp_path / "x.npz", np.savez_compressed)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, "not an .npz file (File is not a zip file)")
+    refused(path, "x.npz: cut short or damaged (File is not a zip file); copy it or write it again")
     path.write_bytes(whole.replace(b"PK\x01\x02", b"XXXX"))
-    refused(path, "not an .npz file (Bad magic number for central directory)")
+    refused(path, "x.npz: cut short or damaged (Bad magic number for central directory); copy")
     damaged = bytearray(write(path).read_bytes())
     damaged[damaged.index(Y.tobytes())] = 1  # a label's byte: the checksum of y_train is wrong
     path.write_bytes(damaged)
