@@ -179,8 +179,11 @@ def test_every_loss_and_weighting(folder, here):
         )  # fmt: skip
         name = f"imagefolder_exp_0.25_resnet20_{loss_type}_W_{weighting}"
         name += "_D_10000_run0" if "HML" in loss_type else ""
-        assert (here / "history" / name / "report.json").is_file()
-        assert 0 <= rows[0]["top1"] <= 100
+        report = json.loads((here / "history" / name / "report.json").read_text())
+        weights = "" if weighting == "None" else ", CB"
+        assert report["method"] == f"{loss_type}{weights}"
+        assert report["network"]["use_norm"] == (loss_type == "LDAM")
+        assert report["final"]["top1"] == rows[0]["top1"]
 
 
 def test_several_ratios_and_both_types(folder, here):

@@ -204,7 +204,11 @@ def test_every_loss_with_both_kinds_of_network(folder, here):
              "--imb_factor", "0.1", "--train_rule", "DRW", "--start_ib_epoch", "0",
              "--epochs", "1", "--image_size", "8"]
         )  # fmt: skip
-        assert np.isfinite(row["train_loss"])
+        run = f"imagefolder_{arch}_{loss}_DRW_exp_0.1_0"
+        report = json.loads((here / "log" / run / "report.json").read_text())
+        assert report["method"] == f"{loss}, DRW"
+        assert report["final"]["train_loss"] == row["train_loss"]
+        assert report["network"]["use_norm"] == (loss == "LDAM")
 
 
 def test_every_arch_builds_with_the_ib_interface():

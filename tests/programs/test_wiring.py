@@ -185,6 +185,37 @@ def test_the_loss_of_the_second_stage_starts_in_its_epoch(
     assert seen == [first, second, second]
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("ib_cifar", ["--loss_type", "CE", "--train_rule", "DRW", "--val_fraction", "0.3"]),
+        ("dbm_cifar", ["--loss_fn", "ce_drw"]),
+        ("dbm_large", ["--loss_fn", "ce_drw"]),
+    ],
+)
+def test_deferred_class_weights_start_in_the_epoch_of_the_stretched_schedule(
+    name, flags, tmp_path, monkeypatch
+):
+    """Epoch 160 of 200 is epoch 2 of 3."""
+    small_runs.make_data(tmp_path)
+    small_runs.small_networks(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    weighted, cross_entropy = {True: [], False: []}, nn.functional.cross_entropy
+
+    def spy(*args, weight=None, **kwargs):
+        seen = weighted[torch.is_grad_enabled()]
+        seen.append(weight is not None and bool((weight != 1).any()))
+        return cross_entropy(*args, weight=weight, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", spy)
+    program, argv = small_runs.command(name)
+    program.main([*argv, *flags, "--stretch_schedule"])
+    training, evaluating = weighted[True], weighted[False]
+    assert training[:: len(training) // 3] == [False, False, True]
+    if name == "ib_cifar":  # with the loss of the epoch: three validations, the test of the last
+        assert evaluating[:4] == [False, False, True, True]
+
+
 def each_epoch_has_the_order_of_its_seed_and_number(seen: Watch) -> None:
     epochs = EPOCHS.get(seen.name, [[0, 1, 2]])
     assert len(seen.training) == len(epochs)

@@ -41,6 +41,19 @@ def test_criteria_are_the_originals(g):
         assert first.weight is None and second.weight is not None  # deferred re-weighting
 
 
+def test_focal_and_ldam_have_weights_margins_and_scale():
+    """In both stages; ISIC builds them here, too."""
+    weights = class_weights("CS", [16, 1])
+    for stage in (False, True):
+        args, _ = parse_args(["--loss_type", "Focal", "--gamma", "2", "--weighting_type", "CS"])
+        focal = build_criterion(args, [16, 1], stage)
+        assert focal.weight.tolist() == weights.tolist() and focal.gamma == 2
+        args, _ = parse_args(["--loss_type", "LDAM", "--weighting_type", "CS"])
+        ldam = build_criterion(args, [16, 1], stage)
+        assert ldam.weight.tolist() == weights.tolist()
+        assert ldam.m_list.tolist() == [0.25, 0.5] and ldam.s == 30
+
+
 def test_hml2_ignores_delta():
     args, _ = parse_args(["--loss_type", "HML2", "--delta", "77"])
     assert {build_criterion(args, [5, 1], stage).delta for stage in (False, True)} == {10**10}
