@@ -260,7 +260,10 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
         raise UsageError(f"val_fraction {config.val_fraction}: at least 0 and below 1")
     for key in ("head_class_idx", "med_class_idx", "tail_class_idx"):
         if config[key][0] < 0 or config[key][1] > config.num_classes:
-            raise UsageError(f"{key} {config[key]}: num_classes is {config.num_classes}")
+            raise UsageError(
+                f"{key} {config[key]}: num_classes is {config.num_classes}; give head_class_idx, "
+                "med_class_idx and tail_class_idx that share its classes"
+            )
     if stage is None:
         return []
     if config.mixup and (config.alpha is None or config.alpha < 0):

@@ -59,15 +59,19 @@ def get_parser() -> Parser:
     parser.add_argument(
         "data", nargs="+", help="folder, npz file or list files, training list first"
     )
-    parser.add_argument("--root", help="folder that the paths in lists start from (default: here)")
+    parser.add_argument(
+        "--root", help="folder that the paths in lists start from (default: the list's folder)"
+    )
     parser.add_argument(
         "-j", "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
     )
     return parser
 
 
-def look(data: Sequence[str], root: str) -> Found:
+def look(data: Sequence[str], root: str | None) -> Found:
     """List the images; those of npz files are read on the way.
+
+    ``root``: what paths in lists start from; None: the list's folder.
 
     Raises:
         UsageError: no such data, or of another layout than the programs take.
@@ -96,8 +100,14 @@ def look(data: Sequence[str], root: str) -> Found:
         elif not path.exists():
             raise UsageError(f"{path}: no such folder, list or npz file")
         else:
-            part = ListFile(path, root, num_classes=num_classes, must_exist=False)
+            start = root or path.parent
+            part = ListFile(path, start, num_classes=num_classes, must_exist=False)
             num_classes = part.num_classes
+            if not any(map(os.path.exists, part.files)):
+                raise UsageError(
+                    f"{path}: none of its {len(part)} images is in {start}; give by --root the "
+                    "folder that its paths start from"
+                )
             found.lines += [f"{path}: {len(part)} images of {num_classes} classes", *part.notes]
             found.images += [(part.path(i), part.place(i)) for i in range(len(part))]
     return found
@@ -126,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(argv)
     parser.check_numbers(args, workers=(1, 1024))
-    found = look(args.data, args.root or ".")
+    found = look(args.data, args.root)
     print("\n".join(found.lines), flush=True)
     progress = Progress("check", len(found.images))
     broken = 0

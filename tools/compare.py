@@ -152,6 +152,13 @@ def all_methods(large: bool) -> dict[tuple[str, str], Row]:
     return found
 
 
+def list_methods(large: bool) -> str:
+    """The methods of each paper, a line a paper."""
+    known = all_methods(large).values()
+    of_paper = {paper: [row.method for row in known if row.paper == paper] for paper in PAPERS}
+    return "\n".join(f"  {p}: {'; '.join(names)}" for p, names in of_paper.items() if names)
+
+
 def find_methods(names: Sequence[str] | None, large: bool) -> list[Row]:
     """The recipes of the methods, each once; None: one of each paper, and cross entropy.
 
@@ -165,11 +172,9 @@ def find_methods(names: Sequence[str] | None, large: bool) -> list[Row]:
         method = ALIASES.get(method, method)
         fitting = [row for (p, m), row in known.items() if m == method and paper in ("", p)]
         if not fitting:
-            of_paper = {p: [row.method for row in known.values() if row.paper == p] for p in PAPERS}
-            lines = [f"{p}: {'; '.join(methods)}" for p, methods in of_paper.items() if methods]
             kind = "large" if large else "small"
             raise UsageError(
-                f"--methods {name}: no method for {kind} images; there are\n  " + "\n  ".join(lines)
+                f"--methods {name}: no method for {kind} images; there are\n{list_methods(large)}"
             )
         found.append(fitting[0])
     return list(dict.fromkeys(found))
@@ -416,6 +421,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(argv)
     parser.check_numbers(args, jobs=(1, 1024))
+    if args.methods == ["?"]:
+        print(list_methods(args.large))
+        return
     check(args)
     if args.runs:
         runs = read_runs([(path, "", "") for path in find_reports(args.runs)], args.epoch)

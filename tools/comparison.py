@@ -367,7 +367,8 @@ def draw(figure, groups: Sequence[Group], title: str) -> None:
             marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)] if named else "",
             label=textwrap.fill(f"{one.label}: {one.text('balanced_acc')}\u00a0%", 50),
         )
-        upper.fill_between(place, mean - spread, mean + spread, color=colour, alpha=0.12, lw=0)
+        band = np.clip([mean - spread, mean + spread], 0, 100)
+        upper.fill_between(place, *band, color=colour, alpha=0.12, lw=0)
     upper.set(ylabel=f"{full(first.split)} accuracy (%)", ylim=(-3, 103), yticks=range(0, 101, 20))
     drawings.heading(figure, title)
     _legends(figure, upper, class_groups(first.cls_num_list))

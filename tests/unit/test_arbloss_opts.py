@@ -149,7 +149,12 @@ def test_contradictions_are_one_line_errors():
         (1, ["multiprocessing_distributed", "True"], "torch.distributed.launch instead"),
         (1, ["imb_factor", "0"], "imb_factor 0.0"),
         (1, ["imb_factor", "100"], "imb_factor 100.0"),
-        (1, ["tail_class_idx", "[71, 101]"], "tail_class_idx [71, 101]: num_classes is 100"),
+        (1, ["tail_class_idx", "[71, 101]"], "tail_class_idx [71, 101]: num_classes is 100; give"),
+        (
+            1,
+            ["num_classes", "70"],
+            "med_class_idx [36, 71]: num_classes is 70; give head_class_idx",
+        ),
         (1, ["mixup", "True", "alpha", "None"], "mixup True needs an alpha"),
         (
             1,

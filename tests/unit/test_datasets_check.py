@@ -87,6 +87,14 @@ def test_lists(tmp_path, capsys, monkeypatch):
     )
     assert lines[4].startswith("images/d.png (line 1 of test.txt): not a readable image (cannot")
     assert lines[5:] == ["4 images read, 2 of them broken"]
+    with pytest.raises(UsageError) as error:
+        check.main(["train.txt"])
+    assert str(error.value) == (
+        "train.txt: none of its 3 images is in .; give by --root the folder that its paths start "
+        "from"
+    )
+    (tmp_path / "train.txt").rename(tmp_path / "images" / "train.txt")  # paths start there
+    assert checked(capsys, 1, "images/train.txt")[-1] == "3 images read, 1 of them broken"
 
 
 def test_an_npz_file(tmp_path, capsys):

@@ -58,6 +58,12 @@ def test_names_of_methods():
     assert str(error.value).startswith(start)
 
 
+def test_methods_are_listed_without_images(capsys):
+    for flags, line in (([], "  ib_loss: CE; Focal; "), (["--large"], "  dbm_loss: CE; ")):
+        compare.main(["--methods", "?", *flags])
+        assert capsys.readouterr().out.startswith(line)
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_program_is_told_data_length_and_the_rest(paper, folder, tmp_path):
     names = [f"{p}/{row.method}" for (p, _), row in SMALL.items() if p == paper]

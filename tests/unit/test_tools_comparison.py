@@ -187,7 +187,14 @@ def test_a_line_a_method_over_the_class_sizes(tmp_path, number):
     names = [f"class {c}" for c in range(number)]
     counts = list(range(1, number + 1))
     runs = []
-    for method, seed, value in (("CE", 0, 40.0), ("IB", 0, 50.0), ("IB", 1, 70.0)):
+    scores = (
+        ("CE", 0, 40.0),
+        ("IB", 0, 50.0),
+        ("IB", 1, 70.0),
+        ("HML", 0, 60.0),
+        ("HML", 1, 100.0),
+    )
+    for method, seed, value in scores:
         accuracy = [value] * (number - 1) + [90.0]
         path = tmp_path / f"{method}{seed}"
         runs.append(read_run(write(
@@ -198,12 +205,14 @@ def test_a_line_a_method_over_the_class_sizes(tmp_path, number):
     comparison.draw(figure, group(runs), "pets")
     figure.canvas.draw()
     upper, lower = figure.axes
-    ce, ib = upper.get_lines()
+    ce, ib, _ = upper.get_lines()
     if number == 3:
         assert ce.get_ydata().tolist() == [90.0, 40.0, 40.0]
         assert ib.get_ydata().tolist() == [90.0, 60.0, 60.0]
         band = upper.collections[1].get_paths()[0].vertices
         assert band[:, 1].max() == 90.0 and np.isclose(band[:, 1].min(), 60 - np.sqrt(200))
+        band = upper.collections[2].get_paths()[0].vertices
+        assert band[:, 1].max() == 100.0  # not 80 + sqrt(800)
         assert [label.get_text() for label in lower.get_xticklabels()] == names[::-1]
     legend = [text.get_text() for text in upper.get_legend().get_texts()]
     assert legend[0].startswith("CE: ") and legend[1].startswith("IB: ") and "±" in legend[1]
