@@ -120,7 +120,7 @@ def test_bad_input_is_named(download, tmp_path):
 def test_wrong_folder_is_named(download, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UsageError, match="none of the 24"):
+    with pytest.raises(UsageError, match=r"none of the 24 images of .* is there; give the folder"):
         preprocess.main(arguments(download, tmp_path / "out", "--images", str(empty)))
 
 

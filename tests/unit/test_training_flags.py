@@ -1,5 +1,6 @@
 """common.training.flags: the parser that all programs use."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ DBM_CIFAR = (
 )
 PARSERS = {
     "ib_loss": lambda: ib_loss.opts.get_parser(),
+    "ib_loss/tiny": lambda: ib_loss.opts.get_parser("tiny"),
     "dbm_loss/cifar": lambda: dbm_loss.cifar.opts.get_parser(),
     "dbm_loss/large_scale": lambda: dbm_loss.large_scale.opts.get_parser(),
     "dbm_loss/GML/main": lambda: dbm_loss.GML.opts.get_parser("main"),
@@ -50,9 +52,11 @@ def test_bad_usage_is_one_line(capsys):
         assert capsys.readouterr() == ("", "")
 
 
-CONFIG = Path(arbloss.opts.__file__).parent / "config/cifar10/cifar10_imb001.yaml"
+ROOT = Path(arbloss.opts.__file__).parents[1]
+CONFIG = ROOT / "arbloss/config/cifar10/cifar10_imb001.yaml"
 PARSE = {
     "ib_loss": lambda argv: ib_loss.opts.parse_args(argv, "cifar", CIFAR),
+    "ib_loss/tiny": lambda argv: ib_loss.opts.parse_args(argv, "tiny", TINY_IMAGENET),
     "dbm_loss/cifar": dbm_loss.cifar.opts.parse_args,
     "dbm_loss/large_scale": lambda argv: dbm_loss.large_scale.opts.parse_args(
         ["--dataset", "inat", *argv]
@@ -153,11 +157,8 @@ def test_a_first_epoch_behind_the_last_is_refused():
 
 
 def test_a_checkpoint_to_go_on_from_needs_no_published_weights():
-    def tiny(argv):
-        return ib_loss.opts.parse_args(argv, "tiny", TINY_IMAGENET)
-
     for parse, argv in [
-        (tiny, ["-a", "resnet20"]),
+        (PARSE["ib_loss/tiny"], ["-a", "resnet20"]),
         (PARSE["ib_loss"], ["--pretrained"]),
         (PARSE["dbm_loss/large_scale"], ["-a", "resnext101", "--pretrained"]),
         (PARSE["dbm_loss/GML/main"], ["-a", "resnext101_32x4d", "--pretrained"]),
@@ -206,13 +207,26 @@ def test_a_stretched_schedule_is_not_advised_again(program, flags):
     assert "--stretch_schedule" not in stretched
 
 
+@pytest.mark.parametrize("program", [name for name in PARSERS if name != "arbloss"])
+def test_every_added_flag_is_in_the_readme(program):
+    """Of its folder or its paper's."""
+    paper, *folder = program.split("/")
+    readmes = [ROOT / paper / "README.md", ROOT / paper / "/".join(folder[:1]) / "README.md"]
+    text = "".join(file.read_text() for file in readmes if file.is_file())
+    parser = PARSERS[program]()
+    original = parser._optionals._group_actions
+    for action in [action for action in parser._actions if action not in original]:
+        found = [re.search(rf"{flag}(?![\w-])", text) for flag in action.option_strings]
+        assert any(found), action.option_strings
+
+
 def original_flags(program, golden):
     """Spellings of each flag that the original program has."""
     if program == "arbloss":
         return [["--cfg"], ["--local_rank"]]
     if program == "dbm_loss/cifar":
         return [["--" + name for name in flag.split(",")] for flag in DBM_CIFAR.split()]
-    if program == "ib_loss":
+    if program.startswith("ib_loss"):
         return [flag["flags"] for flag in golden("ib_loss").facts["cli"]]
     if program.startswith("hmloss"):
         key = {"hmloss/cifar": "cli_cifar", "hmloss/isic2019": "cli_isic"}[program]

@@ -169,7 +169,7 @@ def plan(
     if not todo and not done:
         raise UsageError(
             f"--images {images}: none of the {len(absent)} images of {ground_truth} is there; "
-            " give the folder that holds the JPEGs themselves"
+            "give the folder that holds the JPEGs themselves"
         )
     return todo, absent, done
 
