@@ -46,14 +46,16 @@ def held_out(path: Path) -> list[str]:
         UsageError: no such file, or damaged.
     """
     with _open(path) as archive:
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
-    return ["test", "val"] if {*LAYOUTS[1], *VAL} <= names else ["test"]
+        found = _arrays(archive)
+    return ["test", "val"] if {*LAYOUTS[1], *VAL} <= {*found} else ["test"]
 
 
 def open_split(name: str, path: Path, split: str, size: int) -> Source:
     """See ``datasets.sources.open_source``."""
     pixels, targets, classes = read_split(path, split)
     notes = lacking(targets, classes, f"{split} of {path}")
+    if split == "train":
+        notes += _spare(path)
     return Source(name, targets, classes, lambda chosen: square_all(pixels[chosen], size), notes)
 
 
@@ -69,7 +71,7 @@ def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str
             names the array, what it is and what would be right.
     """
     with _open(path) as archive:
-        found = [name.removesuffix(".npy") for name in archive.namelist()]
+        found = _arrays(archive)
         layout = next((names for names in LAYOUTS if set(names) <= set(found)), None)
         if layout is None:
             raise UsageError(
@@ -114,6 +116,20 @@ def _open(path: Path) -> zipfile.ZipFile:
                 f"{path}: cut short or damaged ({reason}); copy it or write it again"
             ) from None
         raise UsageError(f"{path}: not an .npz file ({reason}); expected {EXPECTED}") from None
+
+
+def _arrays(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _spare(path: Path) -> list[str]:
+    """A note about arrays that are not read, such as x_val, if there are any."""
+    with _open(path) as archive:
+        found = _arrays(archive)
+    layout = next(names for names in LAYOUTS if set(names) <= set(found))
+    read = {*layout, "classes", *(VAL if layout == LAYOUTS[1] else ())}
+    spare = [name for name in found if name not in read]
+    return [f"note: {path}: its arrays {', '.join(spare)} are not read"] if spare else []
 
 
 def _header(path: Path, archive: zipfile.ZipFile, name: str) -> Array:

@@ -135,6 +135,13 @@ def test_validation_images_and_labels_come_together(there, absent, tmp_path):
     refused(path, f"x.npz: holds {there} without {absent}; add them or leave {there} out")
 
 
+def test_arrays_that_are_not_read_are_named(tmp_path):
+    path = write(tmp_path / "x.npz", x_val=X, y_val=Y, classes=np.array(["a", "b", "c"]))
+    assert load_long_tailed("npz", path, imb_type="none", imb_factor=1.0).notes[:-1] == [
+        f"note: {path}: its arrays x_val, y_val are not read"
+    ]
+
+
 def test_files_that_are_no_image_set(tmp_path):
     refused(tmp_path / "none.npz", "none.npz: no such file; give FILE.npz with x_train, y_train")
     refused(tmp_path, "no such file; give FILE.npz")  # a folder
