@@ -100,7 +100,9 @@ def train(
         record.best_score, why_not = score_to_beat(stage1, data)
         notes += other_images(stage1, data.facts) + why_not
     else:
-        state = record.resume(folder.resume, config.num_epochs)
+        # Absolute folders may hold what was killed in its first epoch: only auto begins it again.
+        begins = config.resume == "auto" and not record.latest.is_file()
+        state = record.resume("auto" if begins else folder.resume, config.num_epochs)
     before = state or stage1 or {}
     check_classes(before, data.classes, folder.resume)
     its_ece = float(before.get("its_ece", 100.0))  # of the best epoch

@@ -289,13 +289,15 @@ class Record:
         with contextlib.suppress(UsageError):  # a damaged one is no matter before it is needed
             if not self.best.is_file() or checkpoint.load(self.best).get("epoch", 0) <= self.epoch:
                 return
-            best = self.best_row
+            best, stale = self.best_row, [self._files.copy, self.best]
             if best and best["epoch"] + 1 == self.epoch and not self._state.get("step"):
                 self._keep_source_as_best()
+                stale.pop()
             else:
                 self.process.say(f"note: {self.best} is of a later epoch, and removed")
-                with writing(self.best):
-                    self.best.unlink()
+            for file in filter(None, stale):
+                with writing(file):
+                    file.unlink(missing_ok=True)
 
     def _keep_source_as_best(self) -> None:
         with checkpoint.atomic_file(self.best) as file:

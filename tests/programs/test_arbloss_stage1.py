@@ -11,6 +11,7 @@ from PIL import Image
 
 from arbloss import eval as evaluation
 from arbloss import train_stage1, trainer
+from common.training import checkpoint
 from common.training.errors import NonFiniteLoss, UsageError
 from tests.programs import tools
 from tests.programs.arbloss_data import CONFIG, COUNTS, PROGRAMS, SMALL, make_folder
@@ -138,6 +139,26 @@ def test_killed_and_resumed_is_unbroken_bit_for_bit(folder, tmp_path):
         for where in (killed, whole)
     ]
     pd.testing.assert_frame_equal(*rows)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_in_absolute_folders(
+    folder, here, monkeypatch
+):
+    logs, ckps = here / "elsewhere" / "logs", here / "elsewhere" / "ckps"
+    words = options(folder, "num_epochs", "1", "log_dir", str(logs), "model_dir", str(ckps))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage1.main(words)
+    assert (logs / "metrics.csv").is_file() and not list(ckps.glob("*.tar"))
+    with pytest.raises(UsageError, match="holds a run already; go on with resume auto"):
+        train_stage1.main(words)
+    train_stage1.main([*words, "resume", "auto"])
+    assert (ckps / "current.pth.tar").is_file()
 
 
 def test_workers_replay_an_interrupted_epoch(folder, here, monkeypatch):

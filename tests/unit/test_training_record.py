@@ -677,8 +677,10 @@ def test_a_kill_between_best_and_latest_checkpoint_leaves_no_best_of_an_epoch_th
         Run(tmp_path, "auto", **VALIDATED).train().finish()
         assert weight(best) == 4
         return
+    copy = tmp_path / "model" / "copy"  # of the best weights, by the program itself
+    copy.write_bytes(b"of epoch 3")
     Run(tmp_path, "auto", epochs=3, **VALIDATED).train(3).finish()
-    assert not best.exists()
+    assert not best.exists() and not copy.exists()
     report = json.loads((tmp_path / "log" / "report.json").read_text())
     assert (report["best"]["epoch"], report["best"]["top1"]) == (2, 75)
     assert f"note: {best} is of a later epoch, and removed" in capsys.readouterr().out
