@@ -15,7 +15,7 @@ def unreached(milestones: Iterable[int], epochs: int, stretched: bool) -> str | 
 
     Of a schedule that is ``stretched`` already, that is not advised.
     """
-    late = [milestone for milestone in milestones if milestone >= epochs]
+    late = sorted({milestone for milestone in milestones if milestone >= epochs})
     if not late:
         return None
     names = ", ".join(map(str, late))

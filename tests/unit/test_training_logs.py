@@ -128,7 +128,7 @@ def test_stretch_keeps_the_fraction():
     assert stretch(160, 30, 200) == 24 and stretch(1, 10, 200) == 1
     assert unreached([10], 11, False) is None
     note = "note: the schedule's step at epoch 160, 180 is never reached with --epochs 30"
-    assert unreached([160, 180, 5], 30, True) == note
+    assert unreached([180, 160, 180, 5], 30, True) == note
     cure = "; --stretch_schedule fits the whole schedule into the run"
     assert unreached([160, 180, 5], 30, False) == note + cure
 
