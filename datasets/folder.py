@@ -108,7 +108,18 @@ def read_folder(root: Path, split: str) -> Split:
         classes = _in_order_of(root / NAMES, classes)
     files, targets = list_classes(folder, classes, skipped, all_present=split == "train")
     notes = [*skipped.notes(folder), *lacking(targets, classes, folder)]
+    if split == "train":
+        notes += _not_read(root)
     return Split(files, targets, classes, notes)
+
+
+def _not_read(root: Path) -> list[str]:
+    """A note about folders that are none of the splits, such as valid, if there are any."""
+    splits = ("train", *HELD_OUT)
+    spare = [entry.name for entry in entries(root) if entry.is_dir() and not is_hidden(entry.name)]
+    spare = [name for name in spare if name not in splits]
+    shown = ", ".join(spare[:3]) + (", …" if len(spare) > 3 else "")
+    return [f"note: {root}: its folders {shown} are not read"] if spare else []
 
 
 def read_classes(root: Path, layout: str) -> Split:

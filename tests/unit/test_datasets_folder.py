@@ -68,6 +68,16 @@ def test_hidden_files_and_folders_are_skipped_and_counted(tmp_path):
     ]
 
 
+def test_folders_beside_the_splits_are_named(tmp_path):
+    make(tmp_path, "train/a/1.png", "test/a/1.png", "valid/a/1.png", ".git/a/1.png")
+    note = f"note: {tmp_path}: its folders valid are not read"
+    assert long_tailed(tmp_path)[3].count(note) == large(tmp_path)[3].count(note) == 1
+    make(tmp_path, "b/1.png", "c/1.png", "d/1.png")
+    assert read_folder(tmp_path, "train").notes == [
+        f"note: {tmp_path}: its folders b, c, d, … are not read"
+    ]
+
+
 def test_link_loops_multiply_nothing(tmp_path):
     make(tmp_path, "train/a/1.png", "train/a/x/1.png", "train/b/1.png", "elsewhere/1.png")
     folder = tmp_path / "train"
@@ -80,7 +90,8 @@ def test_link_loops_multiply_nothing(tmp_path):
     assert files(split, folder) == ["a/1.png", "a/more/1.png", "a/x/1.png", "b/1.png", "c/1.png"]
     assert split.notes == [
         f"note: {folder}: skipped links to folders that are read already: 3 "
-        f"(such as {folder}/a/loop)"
+        f"(such as {folder}/a/loop)",
+        f"note: {tmp_path}: its folders elsewhere, store are not read",
     ]
     (folder / "d").symlink_to(folder / "b")
     with pytest.raises(UsageError, match=r"train/d: the same folder as .*train/b; an image has"):
