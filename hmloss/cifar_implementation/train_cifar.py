@@ -76,10 +76,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     claims: list[Record] = []  # kept to the end
     first_seed = None
     rows = []
-    for ratio, imb_type in groups[
-        1:
-    ]:  # refused before the first trains, and read again in its turn
-        load(args, imb_type, ratio)
+    for ratio, imb_type in groups[1:]:
+        load(args, imb_type, ratio)  # refused before the first trains; read again in its turn
     for group, (ratio, imb_type) in enumerate(groups):
         data = load(args, imb_type, ratio)
         for note in data.notes:
