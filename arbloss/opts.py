@@ -298,6 +298,11 @@ def wants_weights(config: CfgNode) -> bool:
     return bool(asked) and not config.not_pretrained
 
 
+def from_scratch(config: CfgNode) -> str:
+    """How the user does without ImageNet weights."""
+    return "leave pretrained out" if config.pretrained else "set not_pretrained True"
+
+
 def check_published(config: CfgNode) -> None:
     """Refuse a backbone that is to have published weights where there are none.
 
@@ -308,10 +313,9 @@ def check_published(config: CfgNode) -> None:
         return
     published = [f"{arch}_fe" for arch in BACKBONES if arch in models.pretrained.PUBLISHED]
     if config.backbone not in published:
-        cure = "leave pretrained out" if config.pretrained else "set not_pretrained True"
         raise UsageError(
             f"backbone {config.backbone}: no ImageNet weights exist for it, only for "
-            f"{', '.join(published)}; give a file by weights, or {cure}"
+            f"{', '.join(published)}; give a file by weights, or {from_scratch(config)}"
         )
 
 

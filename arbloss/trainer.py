@@ -134,7 +134,8 @@ def train(
         network.load_parts(stage1, f"resume {folder.resume}")
     elif state is None and opts.wants_weights(config):
         arch = config.backbone.removesuffix("_fe")
-        notes.append(models.pretrained.load(network.model, arch, config.weights or None))
+        cure = opts.from_scratch(config)
+        notes.append(models.pretrained.load(network.model, arch, config.weights or None, cure))
     network = network.to(memory_format=memory_format)
     model = launch.distribute(network, process)
 

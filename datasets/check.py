@@ -93,10 +93,9 @@ def look(data: Sequence[str], root: str | None) -> Found:
             found.images += [(file, "") for file in files]
         elif path.suffix == ".npz":
             for split in ("train", *npz.held_out(path)):
-                pixels, _, classes = npz.read_split(path, split)
-                found.lines.append(
-                    f"{path}, {split}: {len(pixels)} images of {len(classes)} classes"
-                )
+                part = npz.open_split("npz", path, split, size=32)
+                counts = f"{len(part.targets)} images of {len(part.classes)} classes"
+                found.lines += [f"{path}, {split}: {counts}", *part.notes]
         elif not path.exists():
             raise UsageError(f"{path}: no such folder, list or npz file")
         else:

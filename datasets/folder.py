@@ -149,13 +149,15 @@ def _in_order_of(path: Path, classes: Sequence[str]) -> list[str]:
 @dataclass
 class Skipped:
     """What a listing passed over: hidden files and folders, files that are no images by their
-    ending, links to folders that are read, and folders where none are entered.
+    ending, links to folders that are read, folders where none are entered, and images that are in
+    no class folder.
     """
 
     hidden: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
 
     def notes(self, folder: object) -> list[str]:
         """A note about what was passed over in ``folder``, if anything was."""
@@ -166,6 +168,7 @@ class Skipped:
                 ("files that are no images by their ending", self.others),
                 ("links to folders that are read already", self.links),
                 ("folders, as the images are expected beside them", self.folders),
+                ("images beside the class folders", self.beside),
             )
             if paths
         ]
@@ -176,7 +179,12 @@ def class_folders(folder: Path, layout: str, skipped: Skipped) -> list[str]:
     """Names of the folders in ``folder``, sorted as text."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; {layout}")
-    found = [entry.name for entry in entries(folder) if entry.is_dir()]
+    found = []
+    for entry in entries(folder):
+        if entry.is_dir():
+            found.append(entry.name)
+        elif entry.name.lower().endswith(SUFFIXES) and not is_hidden(entry.name):
+            skipped.beside.append(entry.path)
     skipped.hidden += [str(folder / name) for name in found if is_hidden(name)]
     classes = [name for name in found if not is_hidden(name)]
     if not classes:

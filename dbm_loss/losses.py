@@ -141,7 +141,7 @@ class LDAM(nn.Module):
     Args:
         cls_num_list: training images of each class (C,).
         max_margin: K, the margin of the rarest class.
-        scale: s.
+        scale: s > 0.
         drw_epoch: first epoch (0-based) with class weights; None never weighs.
     """
 
@@ -156,6 +156,8 @@ class LDAM(nn.Module):
     ):
         super().__init__()
         class_prior(cls_num_list)  # speaks up about empty classes
+        if not scale > 0:
+            raise ValueError(f"the scale s must be positive, got {scale}")
         margin = torch.as_tensor(cls_num_list, dtype=torch.float64) ** -0.25
         margin = margin * (max_margin / margin.max())
         self.scale, self.drw_epoch = scale, drw_epoch
@@ -275,7 +277,14 @@ class BCLLoss(nn.Module):
             features: (B, 2, D), unit vectors of the two contrastive views.
             centers: (C, D), unit vectors.
             target: (B,) labels.
+        Raises:
+            ValueError: the shapes do not fit.
         """
+        if logits.shape[1:] != centers.shape[:1]:
+            raise ValueError(
+                "expected a center for each class, got logits "
+                f"{tuple(logits.shape)} and centers {tuple(centers.shape)}"
+            )
         classification = self.logit_adjustment(logits, target)
         return self.alpha * classification + self.beta * self.contrastive(features, centers, target)
 

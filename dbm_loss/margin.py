@@ -79,7 +79,7 @@ class DBMargin(nn.Module):
         cls_num_list: training images of each class (C,).
         max_margin: K, the margin of the reference class, in radians.
         tau: exponent of the class frequency.
-        scale: s.
+        scale: s > 0.
         lambda_inst: λ, the weight of the instance-wise margin; 0 leaves the class-wise one.
         use_dbm: False leaves the cosine classifier alone, ``s · x``.
         margin_norm: the reference class: "last", that of the highest index, as in the authors'
@@ -108,6 +108,8 @@ class DBMargin(nn.Module):
         inverse = 1.0 / class_prior(cls_num_list) ** tau
         if margin_norm not in ("last", "rarest"):
             raise ValueError(f"margin_norm must be last or rarest, got {margin_norm!r}")
+        if not scale > 0:
+            raise ValueError(f"the scale s must be positive, got {scale}")
         reference = inverse[-1] if margin_norm == "last" else inverse.max()
         # In this order, to match the original's float32 margins to the last bit.
         self.register_buffer("class_margin", max_margin * (inverse / reference), persistent=False)

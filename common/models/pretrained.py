@@ -61,7 +61,7 @@ def load(
     """
     if path is None:
         check(arch, cure)
-    source = path or restore.download(PUBLISHED[arch].url)
+    source = path or restore.download(PUBLISHED[arch].url, cure)
     state, own = encoder(restore.load_state_dict(source)), model.state_dict()
     missing = [key for key in own if key not in state and not _optional(key)]
     unlike = [key for key in own if key in state and state[key].shape != own[key].shape]

@@ -91,20 +91,21 @@ def load_state_dict(path: str | Path, flag: str = "weights") -> dict[str, Tensor
     return plain_keys(state)
 
 
-def download(url: str) -> Path:
+def download(url: str, cure: str) -> Path:
     """A published weight file, from torch's download cache or its server.
 
     Raises:
-        UsageError: it cannot be had, or it is damaged: its name holds its SHA-256.
+        UsageError: it cannot be had, which says what else is a ``cure``; or it is damaged: its name
+            holds its SHA-256.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
-    launch.in_main(lambda: _fetch(url, path))
+    launch.in_main(lambda: _fetch(url, path, cure))
     if not path.is_file():  # on another machine
-        _fetch(url, path)
+        _fetch(url, path, cure)
     return path
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, path: Path, cure: str) -> None:
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = match[1] if match else None
     if not path.is_file():
@@ -113,7 +114,8 @@ def _fetch(url: str, path: Path) -> None:
             torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
         except (URLError, OSError, RuntimeError) as error:
             raise UsageError(
-                f"cannot download {url} ({error}): fetch it elsewhere and give --weights FILE"
+                f"cannot download {url} ({error}): fetch it elsewhere and give the file as "
+                f"weights, or {cure}"
             ) from None
     elif prefix:
         digest = hashlib.sha256()

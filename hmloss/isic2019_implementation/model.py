@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torchvision import models as tv
 
-from common.models import pretrained
 from common.models.resnet_cifar import resnet20
-from common.training.errors import UsageError
 
 PUBLISHED = ("efficientnet_b0", "efficientnet_b3", "resnet18", "resnet50")
 FROM_SCRATCH = "train from scratch with --random_init"
@@ -24,17 +22,6 @@ def build_model(arch: str, num_classes: int = 2) -> nn.Module:
     else:
         model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model
-
-
-def load_pretrained(model: nn.Module, arch: str, path: str | None) -> str:
-    """``common.models.pretrained.load``, which this program does unless it is told not to."""
-    if path is not None:
-        return pretrained.load(model, arch, path)
-    pretrained.check(arch, FROM_SCRATCH)
-    try:
-        return pretrained.load(model, arch)
-    except UsageError as error:
-        raise UsageError(f"{error}, or {FROM_SCRATCH}") from None
 
 
 def freeze(model: nn.Module, ratio_finetune: float) -> tuple[int, int]:

@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 
 from common.evaluation import Tally
+from common.models import pretrained
 from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.errors import UsageError
 from common.training.files import Files
@@ -61,7 +62,7 @@ from hmloss.isic2019_implementation.metrics import (
     percentages,
     report_text,
 )
-from hmloss.isic2019_implementation.model import build_model, freeze, load_pretrained
+from hmloss.isic2019_implementation.model import FROM_SCRATCH, build_model, freeze
 from hmloss.isic2019_implementation.schedule import cyclic_lr
 from hmloss.schedule import in_hml_stage
 
@@ -246,7 +247,7 @@ def train_run(
     seeds.seed_everything(seed)
     model = build_model(args.arch, len(data.classes))
     if not args.random_init and not record.resumed:
-        process.say(load_pretrained(model, args.arch, args.weights))
+        process.say(pretrained.load(model, args.arch, args.weights, FROM_SCRATCH))
     frozen, tensors = freeze(model, args.ratio_finetune)
     process.say(f"[INFO]: training {tensors - frozen} of {tensors} parameter tensors")
     model = model.to(memory_format=speed.memory_format(args.channels_last))
@@ -364,9 +365,11 @@ def test_run(
     if process.is_main:
         print_test(best, data.classes)
         title = title_of(record.about)
-        epoch = f"{title}\ntest set, epoch {best_epoch - 1}, the best on the validation set"
+        tested = record.outcome.best["epoch"]  # the last one, if the best one's checkpoint is gone
+        how = ", the best on the validation set" if tested == record.best_row["epoch"] else ""
+        head = f"{title}\ntest set, epoch {tested}{how}"
         roc = record.log_dir / "roc.png"
-        picture(roc, draw_roc, best.labels, best.scores, data.classes, epoch)
+        picture(roc, draw_roc, best.labels, best.scores, data.classes, head)
         curve = record.log_dir / "history_case_plot.png"
         picture(curve, draw_learning_curve, record.history, title)
         write_distributions(record, args.task == "melanoma")

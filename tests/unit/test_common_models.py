@@ -500,8 +500,9 @@ def test_pretrained_other_refusals(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UsageError, match=r"cannot download https://\S*resnet18-\S*\.pth"):
-        pretrained.load(resnet.resnet18(None), "resnet18")
+    with pytest.raises(UsageError, match=r"cannot download https://\S*resnet18-\S*\.pth") as error:
+        pretrained.load(resnet.resnet18(None), "resnet18", cure="walk")
+    assert str(error.value).endswith(": fetch it elsewhere and give the file as weights, or walk")
 
 
 def test_pretrained_downloads_torchvisions_first_weights(golden, monkeypatch, tmp_path):

@@ -106,6 +106,12 @@ def test_an_npz_file(tmp_path, capsys):
     assert checked(capsys, 0, path) == [
         f"{path}, {split}: 3 images of 2 classes" for split in ("train", "test", "val")
     ]
+    np.savez(path, **{**arrays, "test_labels": 0 * labels, "x_test": images})
+    assert checked(capsys, 0, path)[1:4] == [
+        f"note: {path}: its arrays x_test are not read",
+        f"{path}, test: 3 images of 2 classes",
+        f"note: test of {path} has no image of 1 of the 2 classes (1): they have no accuracy",
+    ]
     np.savez(path, **{**arrays, "val_labels": labels + 1})
     with pytest.raises(UsageError, match=r"val_labels is int64 .* it has the label 2"):
         check.main([str(path)])

@@ -44,6 +44,8 @@ def test_files_come_in_torchvisions_order(tmp_path):
          "train/b-1/a/1.bmp", "train/a/b.c/1.ppm", "train/a/b/1.pgm", "train/a/B/1.jpeg",
          "train/10/x.png", "train/9/x.png")  # fmt: skip
     (tmp_path / "train/a/notes.txt").touch()
+    for name in ("2.png", "1.png", ".0.png", "labels.csv"):  # no class folder holds them
+        (tmp_path / "train" / name).touch()
     split = read_folder(tmp_path, "train")
     expected = ImageFolder(tmp_path / "train")
     assert list(zip(split.files, split.targets, strict=True)) == expected.samples
@@ -51,7 +53,8 @@ def test_files_come_in_torchvisions_order(tmp_path):
     folder = tmp_path / "train"
     assert split.notes == [
         f"note: {folder}: skipped files that are no images by their ending: 1 "
-        f"(such as {folder}/a/notes.txt)"
+        f"(such as {folder}/a/notes.txt), images beside the class folders: 2 "
+        f"(such as {folder}/1.png)"
     ]
 
 

@@ -378,6 +378,13 @@ def test_refuses_inconsistent_arguments():
         CrossEntropy(drw_epoch=160)
     with pytest.raises(ValueError, match="num_hard"):
         NCLLoss([3, 2, 1], num_hard=4)
+    for scale in (0, -1, math.nan):
+        for build_scaled in (LDAM, DBMargin):
+            with pytest.raises(ValueError, match=f"scale s must be positive, got {scale}"):
+                build_scaled([3, 2, 1], scale=scale)
+    features, target = torch.zeros(2, 2, 4), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"logits \(2, 3\) and centers \(4, 4\)"):
+        BCLLoss([3, 2, 1])(torch.zeros(2, 3), features, torch.zeros(4, 4), target)
 
 
 def test_constants_stay_out_of_the_state_dict():

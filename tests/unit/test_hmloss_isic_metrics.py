@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from common.models import pretrained
 from common.training.errors import UsageError
 from common.training.pictures import save_picture
 from hmloss.isic2019_implementation import metrics
-from hmloss.isic2019_implementation.model import build_model, freeze, load_pretrained
+from hmloss.isic2019_implementation.model import FROM_SCRATCH, build_model, freeze
 from hmloss.isic2019_implementation.schedule import cyclic_lr
 
 
@@ -114,14 +115,14 @@ def test_weights_from_a_file(tmp_path):
     torch.manual_seed(1)
     model = build_model("resnet18", 3)
     head = model.fc.weight.clone()
-    line = load_pretrained(model, "resnet18", tmp_path / "resnet18.pth")
+    line = pretrained.load(model, "resnet18", tmp_path / "resnet18.pth")
     assert line.endswith("its classifier, fc.weight (9, 512), is of other classes and left out")
     assert torch.equal(model.conv1.weight, donor["conv1.weight"])
     assert torch.equal(model.fc.weight, head) and head.shape == (3, 512)
     with pytest.raises(UsageError, match="does not fit the model"):
-        load_pretrained(build_model("resnet50"), "resnet50", tmp_path / "resnet18.pth")
+        pretrained.load(build_model("resnet50"), "resnet50", tmp_path / "resnet18.pth")
     with pytest.raises(UsageError, match=r"none\.pth: no such file; give a file that exists$"):
-        load_pretrained(model, "resnet18", tmp_path / "none.pth")
+        pretrained.load(model, "resnet18", tmp_path / "none.pth")
 
 
 def test_offline_message_names_the_cure(monkeypatch, tmp_path):
@@ -130,10 +131,12 @@ def test_offline_message_names_the_cure(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(UsageError, match=r"https://.*--weights FILE, or .*--random_init"):
-        load_pretrained(build_model("efficientnet_b0"), "efficientnet_b0", None)
+    with pytest.raises(
+        UsageError, match=r"https://.* as weights, or train from scratch with --random_init"
+    ):
+        pretrained.load(build_model("efficientnet_b0"), "efficientnet_b0", cure=FROM_SCRATCH)
     with pytest.raises(UsageError, match=r"^--arch resnet20: .*, or train from scratch with --"):
-        load_pretrained(build_model("resnet20"), "resnet20", None)
+        pretrained.load(build_model("resnet20"), "resnet20", cure=FROM_SCRATCH)
 
 
 def test_pictures_are_drawn(g, tmp_path):

@@ -173,7 +173,7 @@ def test_weights_are_read_before_any_run_is_started(folder, tmp_path, monkeypatc
         (["--weights", "resnet18.pth"], "hmloss/HML: resnet18.pth does not fit the model "
          "(layer1.0.conv3.weight is missing): give the weights of resnet50, or name their network"),
         (["--pretrained", "--arch", "resnet18"], f"hmloss/HML: cannot download {url} (no network): "
-         "fetch it elsewhere and give --weights FILE"),
+         "fetch it elsewhere and give the file as weights, or leave --pretrained out"),
     ):  # fmt: skip
         with pytest.raises(UsageError) as error:
             compare.main([*flags, *words])
