@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 
+from common.training.errors import UsageError
 from datasets.data import Data
 
 LDAM_SCALE = 30.0  # the default of dbm_loss.losses.LDAM
@@ -38,6 +39,16 @@ def without_dbm(args: Namespace) -> str:
     if getattr(args, "loss_fn", "").startswith("ldam"):
         return f"with --loss_fn {args.loss_fn}, a margin of its own"
     return "" if getattr(args, "gamma", 1) > 0 else "with --gamma 0"
+
+
+def check_scale(args: Namespace) -> None:
+    """Refuse a ``--cos_scale`` of 0, with which all logits are the same.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    if args.cos_scale == 0:
+        raise UsageError(f"--cos_scale {args.cos_scale}: must be above 0")
 
 
 def without_scale(args: Namespace) -> str:

@@ -13,7 +13,14 @@ from common.training.flags import (
     check_start_epoch,
 )
 from common.training.schedules import unreached
-from dbm_loss.flags import LIST_FLAGS, add_margin_norm, margin_norm, no_effect, without_scale
+from dbm_loss.flags import (
+    LIST_FLAGS,
+    add_margin_norm,
+    check_scale,
+    margin_norm,
+    no_effect,
+    without_scale,
+)
 from dbm_loss.large_scale.models import ARCHITECTURES
 from dbm_loss.large_scale.schedule import DESIGNED_FOR, PEAK, Schedule
 
@@ -207,6 +214,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.cmo = args.cmo or args.data_aug == "CMO"
     _check_loss(args, parser)
     parser.check_numbers(args, test_epoch=(1, LARGEST), mixup_prob=(0, 1))
+    check_scale(args)
     check_start_epoch(args.start_epoch, args.epochs)
     check_pretrained(args, ARCHITECTURES[args.arch])
     args.store_name = "_".join(

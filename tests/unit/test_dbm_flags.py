@@ -12,6 +12,7 @@ import dbm_loss.GML.opts
 import dbm_loss.GML.trainer
 import dbm_loss.large_scale.engine
 import dbm_loss.large_scale.opts
+from common.training.errors import UsageError
 from dbm_loss.flags import LIST_FLAGS, MARGIN_FLAGS, about, margin_notes
 from dbm_loss.large_scale.schedule import Schedule
 from dbm_loss.margin import DBMargin
@@ -53,6 +54,13 @@ PROGRAMS = {
     "cifar_main": lambda *words: gml("cifar_main", *words),
     "main": lambda *words: gml("main", *words),
 }
+
+
+def test_a_scale_of_zero_is_refused():
+    for program in (cifar, large_scale):
+        for wrong in ("0", "-1", "nan"):
+            with pytest.raises(UsageError, match="^--cos_scale .*: must be"):
+                program("imagefolder", "--cos_scale", wrong)
 
 
 def test_the_paper_s_data_keep_the_last_class_others_take_the_rarest():
