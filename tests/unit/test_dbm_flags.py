@@ -59,7 +59,7 @@ PROGRAMS = {
 def test_a_scale_of_zero_is_refused():
     for program in (cifar, large_scale):
         for wrong in ("0", "-1", "nan"):
-            with pytest.raises(UsageError, match="^--cos_scale .*: must be"):
+            with pytest.raises(UsageError, match=r"^--cos_scale .*: must be"):
                 program("imagefolder", "--cos_scale", wrong)
 
 
