@@ -59,5 +59,6 @@ def _annotated(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]
         raise UsageError(f"{annotations}: class {min(unknown)!r} is not in train/")
     if len({name for _, name in rows}) != NUM_CLASSES:
         raise UsageError(f"{folder}: images of fewer than {NUM_CLASSES} classes")
+    rows.sort(key=lambda row: (label[row[1]], row[0]))  # as in folders of the classes
     files = [str(folder / "images" / file) for file, _ in rows]
     return files, np.asarray([label[name] for _, name in rows], dtype=np.int64)

@@ -75,7 +75,7 @@ def add_training_flags(
         type=int,
         default=4,
         metavar="N",
-        help="worker processes that load images (default: 4)",
+        help="worker processes that load images; on CIFAR with --loader workers (default: 4)",
     )
     add("--epochs", type=int, default=200, metavar="N", help="epochs (default: 200)")
     add(

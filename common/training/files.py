@@ -69,6 +69,11 @@ class Files:
         """Whether a checkpoint lies in this run's folder."""
         return path.resolve().parent == self.model_dir.resolve()
 
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes of each text log that is there."""
+        paths = {name: self.log_dir / name for name in self.text_logs}
+        return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+
     def hold_a_run(self) -> bool:
         """Whether there are checkpoints, metrics or a report of an earlier run."""
         files = [*self.weights(), *(self.log_dir / name for name in REPORTS[:2])]

@@ -157,9 +157,9 @@ class Record:
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
             )
-        self._continues = "run" in state and self._files.has(path)
+        self._continues = self._files.has(path)
         if self._continues:  # the logs of another run are not this one's
-            self._offsets = run.get("offsets", {})
+            self._offsets = run.get("offsets", {}) if run else self._files.log_sizes()
         elif flag != "auto" and not self.settings.get("overwrite"):
             launch.in_main(lambda: refuse_a_run(self._files, self._dashes))
         self._compare(run.get("facts", {}), run.get("settings", {}))

@@ -543,6 +543,26 @@ def test_an_originals_best_is_the_one_to_beat(tmp_path):
     assert weight(tmp_path / "b" / "model" / "ckpt.best.pth.tar") == 2
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_an_originals_run_goes_on_in_its_own_folders(tmp_path, named):
+    """Its logs are gone on with, and its best checkpoint stays until it is beaten."""
+    Run(tmp_path).train(1).record.close()
+    path, best = (tmp_path / "model" / name for name in ("ckpt.pth.tar", "ckpt.best.pth.tar"))
+    for file in (path, best):
+        change(file, run=None, scaler=None, best_acc1=torch.tensor(9.0))
+    (tmp_path / "log" / "metrics.csv").unlink()
+    run = Run(tmp_path, str(path) if named else "auto").train(3)
+    run.record.close()
+    assert (tmp_path / "log" / "log").read_text() == "epoch 0\nepoch 1\nepoch 2\n"
+    assert weight(best) == 1 and weight(path) == 3
+    Run(tmp_path, "auto").train(3).record.close()
+    assert weight(best) == 1
+    change(best, best_acc1=torch.tensor(8.0))
+    change(path, run=None, epoch=1, best_acc1=torch.tensor(8.0))
+    Run(tmp_path, "auto").train(2).record.close()
+    assert weight(best) == 2
+
+
 def test_an_originals_best_of_another_figure_is_not_the_one_to_beat(tmp_path):
     """Of top-1 on the test set, where the balanced accuracy on validation images chooses now."""
     Run(tmp_path / "a").train(1).record.close()
