@@ -96,7 +96,10 @@ def _figures(row: dict, report: dict) -> dict:
     kept = {name: _rounded(value) for name, value in row.items() if not isinstance(value, list)}
     if "cls_acc" in row:
         scale = 0.01 if "unit" in report else 1  # reports once had fractions
-        kept["cls_acc"] = [round(value * scale, 4) for value in row["cls_acc"]]
+        kept["cls_acc"] = [
+            None if value is None else round(value * scale, 4)  # a class without test images
+            for value in row["cls_acc"]
+        ]
     return kept
 
 

@@ -184,7 +184,7 @@ def test_the_terminal_table_says_what_was_trained():
 
 
 def test_a_result_is_what_the_program_reported(tmp_path):
-    figures = {"epoch": 1, "top1": 12.3456789, "few": None, "cls_acc": [0.123456, 0.5]}
+    figures = {"epoch": 1, "top1": 12.3456789, "few": None, "cls_acc": [0.123456, None]}
     report = {
         "final": figures, "best": figures, "epochs": 2, "wall_time_s": 3.21,
         "cls_num_list": [4, 2], "pixels_sha256": "ab", "subset_sha256": "cd",
@@ -203,6 +203,7 @@ def test_a_result_is_what_the_program_reported(tmp_path):
     assert read["curves"] == {"top1": [10.0, 12.346]}
     assert read["commit"] == "1234" and read["seed"] == 7 and len(read["code_sha256"]) == 64
     assert math.isclose(read["final"]["top1"], 12.346)
+    assert read["final"]["cls_acc"] == [0.1235, None]  # a class without test images
     assert "/home" not in json.dumps(read)
 
 
