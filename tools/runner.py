@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from typing import TextIO
 import torch
 
 from common.training.errors import writing
+from common.training.lock import lock_file
 from tools.programs import PROGRAMS, ROOT, fill
 
 MAX_WORKERS = 16  # that read the images of a run, as in the papers
@@ -133,9 +133,7 @@ def _lock(folder: Path) -> TextIO | None:
     The child inherits the lock: a run whose runner was killed stays locked until it ends.
     """
     lock = open(folder / "lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_file(lock, folder, inherited=True):
         lock.close()
         return None
     return lock

@@ -40,21 +40,35 @@ def lock_folders(folders: Iterable[Path]) -> list[TextIO]:
     return files
 
 
-def _lock(file: TextIO, folder: Path) -> None:
+def lock_file(file: TextIO, folder: Path, *, inherited: bool = False) -> bool:
+    """Lock the file that stands for a folder; False while another process holds it.
+
+    Where nothing can be locked, that is said, and True.
+
+    Args:
+        inherited: by the processes that are started with the file open, too (else by none).
+    """
     if fcntl is None:
-        return
+        return True
+    lock = fcntl.flock if inherited else fcntl.lockf
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        file.seek(0)
-        raise UsageError(
-            f"{folder}: another run is writing there, {file.read() or 'an unknown process'}; wait "
-            "until it has ended, or give this run another folder"
-        ) from None
+        return False
     except OSError as error:
         print(
             f"note: {folder} cannot be locked ({error.strerror}): start no second run there",
             flush=True,
+        )
+    return True
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    if not lock_file(file, folder):
+        file.seek(0)
+        raise UsageError(
+            f"{folder}: another run is writing there, {file.read() or 'an unknown process'}; wait "
+            "until it has ended, or give this run another folder"
         )
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         file.truncate(0)

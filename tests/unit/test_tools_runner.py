@@ -1,11 +1,15 @@
 """The runner of programs side by side: locks, shares of the machine, the line of progress."""
 
+import errno
 import fcntl
 import os
+import runpy
+import sys
 from functools import partial
 
 import pytest
 
+from common.training import lock
 from common.training.errors import RunError
 from tools import runner
 from tools.runner import Job
@@ -23,6 +27,29 @@ def test_a_run_that_another_process_trains_is_not_started(job):
         fcntl.flock(other, fcntl.LOCK_EX)
         assert not runner.start(job, 0, 1, "DIR", [])
         assert job.process is None
+
+
+def test_where_nothing_can_be_locked_the_runs_are_trained(job, monkeypatch, capsys):
+    """Lustre without flock; Windows, which has no fcntl."""
+    started = []
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda words, **_: started.append(words))
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert runner.start(job, 0, 1, "DIR", [])
+    assert capsys.readouterr().out == (
+        f"note: {job.folder} cannot be locked (Function not implemented): start no second run "
+        "there\n"
+    )
+    monkeypatch.setattr(lock, "fcntl", None)
+    job.lock = None
+    assert runner.start(job, 0, 1, "DIR", []) and len(started) == 2
+    assert capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for module in (lock, runner):
+        runpy.run_path(module.__file__)
 
 
 def test_the_command_line_of_several_commands_is_one_that_a_shell_takes(job):
