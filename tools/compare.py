@@ -13,7 +13,9 @@ same of the folders of finished runs, of any program.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -27,6 +29,7 @@ from common.training import interrupt
 
 interrupt.during_imports(__name__)
 
+import numpy as np
 import torch
 
 from common.models import pretrained
@@ -36,6 +39,7 @@ from common.training.errors import RunError, UsageError, writing
 from common.training.flags import Parser, fraction
 from common.training.logs import write_csv, write_json, write_text
 from common.training.pictures import picture
+from common.training.report import names_fingerprint
 from datasets.folder import HELD_OUT, held_out, read_folder
 from datasets.sources import open_source
 from tools import comparison
@@ -247,7 +251,7 @@ def find_images(args: argparse.Namespace) -> Images:
 def write_lists(images: Images) -> None:
     """List files of the image folder, under the names of ImageNet-LT."""
     root = Path(images.root)
-    for split in HELD_OUT:  # of an earlier start, when others were there
+    for split in set(HELD_OUT) - set(images.splits):  # of an earlier start, when others were there
         (Path(images.lists) / f"ImageNet_LT_{split}.txt").unlink(missing_ok=True)
     for split in ("train", *images.splits):
         part = read_folder(root, split)
@@ -317,7 +321,7 @@ def make_jobs(
 ) -> list[tuple[Row, Job]]:
     """A job for each seed of each method; seed by seed, so that every method has one early."""
     jobs = []
-    for seed in args.seeds:
+    for seed in dict.fromkeys(args.seeds):
         for row in rows:
             epochs = args.epochs or row.epochs
             name = re.sub(r"\W+", "_", f"{row.paper}_{row.method.lower()}").strip("_")
@@ -367,8 +371,19 @@ def store(job: Job, report: Path) -> None:
     write_json(job.result, {"report": str(report.relative_to(job.folder))})
 
 
-def claim(jobs: Sequence[Job]) -> None:
-    """Write down what each folder is of.
+def fingerprint_of(images: Images) -> str:
+    """SHA-256 of an npz file, or of names and sizes of a folder's images; of digits always one."""
+    root, files = Path(images.root), []
+    if images.dataset == "npz":
+        return hashlib.sha256(np.memmap(root, mode="r")).hexdigest()
+    if images.dataset == "imagefolder":
+        files = [file for s in ("train", *images.splits) for file in read_folder(root, s).files]
+    sizes = (os.path.exists(file) and os.path.getsize(file) for file in files)  # a link to nothing
+    return names_fingerprint((f"{f} {n}" for f, n in zip(files, sizes, strict=True)), root)
+
+
+def claim(jobs: Sequence[Job], images: Images) -> None:
+    """Write down what each folder is of; say which finished runs are of images that changed since.
 
     Raises:
         UsageError: a folder holds a run of another command.
@@ -381,15 +396,28 @@ def claim(jobs: Sequence[Job]) -> None:
                 f"{job.folder}: holds a run of other flags or images, see {path.name} there; "
                 "delete it, or give another --out"
             )
+    now, changed = fingerprint_of(images) + "\n", []
     for job in jobs:
         with writing(job.folder):
             job.folder.mkdir(parents=True, exist_ok=True)
         write_text(job.folder / "command.txt", command_line(job) + "\n")
+        path = job.folder / "images.sha256"
+        if not job.result.is_file():
+            write_text(path, now)
+        elif path.is_file() and path.read_text() != now:
+            changed.append(job.folder)
+    if changed:
+        print(
+            f"note: {images.root} changed since these runs were trained: "
+            f"{', '.join(folder.name for folder in changed)}; to train them again, delete their "
+            f"folders in {changed[0].parent}, or give another --out",
+            flush=True,
+        )
 
 
 def train_all(jobs: Sequence[Job], images: Images, args: argparse.Namespace) -> None:
     """Train what is not finished yet; what fails is said and marked."""
-    claim(jobs)
+    claim(jobs, images)
     if args.large:
         write_lists(images)
     parallel = args.jobs or len(visible_gpus())

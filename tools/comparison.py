@@ -29,10 +29,10 @@ FIGURES = {
     "macro_f1": "macro F1",
     "worst_class": "worst class",
 }
-# Settings of which a comparison says nothing: seed, folders, the place of the data.
+# Settings of which a comparison says nothing: seed, folders, the place of data and teacher.
 PLACES = FREE_TO_CHANGE | {
     "seed", "store_name", "path_history", "path_model", "history_path", "model_path", "result_dir",
-    "log_dir", "model_dir", "data_path", "num_runs", "run_list",
+    "log_dir", "model_dir", "data_path", "list_path", "val_list", "path_t", "num_runs", "run_list",
 }  # fmt: skip
 # Colours that colour-blind people tell apart (Okabe and Ito), and a marker each.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
@@ -52,7 +52,8 @@ class Run:
         figures: of ``FIGURES``, in percent, NaN where the report lacks them.
         cls_acc: percent (C,), NaN without test images. cls_num_list: training images (C,).
         classes: their names (C,); empty if an older report does not tell them.
-        settings: the flags. data: what it was trained on, in words. pixels: their fingerprint.
+        settings: the flags. data: what it was trained on, in words.
+        fingerprints: SHA-256 of the images trained and evaluated on, by their keys in the report.
     """
 
     method: str
@@ -66,7 +67,7 @@ class Run:
     classes: list[str]
     settings: dict[str, object]
     data: str
-    pixels: str | None
+    fingerprints: dict[str, str]
     folder: Path
     program: str = ""
 
@@ -106,13 +107,23 @@ def read_run(path: Path, method: str = "", paper: str = "", epoch: str = "") -> 
             [str(name) for name in report.get("classes", [])],
             settings,
             report.get("data") or str(settings.get("dataset", "")),
-            report.get("pixels_sha256"),
+            _fingerprints(report),
             path.parent,
             report.get("program", ""),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"{path}: not the report of a run ({reason})") from None
+
+
+def _fingerprints(report: Mapping[str, object]) -> dict[str, str]:
+    """Those of labels under the order of the classes, too, which gives the labels their meaning."""
+    order = " ".join(map(str, report.get("classes", [])))
+    return {
+        f"{key} {order}" if key.endswith("labels_sha256") else key: value
+        for key, value in report.items()
+        if key == "pixels_sha256" or re.fullmatch(r"(train|test)_\w*sha256", key)
+    }
 
 
 def read_runs(reports: Sequence[tuple[Path, str, str]], epoch: str = "") -> list[Run]:
@@ -158,7 +169,7 @@ def find_reports(folders: Sequence[str]) -> list[Path]:
                 f"--runs {folder}: no report.json in it or below; give folders of finished runs"
             )
         found += reports
-    return list(dict.fromkeys(found))
+    return list({report.resolve(): report for report in found}.values())
 
 
 def in_one_order(runs: Sequence[Run]) -> list[Run]:
@@ -309,8 +320,12 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
         notes.append("An epoch chosen on the set that it is reported on looks better than it is.")
     if not several:
         notes.append("One run each: small differences may be chance, more --seeds tell.")
-    if len({run.pixels for one in groups for run in one.runs} - {None}) > 1:
-        notes.append("NOTE: they were not all trained on the same images.")
+    found = {pair for one in groups for run in one.runs for pair in run.fingerprints.items()}
+    keys = [key for key, _ in found]
+    differing = [key for key in keys if keys.count(key) > 1]
+    for what, test in (("trained", False), ("evaluated", True)):
+        if any(key.startswith("test_") == test for key in differing):
+            notes.append(f"NOTE: they were not all {what} on the same images.")
     return notes
 
 

@@ -87,6 +87,7 @@ def test_large_images_from_the_weights_of_a_file(here, capsys):
     lines = (here / "out" / "compare.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["GML", "ARB-Loss"]
     assert lines[4].startswith("Accuracy in percent on the test set, best epoch on the validation")
+    assert not [line for line in lines if line.startswith("NOTE")]
     reports = [read(path) for path in sorted(here.rglob("report.json"))]
     assert len(reports) == 3
     for report in reports:

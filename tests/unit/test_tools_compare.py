@@ -11,6 +11,7 @@ from common.models import resnet
 from common.training.errors import RunError, UsageError
 from tests.programs.tools import make_image_folder
 from tools import compare
+from tools.comparison import PLACES
 from tools.programs import PROGRAMS, ROOT, fill, settings
 from tools.table import PAPERS
 
@@ -119,6 +120,19 @@ def test_large_images_go_to_the_programs_for_them(folder, tmp_path):
     assert lines[0] == "test/class_000/0000.jpg\t0\tclass_000" and len(lines) == 4
 
 
+def test_a_list_that_another_start_reads_is_always_there(folder, tmp_path, monkeypatch):
+    images = compare.Images("imagefolder", str(folder), 4, str(tmp_path / "lists"))
+    compare.write_lists(images)
+    there = []
+
+    def look(*_):
+        there.append(sorted(path.name for path in (tmp_path / "lists").iterdir()))
+
+    monkeypatch.setattr(compare, "write_text", look)
+    compare.write_lists(images)
+    assert there == [["ImageNet_LT_test.txt", "ImageNet_LT_train.txt"]] * 2
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_a_student_finds_its_teacher_where_that_is_written(large, folder, tmp_path):
     flags = ["--root", folder, "--out", tmp_path, "--methods", "GML", "DBM-GML"]
@@ -126,6 +140,30 @@ def test_a_student_finds_its_teacher_where_that_is_written(large, folder, tmp_pa
         teacher, student = map(settings, job.commands)
         written = Path(teacher["root_path"], teacher["dataset"], teacher["mark"])
         assert student["path_t"] == str(written / "moco_ckpt.pth.tar")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_runs_of_a_method_differ_in_seed_and_places_alone(large, folder, tmp_path):
+    """Else they are no line of the table with a mean."""
+    names = [f"{p}/{row.method}" for (p, _), row in (LARGE if large else SMALL).items()]
+    root = shutil.copytree(folder, tmp_path / "birds")
+    shutil.copytree(root / "test", root / "val")
+    flags = ["--root", root, "--methods", *names, *["--large"] * large]
+    told = []
+    for seed in (0, 1):
+        found = [
+            settings(fill(job.commands[-1], out=job.folder))
+            for _, job in jobs(*flags, "--seeds", seed, "--out", tmp_path / f"out{seed}")
+        ]
+        told.append([{k: v for k, v in run.items() if k not in PLACES} for run in found])
+    assert len(told[0]) == len(names)
+    for name, *runs in zip(names, *told, strict=True):
+        assert runs[0] == runs[1], name
+
+
+def test_a_seed_that_is_named_twice_is_trained_once(folder, tmp_path):
+    found = jobs("--root", folder, "--out", tmp_path, "--methods", "IB", "--seeds", 1, 0, 1)
+    assert [job.seed for _, job in found] == [1, 0]
 
 
 def test_validation_images_choose_for_arbloss_as_well(folder, tmp_path):
@@ -210,13 +248,54 @@ def test_the_commands_are_shown(folder, tmp_path, capsys):
 
 def test_a_folder_of_another_command_is_not_gone_on_with(folder, tmp_path):
     flags = ["--root", folder, "--out", tmp_path, "--epochs", 2, "--methods", "IB", "HML"]
-    compare.claim([job for _, job in jobs(*flags)])
-    compare.claim([job for _, job in jobs(*flags)])
+    images = compare.Images("imagefolder", str(folder), 4)
+    compare.claim([job for _, job in jobs(*flags)], images)
+    compare.claim([job for _, job in jobs(*flags)], images)
     with pytest.raises(UsageError, match="ib_loss_ib_e2_s0: holds a run of other flags or images"):
-        compare.claim([job for _, job in jobs(*flags, "--image_size", 16)])
+        compare.claim([job for _, job in jobs(*flags, "--image_size", 16)], images)
     (tmp_path / "file").write_text("")
+    digits = compare.Images("digits", "", 10)
     with pytest.raises(RunError, match="cannot be written"):
-        compare.claim([job for _, job in jobs("--digits", "--out", tmp_path / "file")])
+        compare.claim([job for _, job in jobs("--digits", "--out", tmp_path / "file")], digits)
+
+
+def test_finished_runs_of_other_images_are_said(folder, tmp_path, capsys):
+    """Images removed, added or of another size; of an npz file any other byte."""
+    root, out = shutil.copytree(folder, tmp_path / "birds"), tmp_path / "out"
+    flags = ["--root", root, "--out", out, "--epochs", 2, "--methods", "IB", "HML"]
+    ib, hml = (job for _, job in jobs(*flags))
+    images = compare.Images("imagefolder", str(root), 4)
+    note = (
+        "note: {} changed since these runs were trained: {}; to train them again, delete their "
+        f"folders in {out}, or give another --out\n"
+    )
+
+    def said():
+        compare.claim([ib, hml], images)
+        return capsys.readouterr().out
+
+    assert said() == ""
+    ib.result.write_text("{}")
+    assert said() == ""
+    (root / "test" / "class_002" / "0000.jpg").unlink()
+    assert said() == note.format(root, ib.folder.name)
+    hml.result.write_text("{}")
+    assert said() == note.format(root, ib.folder.name)  # the other has seen these
+    with open(root / "train" / "class_001" / "0000.jpg", "ab") as file:
+        file.write(b"\0")
+    assert said() == note.format(root, f"{ib.folder.name}, {hml.folder.name}")
+    for job in (ib, hml):
+        (job.folder / "images.sha256").unlink()  # of an earlier version: not known
+    assert said() == ""
+
+    file = tmp_path / "birds.npz"
+    file.write_bytes(b"one")
+    images = compare.Images("npz", str(file), 4)
+    ib.result.unlink()
+    assert said() == ""
+    ib.result.write_text("{}")
+    file.write_bytes(b"two")
+    assert said() == note.format(file, ib.folder.name)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,32 @@ def test_other_pixels_are_said(tmp_path):
     assert "NOTE: they were not all trained on the same images." in text_table(group(runs))
 
 
+def test_other_images_are_said_whatever_identifies_them(tmp_path):
+    """Names where images are read as needed; numbers of labels mean the order of the classes."""
+    first = read_run(write(tmp_path / "a", [80.0, 50.0, 20.0], train_files_sha256="a",
+                           test_files_sha256="b", test_labels_sha256="c"))  # fmt: skip
+    trained = "NOTE: they were not all trained on the same images."
+    evaluated = "NOTE: they were not all evaluated on the same images."
+    for i, (more, notes) in enumerate((
+        ({"train_files_sha256": "a", "test_files_sha256": "b", "test_labels_sha256": "c"}, []),
+        ({"train_files_sha256": "x"}, [trained]),
+        ({"test_files_sha256": "x"}, [evaluated]),
+        ({"test_labels_sha256": "x"}, [evaluated]),
+        ({"test_labels_sha256": "x", "classes": CLASSES[::-1], "counts": COUNTS[::-1]}, []),
+        ({"test_list_sha256": "x", "train_list_sha256": "x"}, []),
+        ({"pixels_sha256": "x", "test_files_sha256": "x"}, [trained, evaluated]),
+    )):  # fmt: skip
+        other = read_run(write(tmp_path / str(i), [80.0, 50.0, 20.0], method="CE", **more))
+        lines = text_table(group(in_one_order([first, other]))).splitlines()
+        assert [line for line in lines if line.startswith("NOTE")] == notes, more
+
+
+def test_a_run_that_is_named_twice_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a", [80.0, 50.0, 20.0])
+    assert len(comparison.find_reports(["a", str(tmp_path), "a"])) == 1
+
+
 def test_what_is_no_report_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"^--runs \S+: no report.json in it or below"):
         comparison.find_reports([str(tmp_path)])
