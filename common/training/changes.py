@@ -22,6 +22,20 @@ def changed_data(before: Mapping[str, object], now: Mapping[str, object]) -> lis
     return [key for key in prints if before.get(key, now[key]) != now[key]]
 
 
+def changed_choice(
+    before: Mapping[str, object], now: Mapping[str, object], validated: bool
+) -> bool:
+    """Whether the images on which the best epoch is chosen are others, see ``changed_data``.
+
+    ``validated``: they are not those of the report, ``test_…``, but ``val_…`` or, where no such
+    fingerprint is noted, a part of the rest.
+    """
+    changed = changed_data(before, now)
+    if validated and not any(key.startswith("val_") and key.endswith("sha256") for key in now):
+        return not all(key.startswith("test_") for key in changed)
+    return any(key.startswith("val_" if validated else "test_") for key in changed)
+
+
 def changed_settings(
     before: Mapping[str, object],
     now: Mapping[str, object],

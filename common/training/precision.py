@@ -71,13 +71,13 @@ def _floats(value: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
 class FiniteGuard:
     """Stops a run whose loss, weights or momentum became NaN or infinite, saying when.
 
-    All processes stop at the same step. On a GPU the loss of a step is read one step later, when
-    it is there already: no stall.
+    All processes stop at the same step. On a GPU the loss of a step is copied to the host behind
+    the step's forward pass and read one step later, when it is there already: no stall.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._model, self._optimizer = model, optimizer
-        self._pending: tuple[torch.Tensor, str] | None = None
+        self._pending: tuple[torch.Tensor, torch.cuda.Event | None, str] | None = None
         self._where = "the start"
 
     def check(self, loss: torch.Tensor, *, epoch: int, step: int, lr: float) -> None:
@@ -87,7 +87,7 @@ class FiniteGuard:
         if dist.is_initialized():  # one that is not finite makes the sum so
             loss = loss.clone()
             all_reduce_sum(loss)
-        before, self._pending = self._pending, (loss, self._where)
+        before, self._pending = self._pending, (*_to_host(loss), self._where)
         if loss.device.type == "cpu":
             before, self._pending = self._pending, None
         self._read(before)
@@ -108,6 +108,22 @@ class FiniteGuard:
             raise NonFiniteLoss(f"{name or 'the model'} is not finite after {self._where}; {CURE}")
 
     @staticmethod
-    def _read(pending: tuple[torch.Tensor, str] | None) -> None:
-        if pending is not None and not math.isfinite(value := float(pending[0])):
-            raise NonFiniteLoss(f"the loss is {value} at {pending[1]}; {CURE}")
+    def _read(pending: tuple[torch.Tensor, torch.cuda.Event | None, str] | None) -> None:
+        if pending is None:
+            return
+        loss, copied, where = pending
+        if copied is not None:
+            copied.synchronize()
+        if not math.isfinite(value := float(loss)):
+            raise NonFiniteLoss(f"the loss is {value} at {where}; {CURE}")
+
+
+def _to_host(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A scalar on the host, and the event after which it is there; None: it is there now."""
+    if value.device.type != "cuda":
+        return value, None
+    copy = torch.empty_like(value, device="cpu", pin_memory=True)
+    copy.copy_(value, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return copy, copied

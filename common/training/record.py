@@ -27,7 +27,7 @@ from torch import nn
 
 from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report, restore
-from common.training.changes import FREE_TO_CHANGE, changed_data, changed_settings
+from common.training.changes import FREE_TO_CHANGE, changed_choice, changed_data, changed_settings
 from common.training.claim import claim, refuse_a_run
 from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.files import Files
@@ -95,6 +95,7 @@ class Record:
         self._state: dict | None = None
         self._continues = False  # a run in these folders, whose logs have these lengths
         self._offsets: dict[str, int] = {}
+        self._commits: list[str] = []  # of the code that the run was made with
 
     @property
     def resumed(self) -> bool:
@@ -136,14 +137,16 @@ class Record:
         self.history, self.best_row = run.get("history", []), run.get("best_row")
         for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
             row["epoch"] = epoch  # some programs counted from 1 once
+        self._commits = list(run.get("commits", []))
         score = self.selection.score
         if self.best_row and not isinstance(self.best_row.get(score), (int, float)):
             raise UsageError(
                 f"{path}: the best epoch of its 'run' has no number as {score!r}, not a checkpoint "
                 "of this program"
             )
-        comparable = self._chosen_alike(run)
-        if comparable:
+        alike = self._chosen_alike(run)
+        anew = not alike or self._chosen_on_others(run, finished=self.epoch >= epochs)
+        if not anew:
             scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
             self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
         else:
@@ -152,7 +155,8 @@ class Record:
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
         if self._only_weights:
             return state
-        if self.epoch > epochs or (self.epoch == epochs and not (self.history and comparable)):
+        self._compare(run)
+        if self.epoch > epochs or (self.epoch == epochs and not (self.history and alike)):
             raise UsageError(
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
@@ -162,8 +166,7 @@ class Record:
             self._offsets = run.get("offsets", {}) if run else self._files.log_sizes()
         elif flag != "auto" and not self.settings.get("overwrite"):
             launch.in_main(lambda: refuse_a_run(self._files, self._dashes))
-        self._compare(run.get("facts", {}), run.get("settings", {}))
-        if not comparable:
+        if anew:
             self.process.say(
                 f"note: {path}: its best epoch was chosen on another set; the best is looked for "
                 "anew"
@@ -179,8 +182,18 @@ class Record:
         facts = run.get("facts", self.facts)
         return ("val_set" in facts) == ("val_set" in self.facts)
 
-    def _compare(self, facts: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    def _chosen_on_others(self, run: Mapping[str, object], finished: bool) -> bool:
+        """Whether the best epoch was chosen on other images, which ``--other_data`` accepts. What
+        validation images chose in a finished run stands: all epochs would have to be evaluated.
+        """
+        validated = self.selection.validated
+        if finished and validated:
+            return False
+        return changed_choice(run.get("facts", {}), self.facts, validated)
+
+    def _compare(self, run: Mapping[str, object]) -> None:
         """Refuse, or note, other data than the checkpoint's; note other settings."""
+        facts = run.get("facts", {})
         changed = [
             f"{key} was {str(facts[key])[:12]}… and is {str(self.facts[key])[:12]}…"
             for key in changed_data(facts, self.facts)
@@ -194,7 +207,11 @@ class Record:
         free = FREE_TO_CHANGE
         if self.settings.get("seed") is None:  # the run keeps the one that it has
             free = free | {"seed"}
-        if changed := changed_settings(settings, self.settings, free):
+        before, settings = run.get("settings", {}), self.settings
+        if "processes" in run:
+            before = before | {"processes": run["processes"]}
+            settings = settings | {"processes": self.process.world_size}
+        if changed := changed_settings(before, settings, free):
             self.process.say(f"note: resuming with changed settings: {', '.join(changed)}")
 
     def restore(
@@ -249,7 +266,7 @@ class Record:
             steps: of an epoch. figures: that the program sums up.
 
         Raises:
-            UsageError: it has fewer than the checkpoint was taken after, or the sums are others.
+            UsageError: it had another number when the checkpoint was taken, or the sums are others.
         """
         state = self._state or {}
         done, sums = state.get("step", 0), state.get("sums")
@@ -259,10 +276,12 @@ class Record:
                 f"{self._source}: taken in the middle of an epoch, and its 'sums' is {found}, not "
                 f"of shape ({figures},); take another copy, or an earlier checkpoint"
             )
-        if done >= steps:
+        before = state.get("steps", steps)  # earlier versions did not note it
+        if done >= steps or (done and before != steps):
+            of = f" of {before}" if "steps" in state else ""
             raise UsageError(
-                f"{self._source}: taken after {done} steps of an epoch, which has {steps} here; go "
-                "on with the batch size that the run began with"
+                f"{self._source}: taken after {done}{of} steps of an epoch, which has {steps} "
+                "here; go on with the batch size, and as many machines, as the run began with"
             )
         return (done, sums) if done else (0, None)
 
@@ -270,6 +289,8 @@ class Record:
         """Open the logs: empty, or cut back to where the checkpoint was taken."""
         self.seed = seed
         writes = self.process.is_main
+        if writes:
+            self._note_code()
         if self._continues:
             launch.in_main(self._set_best_back)
         elif writes:
@@ -280,6 +301,13 @@ class Record:
         }
         if writes:
             self.writer = logs.Events(self._files.events, start_epoch=self.epoch)
+
+    def _note_code(self) -> None:
+        commit = report.commit()
+        if self._commits and self._commits[-1] != commit:
+            self.process.say(f"note: the code was at {self._commits[-1]} and is at {commit}")
+        if commit not in self._commits:
+            self._commits.append(commit)
 
     def _set_best_back(self) -> None:
         """Where the run goes back before its best checkpoint, make that the source's, or remove it.
@@ -379,6 +407,8 @@ class Record:
                 "offsets": {name: log.offset for name, log in self.log.items()},
                 "settings": self.settings,
                 "facts": logs.plain(self.facts),
+                "processes": self.process.world_size,
+                "commits": self._commits,
             }
             checkpoint.save({**state, "about": self.about, "run": run}, *paths)
         launch.barrier()
@@ -418,6 +448,8 @@ class Record:
                 files=files,
                 settings=self.settings,
                 device=self.process.device,
+                commit=", ".join(map(str, self._commits)),
+                processes=self.process.world_size,
                 seed=self.seed,
                 **{**self.facts, **facts},
             )
@@ -437,7 +469,8 @@ class Record:
         if tally is None or self.selection.validated:
             tally = test(last["epoch"])
         if not self.selection.validated:
-            if self.selection.score not in last:  # gone back to, and between two evaluations
+            # Gone back to, and between two evaluations; or evaluated on other images.
+            if self.selection.score not in last or best is None:
                 last.update(figures(tally))
                 if self.is_best(last):
                     best = self.best_row = last

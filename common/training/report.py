@@ -84,6 +84,7 @@ def write_report(
     files: Sequence[str] | None = None,
     settings: dict | None = None,
     device: torch.device | str = "cpu",
+    commit: str = "unknown",
     **facts: object,
 ) -> None:
     """Write ``report.json``, ``metrics.csv``, and tables and pictures of the reported epoch.
@@ -93,7 +94,7 @@ def write_report(
             ``Tally.result``), evaluated on the set ``selection.chosen_on``.
         about: what was trained, see ``Record``.
         files: the images of ``selection.split``, if they are files.
-        settings: the parsed flags. device: what it was trained on.
+        settings: the parsed flags. device: what it was trained on. commit: with which code.
         facts: anything else worth keeping, as JSON-able values.
     """
     folder = Path(folder)
@@ -120,7 +121,7 @@ def write_report(
             "wall_time_s": sum(row.get("epoch_s", 0.0) for row in history),
             "command": shlex.join(["python", *sys.argv]),
             "settings": settings or {},
-            "versions": versions(device),
+            "versions": versions(device) | {"commit": commit},
             **about,
             **facts,
         },
@@ -241,15 +242,7 @@ def epoch_title(about: Mapping[str, object], selection: Selection, epoch: int) -
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Versions and hardware that a number depends on, and the commit if the code is a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=root, capture_output=True, text=True, timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
+    """Versions and hardware that a number depends on."""
     on_gpu = torch.device(device).type == "cuda"
     return {
         "python": platform.python_version(),
@@ -258,5 +251,16 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
         "numpy": np.__version__,
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "threads": str(torch.get_num_threads()),
-        "commit": commit,
     }
+
+
+def commit() -> str:
+    """The commit of the code, with ``-dirty`` if files were changed; "unknown" if it is none."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

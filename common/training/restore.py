@@ -27,6 +27,8 @@ RECORD = {
     "offsets": dict,
     "settings": dict,
     "facts": dict,
+    "processes": int,
+    "commits": list,
 }
 
 
@@ -48,9 +50,10 @@ def check_checkpoint(state: Mapping[str, object], path: Path, *, weights_alone: 
             valid = False
         if not valid:
             raise UsageError(f"{path}: its {key!r} is {state[key]!r}, not a finite number")
-    step = state.get("step", 0)
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise UsageError(f"{path}: its 'step' is {step!r}, not a whole number from 0")
+    for key in ("step", "steps"):
+        step = state.get(key, 0)
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise UsageError(f"{path}: its {key!r} is {step!r}, not a whole number from 0")
     sums = state.get("sums", torch.zeros(0))
     if not _dense_and_real(sums) or first_non_finite(sums) is not None:
         raise UsageError(f"{path}: its 'sums' are not the finite numbers of an epoch's first steps")

@@ -266,8 +266,8 @@ def train_one_epoch(
         done = step + 1
         if args.save_every and done % args.save_every == 0 and done < steps:
             guard.close()
-            sums = means.state()
-            record.save(step=done, sums=sums, arch=args.arch, acc=record.best_score)
+            entries = {"step": done, "steps": steps, "sums": means.state()}
+            record.save(**entries, arch=args.arch, acc=record.best_score)
         end = time.perf_counter()
     guard.close()
     progress.close()

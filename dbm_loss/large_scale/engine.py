@@ -184,7 +184,8 @@ def train_one_epoch(
         if args.save_every and done % args.save_every == 0 and done < len(loader):
             guard.close()
             best_acc1 = record.best_score
-            record.save(step=done, sums=sums.total(), arch=args.arch, best_acc1=best_acc1)
+            entries = {"step": done, "steps": len(loader), "sums": sums.total()}
+            record.save(**entries, arch=args.arch, best_acc1=best_acc1)
         end = time.perf_counter()
     guard.close()
     progress.close()

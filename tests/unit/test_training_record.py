@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, pictures
+from common.training import checkpoint, launch, pictures, report
 from common.training.errors import NonFiniteLoss, UsageError
 from common.training.files import Files
 from common.training.launch import Process
@@ -453,9 +453,40 @@ def test_a_place_within_an_epoch_that_has_become_shorter(tmp_path):
         record.place(3, 1)
     assert str(error.value) == (
         f"{record.latest}: taken after 3 steps of an epoch, which has 3 here; go on with the batch "
-        "size that the run began with"
+        "size, and as many machines, as the run began with"
     )
     record.close()
+
+
+def test_a_place_within_an_epoch_of_another_length(tmp_path):
+    run = Run(tmp_path).train(1)
+    run.record.save(step=3, steps=4, sums=torch.tensor([7.0]))
+    run.record.close()
+    record = Run(tmp_path, "auto").record
+    assert record.place(4, 1) == (3, torch.tensor([7.0]))
+    for steps in (2, 8):
+        with pytest.raises(UsageError, match=f"after 3 of 4 steps of an epoch, which has {steps}"):
+            record.place(steps, 1)
+    record.close()
+
+
+def test_the_number_of_processes_and_the_code_are_noted(tmp_path, capsys, monkeypatch):
+    commits = iter(["a1", "a1", "b2", "b2"])
+    monkeypatch.setattr(report, "commit", lambda: next(commits))
+    Run(tmp_path).train(1).record.close()
+    Run(tmp_path, "auto").train(2).record.close()
+    assert "note" not in capsys.readouterr().out
+    run = Run(tmp_path, "auto").train(3)
+    run.record.close()
+    assert capsys.readouterr().out.splitlines()[-1] == "note: the code was at a1 and is at b2"
+    path = tmp_path / "model" / "ckpt.pth.tar"
+    change(path, run=torch.load(path, weights_only=True)["run"] | {"processes": 4})
+    Run(tmp_path, "auto").train(4).finish()
+    said = capsys.readouterr().out
+    assert said.count("note") == 1
+    assert "note: resuming with changed settings: processes 4 -> 1\n" in said
+    found = json.loads((tmp_path / "log" / "report.json").read_text())
+    assert found["versions"]["commit"] == "a1, b2" and found["processes"] == 1
 
 
 def test_a_run_of_a_later_first_epoch_goes_on_in_it(tmp_path):
@@ -571,6 +602,45 @@ def test_an_originals_best_of_another_figure_is_not_the_one_to_beat(tmp_path):
     options = {"options": {"selection": Selection(chosen_on="held-out")}}
     record = Run(tmp_path / "b", str(path), **options).train(3).record
     assert record.best_score == 9.0 and record.best_row["epoch"] == 1
+
+
+@pytest.mark.parametrize(("validated", "changed", "alike"), [
+    (None, "test_pixels_sha256", False), (None, "pixels_sha256", True),
+    ("val", "val_pixels_sha256", False), ("val", "test_pixels_sha256", True),
+    ("val", "pixels_sha256", True),
+    ("held-out", "pixels_sha256", False), ("held-out", "test_pixels_sha256", True),
+])  # fmt: skip
+def test_what_other_images_chose_is_not_the_one_to_beat(
+    tmp_path, capsys, validated, changed, alike
+):
+    """The data were others, which --other_data accepts."""
+    keys = ["pixels_sha256", "test_pixels_sha256"] + ["val_pixels_sha256"] * (validated == "val")
+    facts = dict.fromkeys(keys, "0") | ({"val_set": "x"} if validated else {})
+    options = {"options": {"selection": Selection(chosen_on=validated)} if validated else {}}
+    Run(tmp_path, facts=facts, **options).train(2).record.close()
+    now = facts | {changed: "1"}
+    for epochs in (2, 3):  # that it is finished is no matter before the data
+        with pytest.raises(UsageError, match="the data are not those of this run"):
+            Run(tmp_path, "auto", epochs=epochs, facts=now, **options)
+    capsys.readouterr()
+    record = Run(tmp_path, "auto", facts=now, other_data=True, **options).train(3).record
+    best = (1, 9.0) if alike else (2, 5.0)
+    assert (record.best_row["epoch"], record.best_score) == best
+    assert ("the best is looked for anew" in capsys.readouterr().out) != alike
+    record.close()
+
+
+def test_a_finished_run_is_evaluated_on_other_images(tmp_path):
+    """Its best epoch, chosen on the former ones, is not there beside the new figures."""
+    facts = FACTS | {"test_pixels_sha256": "0"}
+    Run(tmp_path, epochs=3, facts=facts).train(3).finish()
+    facts["test_pixels_sha256"] = "1"
+    Run(tmp_path, "auto", epochs=3, facts=facts, other_data=True).train(3).finish()
+    report = json.loads((tmp_path / "log" / "report.json").read_text())
+    for which in ("best", "final"):
+        assert (report[which]["epoch"], report[which]["top1"]) == (2, 75.0)
+    assert report["per_class"]["recall"][0] == 75.0
+    assert weight(tmp_path / "model" / "ckpt.best.pth.tar") == 3
 
 
 def test_what_another_set_chose_is_not_the_one_to_beat(tmp_path, capsys):
