@@ -97,6 +97,9 @@ def load_long_tailed(
     facts = evaluation_facts(
         place(dataset, root, split), len(test.targets), val_set, val and len(val.targets)
     )
+    if val is not None:
+        facts["val_pixels_sha256"] = fingerprint(val.images)
+        facts["val_labels_sha256"] = fingerprint(val.targets.astype("<i8"))
     return Data(
         Images(pixels, targets),
         test_images,

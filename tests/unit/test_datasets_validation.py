@@ -1,9 +1,13 @@
 """What a run is evaluated on and by what its best epoch is chosen."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from common.training.changes import changed_data
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.long_tail import Augmentation, load_long_tailed, make_loaders
@@ -76,6 +80,51 @@ def test_folders_with_val_and_test_choose_on_the_one_and_report_the_other(tmp_pa
     )
     with pytest.raises(UsageError, match=r"^val_fraction 0.1: .*/val is for validation already"):
         load_long_tailed("imagefolder", tmp_path, val_fraction=0.1, **options)
+
+
+def changes_of(options, change):
+    """What tells the data from those of before; nothing does if that was not noted then."""
+    before = load_long_tailed(**options, imb_type="none", imb_factor=1.0, image_size=4).facts
+    change()
+    now = load_long_tailed(**options, imb_type="none", imb_factor=1.0, image_size=4).facts
+    unknown = {key: value for key, value in before.items() if not key.startswith("val_")}
+    assert changed_data(unknown, now) == []
+    return changed_data(before, now)
+
+
+def test_other_validation_images_in_a_folder_are_other_data(tmp_path):
+    make(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "val", "test") for c in "ab"))
+    options = {"dataset": "imagefolder", "root": tmp_path}
+    white = Image.new("RGB", (4, 4), "white")
+    assert changes_of(options, lambda: white.save(tmp_path / "val/a/1.png")) == [
+        "val_pixels_sha256"
+    ]
+
+
+def test_other_validation_images_in_a_file_are_other_data(tmp_path):
+    images, labels = np.zeros((4, 4, 4, 3), np.uint8), np.repeat([0, 1], 2)
+    arrays = {f"{split}_images": images for split in ("train", "val", "test")}
+    arrays |= {f"{split}_labels": labels for split in ("train", "val", "test")}
+    options = {"dataset": "npz", "root": tmp_path / "set.npz"}
+    for change, found in [
+        ({"val_images": 255 - images}, ["val_pixels_sha256"]),
+        ({"val_labels": labels[::-1]}, ["val_labels_sha256"]),
+    ]:
+        np.savez(options["root"], **arrays)
+        save = partial(np.savez, options["root"], **arrays | change)
+        assert changes_of(options, save) == found
+
+
+def test_another_image_in_the_held_out_part_is_other_data(tmp_path):
+    images = np.arange(8, dtype=np.uint8).repeat(48).reshape(8, 4, 4, 3)  # image i is full of i
+    labels = np.repeat([0, 1], 4)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    options = {"dataset": "npz", "root": tmp_path / "set.npz", "val_fraction": 0.25}
+    np.savez(options["root"], **arrays)
+    data = load_long_tailed(**options, imb_type="none", imb_factor=1.0, image_size=4)
+    other = np.where(images == data.val.images[0, 0, 0, 0], 99, images).astype(np.uint8)
+    save = partial(np.savez, options["root"], **arrays | {"x_train": other})
+    assert changes_of(options, save) == ["val_pixels_sha256"]
 
 
 class Numbers(torch.utils.data.Dataset):
