@@ -7,8 +7,10 @@ import http.client
 import pickle
 import tarfile
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch.distributed as dist
@@ -157,20 +159,32 @@ def _md5(path: Path) -> str | None:
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Raises ``OSError``: no connection, no place. ``ValueError``: another content."""
-    print(f"downloading {url} to {path}", flush=True)
+    """Raises ``OSError``: no connection, no place. ``ValueError``: it broke off, other content."""
+    waited_for = ""
+    if dist.is_initialized():
+        waited_for = "; should the other processes give up waiting, fetch it with one process first"
+    print(f"downloading {url} to {path}{waited_for}", flush=True)
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=60) as response:
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(path.name, -(-int(response.headers.get("Content-Length", 0)) // CHUNK))
         with atomic_file(path) as file:
-            while chunk := response.read(CHUNK):
+            for chunk in _chunks(response):
                 digest.update(chunk)
                 file.write(chunk)
                 progress.step()
             progress.close()
             if digest.hexdigest() != md5:
                 raise ValueError(f"what comes from there has the MD5 {digest.hexdigest()}")
+
+
+def _chunks(response: BinaryIO) -> Iterator[bytes]:
+    """What the site sends. Raises ``ValueError``, as an ``OSError`` would be the written file's."""
+    try:
+        while chunk := response.read(CHUNK):
+            yield chunk
+    except OSError as error:
+        raise ValueError(error) from None
 
 
 def _extract(archive: Path, root: Path, folder: str, files: dict[str, str]) -> None:

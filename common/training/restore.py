@@ -7,8 +7,8 @@ import math
 import operator
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import torch
@@ -115,7 +115,7 @@ def _fetch(url: str, path: Path, cure: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise UsageError(
                 f"cannot download {url} ({error}): fetch it elsewhere and give the file as "
                 f"weights, or {cure}"

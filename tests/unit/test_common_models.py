@@ -1,9 +1,11 @@
 """The ResNets against the original programs: outputs, initialisation, names, sizes."""
 
 import hashlib
+from http.client import IncompleteRead
 from itertools import product
 from pathlib import Path
 from tempfile import mkdtemp
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import numpy as np
@@ -495,14 +497,15 @@ def test_pretrained_other_refusals(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"^--arch resnet10: no ImageNet weights .*resnet18"):
         pretrained.load(model, "resnet10")
 
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UsageError, match=r"cannot download https://\S*resnet18-\S*\.pth") as error:
-        pretrained.load(resnet.resnet18(None), "resnet18", cure="walk")
-    assert str(error.value).endswith(": fetch it elsewhere and give the file as weights, or walk")
+    for reason in (URLError("no network"), IncompleteRead(b"half")):
+        monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=reason))
+        with pytest.raises(
+            UsageError, match=r"cannot download https://\S*resnet18-\S*\.pth"
+        ) as error:
+            pretrained.load(resnet.resnet18(None), "resnet18", cure="walk")
+        words = f" ({reason}): fetch it elsewhere and give the file as weights, or walk"
+        assert str(error.value).endswith(words)
 
 
 def test_pretrained_downloads_torchvisions_first_weights(golden, monkeypatch, tmp_path):

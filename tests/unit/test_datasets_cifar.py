@@ -6,13 +6,16 @@ import multiprocessing
 import pickle
 import tarfile
 from dataclasses import replace
+from email.message import Message
+from http.client import IncompleteRead
 
 import numpy as np
 import pytest
 import torch
 from torchvision import datasets as tv
 
-from common.training.errors import UsageError
+from common.training import checkpoint
+from common.training.errors import RunError, UsageError
 from datasets import cifar
 from datasets.sources import held_out, open_source
 from tests.programs import tools
@@ -128,6 +131,55 @@ def test_a_damaged_file_without_archive_is_named(tmp_path, made_up):
     (folder / "test_batch").write_bytes(b"")
     with pytest.raises(UsageError, match=r"batches-py/test_batch is missing or damaged, and the"):
         open_source("cifar10", tmp_path / "data", "test")
+
+
+@pytest.mark.parametrize("reason", [
+    ConnectionResetError(104, "Connection reset by peer"), TimeoutError("timed out"),
+    IncompleteRead(b"half"),
+])  # fmt: skip
+def test_a_download_that_breaks_off_names_the_cure(tmp_path, made_up, monkeypatch, reason):
+    class Response(io.BytesIO):
+        headers = Message()
+
+        def read(self, size):
+            if part := super().read(size):
+                return part
+            raise reason
+
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_, **__: Response(b"half"))
+    with pytest.raises(UsageError) as error:
+        open_source("cifar10", tmp_path / "data", "train")
+    assert str(error.value) == (
+        f"dataset cifar10: neither {ARCHIVE} nor {FOLDER}/ is in {tmp_path / 'data'}, and the "
+        f"archive is not to be had from {(tmp_path / 'site').as_uri()}/{ARCHIVE} ({reason}); "
+        f"put that archive, or its folder {FOLDER}/, into {tmp_path / 'data'}/"
+    )
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_disk_that_the_download_fills_is_named(tmp_path, made_up, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(RunError) as error:
+        open_source("cifar10", tmp_path / "data", "train")
+    assert str(error.value).startswith(
+        f"{tmp_path / 'data' / ARCHIVE}: cannot be written (No space left on device); fix that"
+    )
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_what_to_do_on_a_slow_line_where_other_processes_wait(
+    tmp_path, made_up, monkeypatch, capsys
+):
+    monkeypatch.setattr(cifar.dist, "is_initialized", lambda: True)
+    url, path = (tmp_path / "site" / ARCHIVE).as_uri(), tmp_path / ARCHIVE
+    cifar._download(url, path, cifar.SETS["cifar10"].md5)
+    assert capsys.readouterr().out == (
+        f"downloading {url} to {path}; should the other processes give up waiting, fetch it with "
+        "one process first\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
