@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 def fingerprint(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes in C order (indices as little-endian int64, pixels as uint8)."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
 
 
 def names_fingerprint(files: Iterable[str], root: str | Path) -> str:

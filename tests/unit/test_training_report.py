@@ -1,7 +1,9 @@
 """What a report says, against numbers worked out by hand."""
 
 import csv
+import hashlib
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from common.evaluation import Tally
 from common.training import drawings, pictures
-from common.training.report import Outcome, write_report
+from common.training.report import Outcome, fingerprint, write_report
 from common.training.selection import Selection
 
 CLASSES = ["cat, tabby", "dog", "emu"]  # the rarest in the middle, a comma in a name
@@ -194,3 +196,23 @@ def test_curves_leave_out_what_no_epoch_has():
         figure = figure_of(drawings.curves, history, "validation", "title")
         labels = [line.get_label() for line in figure.axes[1].lines]
         assert labels == ["validation", "validation, many", "validation, medium"]
+
+
+def test_a_fingerprint_is_that_of_the_bytes_in_c_order():
+    labels = np.array([3, 1, 2], dtype="<i8")
+    assert fingerprint(labels) == (
+        "7c4cec7a82e1aa578a08e41043044a9bfed3839e107aef17f4bf292878784259"
+    )
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    paths, read_only = np.array([b"a.png", b"b/c.jpg"]), np.frombuffer(b"text", np.uint8)
+    for array in (pixels.T, pixels[:, ::2], pixels[:0], labels[::-1], paths, read_only):
+        assert fingerprint(array) == hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def test_a_fingerprint_does_not_copy_the_images():
+    images = np.zeros((64, 32, 32, 3), np.uint8)
+    tracemalloc.start()
+    fingerprint(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < images.nbytes / 8
