@@ -52,6 +52,7 @@ def start_process(config: CfgNode, local_rank: int | None) -> tuple[Process, lis
         if config.rank >= 0 and address.scheme == "tcp" and address.port:
             env["MASTER_ADDR"], env["MASTER_PORT"] = address.hostname, str(address.port)
             env["WORLD_SIZE"], env["RANK"] = str(config.world_size), str(config.rank)
+            env.setdefault("LOCAL_RANK", "0")
         else:
             notes.append(
                 f"note: world_size {config.world_size}, but no launcher started this program: "
@@ -151,7 +152,7 @@ def changed_settings(folder: Path, config: CfgNode) -> list[str]:
 def other_images(stage1: Mapping[str, object], facts: Mapping[str, object]) -> list[str]:
     """A note where stage 1 was trained on other images than those of ``facts``, stage 2's."""
     changed = changes.changed_data(stage1.get("run", {}).get("facts", {}), facts)
-    changed = [key for key in changed if not key.startswith("test_")]
+    changed = [key for key in changed if not key.startswith(("test_", "val_"))]
     if not changed:
         return []
     return [

@@ -142,7 +142,11 @@ def _explain(error: Exception) -> str | None:
     elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in text:
         found = re.search(r"(tried|unable) to allocate [\d.]+ \w+", text.lower())
         amount = f" ({found[0]})" if found else ""
-        why = f"out of memory{amount}: a smaller batch needs less"
+        on_a_gpu = " or loader workers" if isinstance(error, torch.OutOfMemoryError) else ""
+        why = (
+            f"out of memory{amount}: a smaller batch needs less, and where all images are held in "
+            f"memory a smaller image_size{on_a_gpu}"
+        )
     elif "Expected more than 1 value per channel" in text:
         return (
             "batch norm has a single value per channel in a process: it needs a larger batch, or "
@@ -163,13 +167,14 @@ def start(
     """Choose the device and, where a launcher started us, join the other processes.
 
     Under ``torchrun`` or ``torch.distributed.launch`` (``WORLD_SIZE`` is set) each process takes
-    the GPU of its local rank, or the CPU with gloo where there is none. Otherwise ``gpu`` is the
-    GPU to use; None means the first GPU, or the CPU where there is none. ``backend`` replaces NCCL
-    on GPUs; without ``use_cuda`` everything runs on the CPU. ``flag`` is where ``gpu`` came from.
-    On the CPU, memory is kept from now on (see ``allocator``).
+    the GPU of its local rank, or the only one that it sees, or the CPU with gloo where there is
+    none. Otherwise ``gpu`` is the GPU to use; None means the first GPU, or the CPU where there is
+    none. ``backend`` replaces NCCL on GPUs; without ``use_cuda`` everything runs on the CPU.
+    ``flag`` is where ``gpu`` came from. On the CPU, memory is kept from now on (see ``allocator``).
 
     Raises:
-        UsageError: no such GPU, fewer GPUs than processes, or impossible launcher's variables.
+        UsageError: no such GPU, fewer GPUs than processes, or impossible or missing variables of
+            the launcher.
         RunError: a process has not come (see ``peers``).
     """
     process = _join(gpu, backend, use_cuda, flag)
@@ -186,18 +191,37 @@ def _join(gpu: int | None, backend: str | None, use_cuda: bool, flag: str) -> Pr
     if gpu not in (None, local_rank) and rank == 0:
         warnings.warn(f"{flag} {gpu}: a launcher gives each process its own GPU", stacklevel=3)
     gpus = torch.cuda.device_count() if use_cuda else 0
-    if 0 < gpus < local_world_size:
-        raise UsageError(
-            f"{local_world_size} processes on a machine with {gpus} GPUs: start at most {gpus}, or "
-            "all of them on the CPU with CUDA_VISIBLE_DEVICES="
-        )
     device = torch.device("cpu")
     if gpus:
-        device = torch.device("cuda", local_rank)
+        known = "LOCAL_RANK" in os.environ or world_size == 1
+        own = _own_gpu(gpus, local_rank if known else None, world_size, local_world_size)
+        device = torch.device("cuda", own)
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         peers.meet((backend or "nccl") if gpus else "gloo", rank, world_size)
     return Process(device, rank, world_size, local_rank, local_world_size)
+
+
+def _own_gpu(gpus: int, local_rank: int | None, world_size: int, local_world_size: int) -> int:
+    """The GPU of a launched process; ``local_rank``: None if the launcher has not told it."""
+    if gpus < local_world_size:
+        raise UsageError(
+            f"{local_world_size} processes on a machine with {gpus} GPUs: start at most {gpus}, or "
+            "all of them on the CPU with CUDA_VISIBLE_DEVICES="
+        )
+    if gpus == 1:
+        return 0  # Slurm's --gpus-per-task=1 shows each process its own alone
+    if local_rank is None:
+        raise UsageError(
+            f"WORLD_SIZE {world_size}, but no LOCAL_RANK, by which a process takes one of the "
+            f"{gpus} GPUs: start with torchrun, or set LOCAL_RANK (with srun to $SLURM_LOCALID)"
+        )
+    if not 0 <= local_rank < gpus:
+        raise peers.NoGpu(
+            f"LOCAL_RANK {local_rank}: this machine has GPUs 0 to {gpus - 1}; start one process a "
+            "GPU"
+        )
+    return local_rank
 
 
 def _pick_device(gpu: int | None, flag: str) -> torch.device:

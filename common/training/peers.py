@@ -21,6 +21,10 @@ class NoProcess0(RunError):
     """The process at which all others meet is not there."""
 
 
+class NoGpu(UsageError):
+    """A process has no GPU, while others of its machine have theirs and know of nothing."""
+
+
 def number(name: str, default: int = 0) -> int:
     """A variable of the launcher.
 
@@ -72,6 +76,8 @@ def explain(error: Exception) -> str | None:
     text = str(error)
     if "gloo" not in text and not isinstance(error, dist.DistError):
         return None
+    if "Duplicate GPU" in text:
+        return "two processes of the run have the same GPU: start one process a GPU, with torchrun"
     if "Timed out" in text or "timeout" in text:
         return f"another process of the run has not answered for {_minutes()}"
     return "another process of the run has ended and said why, or was killed (out of memory?)"
@@ -79,6 +85,8 @@ def explain(error: Exception) -> str | None:
 
 def first_to_fail(error: object = None) -> bool:
     """Whether this process is to say why the run ends: what the others meet then is no news."""
+    if isinstance(error, NoGpu):
+        return True
     if not dist.is_initialized():
         local_rank = os.environ.get("LOCAL_RANK", "0")
         its_machine = isinstance(error, NoProcess0) and os.environ["RANK"] == local_rank

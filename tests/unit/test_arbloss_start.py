@@ -5,9 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from arbloss import start
 from arbloss.opts import load_config
+from common.training import launch
 from common.training.errors import UsageError
 
 CFG = Path(start.__file__).parent / "config/cifar10/cifar10_imb001.yaml"
@@ -74,12 +76,25 @@ def test_stage_2_needs_something_to_start_from():
     assert said.endswith("; give the stage-1 checkpoint")
 
 
+def test_of_processes_by_hand_each_has_the_first_gpu_of_its_machine(monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(launch.peers, "meet", lambda *args: None)
+    by_hand = config("world_size", "2", "rank", "1", "dist_url", "tcp://127.0.0.1:29500")
+    process, _ = start.start_process(by_hand, None)
+    assert process == launch.Process(torch.device("cuda", 0), 1, 2)
+
+
 def test_a_stage_1_of_other_images_is_noted():
     """The same images without the part that chooses now, say."""
     facts = {"labels_sha256": "ab", "pixels_sha256": "cd", "test_labels_sha256": "ef"}
     assert start.other_images({"epoch": 1}, facts) == []  # an original
     assert start.other_images({"run": {"facts": dict(facts)}}, facts) == []
-    before = facts | {"labels_sha256": "gh", "test_labels_sha256": "ij"}
+    facts["val_labels_sha256"] = "kl"
+    before = facts | {"test_labels_sha256": "ij", "val_labels_sha256": "mn"}
+    assert start.other_images({"run": {"facts": before}}, facts) == []  # trained on the same
+    before["labels_sha256"] = "gh"
     assert start.other_images({"run": {"facts": before}}, facts) == [
         "note: stage 1 was trained on other images (another labels_sha256); those that choose the "
         "best epoch, or test it, may be among them"

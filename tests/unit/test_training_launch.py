@@ -89,16 +89,21 @@ def test_batch_norm_with_one_value(capsys):
 
 
 def test_out_of_memory_is_one_line(capsys):
+    def of_a_gpu():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has …")
+
     cases = [
-        (lambda: torch.empty(2**53).bool(), " (tried to allocate 36028797018963968 bytes)"),
-        (lambda: np.empty(2**55), " (unable to allocate 256. pib)"),
-        (lambda: bytearray(2**62), ""),
+        (lambda: torch.empty(2**53).bool(), " (tried to allocate 36028797018963968 bytes)", ""),
+        (lambda: np.empty(2**55), " (unable to allocate 256. pib)", ""),
+        (lambda: bytearray(2**62), "", ""),
+        (of_a_gpu, " (tried to allocate 2.50 gib)", " or loader workers"),
     ]
-    for want, amount in cases:
+    for want, amount, on_a_gpu in cases:
         error = errors_of(lambda _: want(), capsys)
         assert error.endswith(
-            f"error: out of memory{amount}: a smaller batch needs less. A training goes on from "
-            "its last checkpoint with --resume auto\n"
+            f"error: out of memory{amount}: a smaller batch needs less, and where all images are "
+            f"held in memory a smaller image_size{on_a_gpu}. A training goes on from its last "
+            "checkpoint with --resume auto\n"
         )
         assert error.count("\n") == 1
 
@@ -187,6 +192,21 @@ def launched(monkeypatch):
     return met
 
 
+@pytest.fixture
+def srun(launched, monkeypatch):
+    """Rank 3 of four that were started with or without a local rank; sets it."""
+
+    def start(local_rank):
+        monkeypatch.setenv("RANK", "3")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        monkeypatch.delenv("LOCAL_RANK")
+        if local_rank is not None:
+            monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+
+    return start
+
+
 @pytest.mark.parametrize(("count", "device", "backend"), [
     (2, "cuda:1", "nccl"), (3, "cuda:1", "nccl"), (0, "cpu", "gloo"),
 ])  # fmt: skip
@@ -215,6 +235,45 @@ def test_more_processes_than_gpus(gpus, launched):
         "CUDA_VISIBLE_DEVICES="
     )
     assert launch.start(use_cuda=False).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("count", "local_rank", "device"), [
+    (1, None, 0), (1, 0, 0), (1, 3, 0),  # srun --gpus-per-task=1: each sees its own alone
+    (4, 3, 3), (4, 0, 0),
+])  # fmt: skip
+def test_the_gpu_of_a_process_whose_launcher_does_not_count_those_of_a_machine(
+    gpus, srun, count, local_rank, device
+):
+    chosen = gpus(count)
+    srun(local_rank)
+    process = launch.start()
+    assert process == launch.Process(torch.device("cuda", device), 3, 4, local_rank or 0, 1)
+    assert chosen == [device]
+
+
+@pytest.mark.parametrize(("count", "local_rank", "words"), [
+    (2, None, "WORLD_SIZE 4, but no LOCAL_RANK, by which a process takes one of the 2 GPUs: start "
+              "with torchrun, or set LOCAL_RANK (with srun to $SLURM_LOCALID)"),
+    (2, 2, "LOCAL_RANK 2: this machine has GPUs 0 to 1; start one process a GPU"),
+    (2, -1, "LOCAL_RANK -1: this machine has GPUs 0 to 1; start one process a GPU"),
+])  # fmt: skip
+def test_a_process_without_a_gpu_of_its_own_says_so(gpus, srun, capsys, count, local_rank, words):
+    gpus(count)
+    srun(local_rank)
+    with pytest.raises(SystemExit) as stop:
+        launch.run(lambda _: launch.start())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f": error: {words}\n")
+    gpus(0)
+    assert launch.start().device == torch.device("cpu")
+
+
+def test_a_launcher_of_one_process_needs_no_local_rank(gpus, srun, monkeypatch):
+    gpus(2)
+    srun(None)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launch.start() == launch.Process(torch.device("cuda", 0))
 
 
 def test_options_of_ddp_are_no_warning(tmp_path, recwarn):

@@ -172,6 +172,13 @@ def test_what_torchs_errors_mean():
             dist.DistBackendError("NCCL error: remote process exited or there was a network error"),
             "another process of the run has ended and said why, or was killed (out of memory?)",
         ),
+        (
+            dist.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:94, invalid usage\nLast error:\nDuplicate GPU "
+                "detected : rank 1 and rank 0 both on CUDA device 1b000"
+            ),
+            "two processes of the run have the same GPU: start one process a GPU, with torchrun",
+        ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ]
     for error, words in cases:
