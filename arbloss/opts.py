@@ -300,7 +300,9 @@ def wants_weights(config: CfgNode) -> bool:
 
 def from_scratch(config: CfgNode) -> str:
     """How the user does without ImageNet weights."""
-    return "leave pretrained out" if config.pretrained else "set not_pretrained True"
+    if config.dataset == "places":
+        return "set not_pretrained True" + (" instead of pretrained" if config.pretrained else "")
+    return "leave pretrained out"
 
 
 def check_published(config: CfgNode) -> None:

@@ -27,13 +27,10 @@ def changed_choice(
 ) -> bool:
     """Whether the images on which the best epoch is chosen are others, see ``changed_data``.
 
-    ``validated``: they are not those of the report, ``test_…``, but ``val_…`` or, where no such
-    fingerprint is noted, a part of the rest.
+    ``validated``: they are not those of the report, ``test_…``, but ``val_…``.
     """
-    changed = changed_data(before, now)
-    if validated and not any(key.startswith("val_") and key.endswith("sha256") for key in now):
-        return not all(key.startswith("test_") for key in changed)
-    return any(key.startswith("val_" if validated else "test_") for key in changed)
+    prefix = "val_" if validated else "test_"
+    return any(key.startswith(prefix) for key in changed_data(before, now))
 
 
 def changed_settings(

@@ -76,8 +76,11 @@ class Files:
 
     def hold_a_run(self) -> bool:
         """Whether there are checkpoints, metrics or a report of an earlier run."""
-        files = [*self.weights(), *(self.log_dir / name for name in REPORTS[:2])]
-        return any(file.exists() for file in files)
+        return self.are_of_this_program() or any(file.exists() for file in self.weights())
+
+    def are_of_this_program(self) -> bool:
+        """Whether there are metrics or a report, which the originals do not write."""
+        return any((self.log_dir / name).exists() for name in REPORTS[:2])
 
     def hold_more_than_an_epoch(self) -> bool:
         """Whether there is more than a run leaves that is killed in its first epoch.

@@ -193,33 +193,32 @@ def _join(gpu: int | None, backend: str | None, use_cuda: bool, flag: str) -> Pr
     gpus = torch.cuda.device_count() if use_cuda else 0
     device = torch.device("cpu")
     if gpus:
-        known = "LOCAL_RANK" in os.environ or world_size == 1
-        own = _own_gpu(gpus, local_rank if known else None, world_size, local_world_size)
-        device = torch.device("cuda", own)
+        if gpus > 1 and world_size > 1 and "LOCAL_RANK" not in os.environ:
+            raise UsageError(
+                f"WORLD_SIZE {world_size}, but no LOCAL_RANK, by which a process takes one of the "
+                f"{gpus} GPUs: start with torchrun, or set LOCAL_RANK and LOCAL_WORLD_SIZE (with "
+                "srun to $SLURM_LOCALID and $SLURM_NTASKS_PER_NODE)"
+            )
+        device = torch.device("cuda", _own_gpu(gpus, local_rank, local_world_size))
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         peers.meet((backend or "nccl") if gpus else "gloo", rank, world_size)
     return Process(device, rank, world_size, local_rank, local_world_size)
 
 
-def _own_gpu(gpus: int, local_rank: int | None, world_size: int, local_world_size: int) -> int:
-    """The GPU of a launched process; ``local_rank``: None if the launcher has not told it."""
+def _own_gpu(gpus: int, local_rank: int, local_world_size: int) -> int:
+    """The GPU of a launched process, among ``gpus`` that it sees."""
+    if not 0 <= local_rank < local_world_size:  # a program would take each process for a machine
+        raise peers.NoGpu(
+            f"LOCAL_RANK {local_rank}, but LOCAL_WORLD_SIZE {local_world_size}: set it to the "
+            "number of processes of a machine (with srun to $SLURM_NTASKS_PER_NODE)"
+        )
+    if gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0  # Slurm's --gpus-per-task=1 shows each process its own alone
     if gpus < local_world_size:
         raise UsageError(
             f"{local_world_size} processes on a machine with {gpus} GPUs: start at most {gpus}, or "
             "all of them on the CPU with CUDA_VISIBLE_DEVICES="
-        )
-    if gpus == 1:
-        return 0  # Slurm's --gpus-per-task=1 shows each process its own alone
-    if local_rank is None:
-        raise UsageError(
-            f"WORLD_SIZE {world_size}, but no LOCAL_RANK, by which a process takes one of the "
-            f"{gpus} GPUs: start with torchrun, or set LOCAL_RANK (with srun to $SLURM_LOCALID)"
-        )
-    if not 0 <= local_rank < gpus:
-        raise peers.NoGpu(
-            f"LOCAL_RANK {local_rank}: this machine has GPUs 0 to {gpus - 1}; start one process a "
-            "GPU"
         )
     return local_rank
 

@@ -137,20 +137,20 @@ class Record:
         self.history, self.best_row = run.get("history", []), run.get("best_row")
         for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
             row["epoch"] = epoch  # some programs counted from 1 once
-        self._commits = list(run.get("commits", []))
+        self._commits = list(run.get("commits", ["unknown"] if run else []))
         score = self.selection.score
         if self.best_row and not isinstance(self.best_row.get(score), (int, float)):
             raise UsageError(
                 f"{path}: the best epoch of its 'run' has no number as {score!r}, not a checkpoint "
                 "of this program"
             )
-        alike = self._chosen_alike(run)
-        anew = not alike or self._chosen_on_others(run, finished=self.epoch >= epochs)
-        if not anew:
-            scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
-            self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
-        else:
+        scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
+        alike, finished = self._chosen_alike(run), self.epoch >= epochs
+        anew = not alike or self._chosen_on_others(run, finished)
+        if anew:
             self.best_row = None
+        else:
+            self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
         if self._only_weights:
@@ -161,15 +161,20 @@ class Record:
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
             )
-        self._continues = self._files.has(path)
+        self._continues = self._files.has(path) and (run or not self._files.are_of_this_program())
         if self._continues:  # the logs of another run are not this one's
             self._offsets = run.get("offsets", {}) if run else self._files.log_sizes()
+            if not (run or scores) and self.best.is_file():
+                raise UsageError(
+                    f"{path}: does not say what its best epoch reached, and {self.best} would be "
+                    "written over; give this run another folder"
+                )
         elif flag != "auto" and not self.settings.get("overwrite"):
             launch.in_main(lambda: refuse_a_run(self._files, self._dashes))
         if anew:
             self.process.say(
-                f"note: {path}: its best epoch was chosen on another set; the best is looked for "
-                "anew"
+                f"note: {path}: its best epoch was chosen on another set; "
+                + ("the last epoch is reported" if finished else "the best is looked for anew")
             )
         return state
 
@@ -281,7 +286,8 @@ class Record:
             of = f" of {before}" if "steps" in state else ""
             raise UsageError(
                 f"{self._source}: taken after {done}{of} steps of an epoch, which has {steps} "
-                "here; go on with the batch size, and as many machines, as the run began with"
+                "here; go on with the images, batch size and number of machines that the run began "
+                "with"
             )
         return (done, sums) if done else (0, None)
 
@@ -304,10 +310,11 @@ class Record:
 
     def _note_code(self) -> None:
         commit = report.commit()
-        if self._commits and self._commits[-1] != commit:
+        if self._commits[-1:] == [commit]:
+            return
+        if self._commits:
             self.process.say(f"note: the code was at {self._commits[-1]} and is at {commit}")
-        if commit not in self._commits:
-            self._commits.append(commit)
+        self._commits.append(commit)
 
     def _set_best_back(self) -> None:
         """Where the run goes back before its best checkpoint, make that the source's, or remove it.
@@ -448,7 +455,7 @@ class Record:
                 files=files,
                 settings=self.settings,
                 device=self.process.device,
-                commit=", ".join(map(str, self._commits)),
+                commit=", ".join(map(str, dict.fromkeys(self._commits))),
                 processes=self.process.world_size,
                 seed=self.seed,
                 **{**self.facts, **facts},

@@ -264,10 +264,11 @@ def log_end(record: Record) -> None:
     ``bAcc`` is the score that chose it: on the test set the original's top-1.
     """
     best, selection = record.best_row, record.selection
-    many, medium, few = (best[name] / 100 for name in ("many", "medium", "few"))
     minutes, seconds = divmod(sum(row["epoch_s"] for row in record.history), 60)
     hours, minutes = divmod(int(minutes), 60)
     say(record, "Final performance...")
-    say(record, f"best bAcc ({selection.chosen_on}):\t{best[selection.score]}", level=2)
-    say(record, f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
+    if best is not None:  # else the finished run has got other images
+        many, medium, few = (best[name] / 100 for name in ("many", "medium", "few"))
+        say(record, f"best bAcc ({selection.chosen_on}):\t{best[selection.score]}", level=2)
+        say(record, f"best statistics:\tMany:\t{many}\tMed:\t{medium}\tFew:\t{few}", level=2)
     say(record, f"Training Time: {hours}:{minutes:02d}:{seconds:05.2f}")

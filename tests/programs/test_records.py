@@ -44,15 +44,21 @@ def checkpoints():
 
 
 def change_data(here, name):
-    """An image gets another name, and so another place; one of ISIC goes to another part."""
+    """A training image gets another name, and so another place, a test image another name and
+    other pixels; one of ISIC goes to another part.
+    """
     if name == "hml_isic":
         (split,) = here.rglob("split.csv")
         split.write_text(split.read_text().replace(",train", ",val", 1))
         return
-    folder = here / "data/train/class_000"
-    (folder / "0000.jpg").rename(folder / "zzzz.jpg")
-    train_list = here / "data/iNaturalist18_train.txt"
-    train_list.write_text(train_list.read_text().replace("class_000/0000", "class_000/zzzz"))
+    data = here / "data"
+    for split, part in (("train", "train"), ("test", "val")):
+        folder = data / split / "class_000"
+        (folder / "0000.jpg").rename(folder / "zzzz.jpg")
+        images = data / f"iNaturalist18_{part}.txt"
+        images.write_text(images.read_text().replace("class_000/0000", "class_000/zzzz"))
+    other = (data / "test/class_001/0000.jpg").read_bytes()
+    (data / "test/class_000/zzzz.jpg").write_bytes(other)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -194,15 +194,15 @@ def launched(monkeypatch):
 
 @pytest.fixture
 def srun(launched, monkeypatch):
-    """Rank 3 of four that were started with or without a local rank; sets it."""
+    """Rank 3 of four that were started with or without local variables; sets them."""
 
-    def start(local_rank):
+    def start(local_rank, local_world_size):
         monkeypatch.setenv("RANK", "3")
         monkeypatch.setenv("WORLD_SIZE", "4")
-        monkeypatch.delenv("LOCAL_WORLD_SIZE")
-        monkeypatch.delenv("LOCAL_RANK")
-        if local_rank is not None:
-            monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        for name, value in (("LOCAL_RANK", local_rank), ("LOCAL_WORLD_SIZE", local_world_size)):
+            monkeypatch.delenv(name)
+            if value is not None:
+                monkeypatch.setenv(name, str(value))
 
     return start
 
@@ -226,8 +226,9 @@ def test_what_a_launcher_cannot_have_said(gpus, launched, monkeypatch):
         assert str(error.value) == f"{name} 'two': not a whole number; start with torchrun"
 
 
-def test_more_processes_than_gpus(gpus, launched):
+def test_more_processes_than_gpus(gpus, launched, monkeypatch):
     gpus(1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UsageError) as error:
         launch.start()
     assert str(error.value) == (
@@ -237,29 +238,36 @@ def test_more_processes_than_gpus(gpus, launched):
     assert launch.start(use_cuda=False).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("count", "local_rank", "device"), [
-    (1, None, 0), (1, 0, 0), (1, 3, 0),  # srun --gpus-per-task=1: each sees its own alone
-    (4, 3, 3), (4, 0, 0),
+@pytest.mark.parametrize(("count", "local_rank", "local_world_size", "device"), [
+    (1, 3, 4, 0),  # srun --gpus-per-task=1: each sees its own alone
+    (1, None, None, 0), (1, 0, None, 0), (4, 3, 4, 3), (4, 0, 4, 0),
 ])  # fmt: skip
-def test_the_gpu_of_a_process_whose_launcher_does_not_count_those_of_a_machine(
-    gpus, srun, count, local_rank, device
+def test_the_gpu_of_a_process_of_another_launcher(
+    gpus, srun, count, local_rank, local_world_size, device
 ):
     chosen = gpus(count)
-    srun(local_rank)
-    process = launch.start()
-    assert process == launch.Process(torch.device("cuda", device), 3, 4, local_rank or 0, 1)
+    srun(local_rank, local_world_size)
+    place = 3, 4, local_rank or 0, local_world_size or 1
+    assert launch.start() == launch.Process(torch.device("cuda", device), *place)
     assert chosen == [device]
 
 
-@pytest.mark.parametrize(("count", "local_rank", "words"), [
-    (2, None, "WORLD_SIZE 4, but no LOCAL_RANK, by which a process takes one of the 2 GPUs: start "
-              "with torchrun, or set LOCAL_RANK (with srun to $SLURM_LOCALID)"),
-    (2, 2, "LOCAL_RANK 2: this machine has GPUs 0 to 1; start one process a GPU"),
-    (2, -1, "LOCAL_RANK -1: this machine has GPUs 0 to 1; start one process a GPU"),
+@pytest.mark.parametrize(("count", "local_rank", "local_world_size", "words"), [
+    (2, None, None, "WORLD_SIZE 4, but no LOCAL_RANK, by which a process takes one of the 2 GPUs: "
+                    "start with torchrun, or set LOCAL_RANK and LOCAL_WORLD_SIZE (with srun to "
+                    "$SLURM_LOCALID and $SLURM_NTASKS_PER_NODE)"),
+    (2, 2, None, "LOCAL_RANK 2, but LOCAL_WORLD_SIZE 1: set it to the number of processes of a "
+                 "machine (with srun to $SLURM_NTASKS_PER_NODE)"),
+    (1, 1, 1, "LOCAL_RANK 1, but LOCAL_WORLD_SIZE 1: set it to the number of processes of a "
+              "machine (with srun to $SLURM_NTASKS_PER_NODE)"),
+    (2, -1, 2, "LOCAL_RANK -1, but LOCAL_WORLD_SIZE 2: set it to the number of processes of a "
+               "machine (with srun to $SLURM_NTASKS_PER_NODE)"),
 ])  # fmt: skip
-def test_a_process_without_a_gpu_of_its_own_says_so(gpus, srun, capsys, count, local_rank, words):
+def test_a_process_that_cannot_know_its_gpu_says_so(
+    gpus, srun, capsys, count, local_rank, local_world_size, words
+):
     gpus(count)
-    srun(local_rank)
+    srun(local_rank, local_world_size)
     with pytest.raises(SystemExit) as stop:
         launch.run(lambda _: launch.start())
     assert stop.value.code == 2
@@ -270,7 +278,7 @@ def test_a_process_without_a_gpu_of_its_own_says_so(gpus, srun, capsys, count, l
 
 def test_a_launcher_of_one_process_needs_no_local_rank(gpus, srun, monkeypatch):
     gpus(2)
-    srun(None)
+    srun(None, None)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert launch.start() == launch.Process(torch.device("cuda", 0))

@@ -452,8 +452,8 @@ def test_a_place_within_an_epoch_that_has_become_shorter(tmp_path):
     with pytest.raises(UsageError) as error:
         record.place(3, 1)
     assert str(error.value) == (
-        f"{record.latest}: taken after 3 steps of an epoch, which has 3 here; go on with the batch "
-        "size, and as many machines, as the run began with"
+        f"{record.latest}: taken after 3 steps of an epoch, which has 3 here; go on with the "
+        "images, batch size and number of machines that the run began with"
     )
     record.close()
 
@@ -471,7 +471,7 @@ def test_a_place_within_an_epoch_of_another_length(tmp_path):
 
 
 def test_the_number_of_processes_and_the_code_are_noted(tmp_path, capsys, monkeypatch):
-    commits = iter(["a1", "a1", "b2", "b2"])
+    commits = iter(["a1", "a1", "b2", "b2", "a1"])
     monkeypatch.setattr(report, "commit", lambda: next(commits))
     Run(tmp_path).train(1).record.close()
     Run(tmp_path, "auto").train(2).record.close()
@@ -481,10 +481,12 @@ def test_the_number_of_processes_and_the_code_are_noted(tmp_path, capsys, monkey
     assert capsys.readouterr().out.splitlines()[-1] == "note: the code was at a1 and is at b2"
     path = tmp_path / "model" / "ckpt.pth.tar"
     change(path, run=torch.load(path, weights_only=True)["run"] | {"processes": 4})
-    Run(tmp_path, "auto").train(4).finish()
+    Run(tmp_path, "auto").train(3).record.close()
     said = capsys.readouterr().out
     assert said.count("note") == 1
     assert "note: resuming with changed settings: processes 4 -> 1\n" in said
+    Run(tmp_path, "auto").train(4).finish()
+    assert "note: the code was at b2 and is at a1\n" in capsys.readouterr().out
     found = json.loads((tmp_path / "log" / "report.json").read_text())
     assert found["versions"]["commit"] == "a1, b2" and found["processes"] == 1
 
@@ -590,8 +592,29 @@ def test_an_originals_run_goes_on_in_its_own_folders(tmp_path, named):
     assert weight(best) == 1
     change(best, best_acc1=torch.tensor(8.0))
     change(path, run=None, epoch=1, best_acc1=torch.tensor(8.0))
+    with pytest.raises(
+        UsageError, match="holds a run already"
+    ):  # of these programs, by its metrics
+        Run(tmp_path, str(path))
+    (tmp_path / "log" / "metrics.csv").unlink()
     Run(tmp_path, "auto").train(2).record.close()
     assert weight(best) == 2
+
+
+@pytest.mark.parametrize("name", ["ckpt.pth.tar", "ckpt.best.pth.tar"])
+def test_an_originals_best_that_does_not_say_how_good_it_is_is_not_written_over(tmp_path, name):
+    Run(tmp_path).train(1).record.close()
+    path = tmp_path / "model" / name
+    change(path, run=None, scaler=None)
+    (tmp_path / "log" / "metrics.csv").unlink()
+    before = files(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path, str(path))
+    assert str(error.value) == (
+        f"{path}: does not say what its best epoch reached, and {path.parent}/ckpt.best.pth.tar "
+        "would be written over; give this run another folder"
+    )
+    assert files(tmp_path) == before
 
 
 def test_an_originals_best_of_another_figure_is_not_the_one_to_beat(tmp_path):
@@ -608,7 +631,6 @@ def test_an_originals_best_of_another_figure_is_not_the_one_to_beat(tmp_path):
     (None, "test_pixels_sha256", False), (None, "pixels_sha256", True),
     ("val", "val_pixels_sha256", False), ("val", "test_pixels_sha256", True),
     ("val", "pixels_sha256", True),
-    ("held-out", "pixels_sha256", False), ("held-out", "test_pixels_sha256", True),
 ])  # fmt: skip
 def test_what_other_images_chose_is_not_the_one_to_beat(
     tmp_path, capsys, validated, changed, alike
@@ -630,12 +652,14 @@ def test_what_other_images_chose_is_not_the_one_to_beat(
     record.close()
 
 
-def test_a_finished_run_is_evaluated_on_other_images(tmp_path):
+def test_a_finished_run_is_evaluated_on_other_images(tmp_path, capsys):
     """Its best epoch, chosen on the former ones, is not there beside the new figures."""
     facts = FACTS | {"test_pixels_sha256": "0"}
     Run(tmp_path, epochs=3, facts=facts).train(3).finish()
     facts["test_pixels_sha256"] = "1"
     Run(tmp_path, "auto", epochs=3, facts=facts, other_data=True).train(3).finish()
+    note = "its best epoch was chosen on another set; the last epoch is reported\n"
+    assert note in capsys.readouterr().out
     report = json.loads((tmp_path / "log" / "report.json").read_text())
     for which in ("best", "final"):
         assert (report[which]["epoch"], report[which]["top1"]) == (2, 75.0)

@@ -38,10 +38,10 @@ def test_a_damaged_file_in_the_download_cache_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / f"net-{prefix}.pth"
     path.write_bytes(content)
     url = f"https://host.example/{path.name}"
-    assert restore.download(url) == path
+    assert restore.download(url, "walk") == path
     path.write_bytes(b"wEights")
     with pytest.raises(UsageError) as error:
-        restore.download(url)
+        restore.download(url, "walk")
     assert str(error.value) == f"{path}: damaged, its SHA-256 is not {prefix}…; delete it"
 
 
