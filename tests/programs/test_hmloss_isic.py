@@ -275,7 +275,7 @@ def test_readme_command_from_its_folder(images, tmp_path):
     done = run([*command, "-j", "0"], tmp_path, **offline)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "--weights FILE" in done.stderr and "--random_init" in done.stderr
+    assert "give the file as weights" in done.stderr and "--random_init" in done.stderr
     short = [*SMALL, "--num_epochs", "1", "--num_runs", "1"]
     done = run([*command, *short], tmp_path)
     assert done.returncode == 0, done.stderr
