@@ -161,7 +161,8 @@ class Record:
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
                 "for more"
             )
-        self._continues = self._files.has(path) and (run or not self._files.are_of_this_program())
+        foreign = not run and self._files.are_of_this_program()  # an original's, among our files
+        self._continues = self._files.has(path) and not foreign
         if self._continues:  # the logs of another run are not this one's
             self._offsets = run.get("offsets", {}) if run else self._files.log_sizes()
             if not (run or scores) and self.best.is_file():
