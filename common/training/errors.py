@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+# How a training goes on from its last checkpoint; arbloss has settings in place of flags.
+RESUME = "--resume auto (arbloss: resume auto)"
+
 
 class UsageError(Exception):
     """What the user asked for cannot be done: one line that names flag or file, value and cure."""
@@ -30,5 +33,5 @@ def writing(path: object) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error}); fix that and start again, "
-            "a training with --resume auto"
+            f"a training with {RESUME}"
         ) from None

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common.training import allocator, interrupt, output, peers
-from common.training.errors import RunError, UsageError
+from common.training.errors import RESUME, RunError, UsageError
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(main: Callable[[Sequence[str] | None], object]) -> None:
         _say(error)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
-        _say("interrupted; a training goes on from its last checkpoint with --resume auto")
+        _say(f"interrupted; a training goes on from its last checkpoint with {RESUME}")
         code = 130
     except OSError as error:
         reason = _explain_refusal(error)
@@ -118,13 +118,13 @@ def _explain_refusal(error: OSError) -> str | None:
     if output.refused(error):
         return (
             f"the output cannot be written any more ({error.strerror}); a training goes on from "
-            "its last checkpoint with --resume auto"
+            f"its last checkpoint with {RESUME}"
         )
     if isinstance(error, FileNotFoundError) or not isinstance(error.filename, (str, bytes)):
         return None
     return (
         f"{os.fsdecode(error.filename)}: {error.strerror}; fix that and start again, a training "
-        "with --resume auto"
+        f"with {RESUME}"
     )
 
 
@@ -145,7 +145,7 @@ def _explain(error: Exception) -> str | None:
         on_a_gpu = " or loader workers" if isinstance(error, torch.OutOfMemoryError) else ""
         why = (
             f"out of memory{amount}: a smaller batch needs less, and where all images are held in "
-            f"memory a smaller image_size{on_a_gpu}"
+            f"memory a smaller image_size (of a new run){on_a_gpu}"
         )
     elif "Expected more than 1 value per channel" in text:
         return (
@@ -154,7 +154,7 @@ def _explain(error: Exception) -> str | None:
         )
     else:
         why = peers.explain(error)
-    return why and f"{why}. A training goes on from its last checkpoint with --resume auto"
+    return why and f"{why}. A training goes on from its last checkpoint with {RESUME}"
 
 
 def start(
@@ -279,7 +279,7 @@ def fan_out(
         if not spoken.is_set():
             raise RunError(
                 f"{error} (of {processes}): out of memory? A training goes on from its last "
-                "checkpoint with --resume auto"
+                f"checkpoint with {RESUME}"
             ) from None
         sys.exit(max(error.exit_code, 1))
     return True

@@ -49,7 +49,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(name, little_room):
         program.main([*argv, "set.npz"])
     assert str(error.value).endswith(
         ".pth.tar: cannot be written (File too large); fix that and start again, a training with "
-        "--resume auto"
+        "--resume auto (arbloss: resume auto)"
     )
     left = [path.name for path in little_room.rglob("*")]
     assert not [name for name in left if name.endswith((".pth.tar", ".part"))]

@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_file(tmp_path, monkeyp
         checkpoint.save({"state_dict": {"w": torch.zeros(50_000)}}, path)
     assert str(error.value) == (
         f"{path}: cannot be written (No space left on device); fix that and start again, a "
-        "training with --resume auto"
+        "training with --resume auto (arbloss: resume auto)"
     )
     assert path.read_text() == "good" and os.listdir(tmp_path) == ["ckpt.pth.tar"]
 

@@ -60,7 +60,7 @@ def test_what_a_file_system_refuses_is_one_line(capsys):
         (OSError(5, "Input/output error", "a.jpg"), "a.jpg: Input/output error"),
         (IsADirectoryError(21, "Is a directory", "list"), "list: Is a directory"),
     ]:
-        cure = "; fix that and start again, a training with --resume auto\n"
+        cure = "; fix that and start again, a training with --resume auto (arbloss: resume auto)\n"
         assert errors_of(stop_with(error), capsys).endswith(f": error: {words}{cure}")
     for error in (
         FileNotFoundError(2, "No such file", "x"),
@@ -102,8 +102,8 @@ def test_out_of_memory_is_one_line(capsys):
         error = errors_of(lambda _: want(), capsys)
         assert error.endswith(
             f"error: out of memory{amount}: a smaller batch needs less, and where all images are "
-            f"held in memory a smaller image_size{on_a_gpu}. A training goes on from its last "
-            "checkpoint with --resume auto\n"
+            f"held in memory a smaller image_size (of a new run){on_a_gpu}. A training goes on "
+            "from its last checkpoint with --resume auto (arbloss: resume auto)\n"
         )
         assert error.count("\n") == 1
 
@@ -136,7 +136,7 @@ def test_a_worker_of_the_loader_that_dies(how, words, capsys):
     assert f"error: a worker process of the data loader died ({words}" in error
     assert error.endswith(
         "): out of memory, or of shared memory (/dev/shm)? Fewer workers need less. A training "
-        "goes on from its last checkpoint with --resume auto\n"
+        "goes on from its last checkpoint with --resume auto (arbloss: resume auto)\n"
     )
     assert error.count("\n") == 1
 

@@ -56,7 +56,7 @@ def test_a_reader_that_goes_away_is_one_line():
         assert forked(act) == (
             1,
             "program.py: error: the output cannot be written any more (Broken pipe); a training "
-            "goes on from its last checkpoint with --resume auto\n",
+            "goes on from its last checkpoint with --resume auto (arbloss: resume auto)\n",
         )
 
 

@@ -49,7 +49,8 @@ def child(rank, port, how, stderr):
 
 ENDED = (
     "train.py: error: another process of the run has ended and said why, or was killed (out of "
-    "memory?). A training goes on from its last checkpoint with --resume auto\n"
+    "memory?). A training goes on from its last checkpoint with --resume auto (arbloss: resume "
+    "auto)\n"
 )
 
 
@@ -77,7 +78,7 @@ def test_the_first_process_that_fails_says_why(tmp_path):
 
 @pytest.mark.parametrize(("spoken", "exit_code", "code", "said"), [
     (False, -9, 1, "process 1 terminated with signal SIGKILL (of 2): out of memory? A training "
-                   "goes on from its last checkpoint with --resume auto\n"),
+                   "goes on from its last checkpoint with --resume auto (arbloss: resume auto)\n"),
     (True, -9, 1, ""),
     (True, 2, 2, ""),
 ])  # fmt: skip

@@ -79,7 +79,8 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"warning: {tmp_path}/x.png: no such picture is drawn (no numbers to draw)\n"
         f"warning: {tmp_path}/y.png: no such picture is drawn ({tmp_path}/y.png: cannot be "
-        "written (Is a directory); fix that and start again, a training with --resume auto)\n"
+        "written (Is a directory); fix that and start again, a training with --resume auto "
+        "(arbloss: resume auto))\n"
     )
 
 
