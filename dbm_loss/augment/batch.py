@@ -166,7 +166,7 @@ def view_a(
     mean: Triple = CIFAR_MEAN,
     std: Triple = CIFAR_STD,
 ) -> Tensor:
-    """Classification view: crop, flip, AutoAugment if ``aug_type`` names it, optionally Cutout(16).
+    """Classification view: crop, flip, AutoAugment if ``aug_type`` names it, optionally Cutout.
 
     Raises:
         ValueError: ``aug_type`` is a policy that runs image by image only.

@@ -13,12 +13,13 @@ GREY = 128  # what AutoAugment fills empty corners with
 _FIXED = 1 << 16  # Pillow steps through a rotated image with 16 fractional bits
 
 
-def cutout(images: Tensor, row: Tensor, column: Tensor, length: int = 16) -> Tensor:
-    """Black square of ``length`` pixels centred on (``row``, ``column``), cut at the borders."""
+def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Black square of half the width, centred on (``row``, ``column``) and cut at the borders."""
+    half = images.shape[3] // 4
 
     def outside(centre: Tensor, size: int) -> Tensor:  # (B, size)
         position = torch.arange(size, device=images.device) - centre[:, None]
-        return (position < -(length // 2)) | (position >= length // 2)
+        return (position < -half) | (position >= half)
 
     height, width = images.shape[-2:]
     keep = outside(row, height)[:, None, :, None] | outside(column, width)[:, None, None, :]

@@ -22,9 +22,10 @@ def view_a(
     mean: Triple = CIFAR_MEAN,
     std: Triple = CIFAR_STD,
 ) -> T.Compose:
-    """Classification view of CIFAR: crop, flip, the named policy, optionally Cutout(16).
+    """Classification view of CIFAR: crop, flip, the named policy, optionally Cutout.
 
-    The policy sees the PIL image; Cutout comes before the normalisation, so its hole is black.
+    The policy sees the PIL image. Cutout has half the side and comes before the normalisation, so
+    its hole is black.
     Names of policies: ``dbm_loss.augment.policies.POLICY_NAMES``.
     """
     policy = policy_from_name(aug_type)
@@ -34,7 +35,7 @@ def view_a(
             T.RandomHorizontalFlip(),
             *([policy] if policy else []),
             T.ToTensor(),
-            *([Cutout(16)] if cutout else []),
+            *([Cutout(size // 2)] if cutout else []),
             T.Normalize(mean, std),
         ]
     )

@@ -14,7 +14,7 @@ class Cutout:
     black. Draws the row, then the column, from numpy's global generator.
     """
 
-    def __init__(self, length: int = 16):
+    def __init__(self, length: int):
         self.length = length
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:

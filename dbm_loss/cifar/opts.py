@@ -78,7 +78,11 @@ def get_parser() -> Parser:
     )
     add("--warmup", type=int, default=5, metavar="N", help="warm-up epochs (default: 5)")
     add("--aug_prob", type=float, default=0.5, help=f"{DEAD}: a policy changes every image")
-    add("--cutout", action="store_true", help="cut a square of 16 pixels out of the first view")
+    add(
+        "--cutout",
+        action="store_true",
+        help="black square in the first view, of half the image's side: 16 of 32 pixels",
+    )
     add(
         "--cmo",
         action="store_true",

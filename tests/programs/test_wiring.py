@@ -54,9 +54,8 @@ TOLD = {
     "dbm_large": ([*FLAGS, "--nesterov"], WARM, NESTEROV),
     "dbm_large_bcl": (COSINE, [0.1, 0.075, 0.025], NESTEROV),
     "dbm_large_cmo": ([*FLAGS, "--nesterov"], WARM, NESTEROV),
-    # Cutout leaves nothing of eight pixels.
-    "gml_teacher": ([*FLAGS, "--lr", "0.1", "--image_size", "32"], WARM, SGD),
-    "gml_student": ([*FLAGS, "--lr", "0.1", "--image_size", "32"], WARM, SGD),
+    "gml_teacher": ([*FLAGS, "--lr", "0.1"], WARM, SGD),
+    "gml_student": ([*FLAGS, "--lr", "0.1"], WARM, SGD),
     "gml": ([*FLAGS, "--lr", "0.1"], [0.1 * (2 + 2**0.5) / 4, 0.05, 0.1 * (2 - 2**0.5) / 4], SGD),
     "hml_cifar": (FLAGS, HUNDREDTH, SGD),
     "hml_inat": (FLAGS, HUNDREDTH, SGD),
@@ -77,8 +76,6 @@ ISIC = [(0.59451115, 0.59429777, 0.59418184), (0.14208533, 0.18548788, 0.2036374
 LARGE = [T.Resize(256), T.CenterCrop(224)]
 # Of a test image: what happens before the normalisation, and mean and standard deviation.
 PLAIN = {
-    "gml_teacher": ([T.Resize(32)], CIFAR),
-    "gml_student": ([T.Resize(32)], CIFAR),
     "ib_tiny": (LARGE, IMAGENET),
     "dbm_large": (LARGE, IMAGENET),
     "dbm_large_bcl": (LARGE, IMAGENET),

@@ -3,6 +3,7 @@
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
@@ -94,6 +95,21 @@ def test_cutout_at_the_borders(monkeypatch):
         ones = torch.ones(1, 3, 32, 32, dtype=torch.uint8)
         out = geometry.cutout(ones, torch.tensor([row]), torch.tensor([column]))
         assert torch.equal(out[0], expected)
+
+
+@pytest.mark.parametrize("size", [8, 9, 16, 64])
+def test_cutout_is_half_of_any_side(size):
+    """A square of 16 pixels in all of them would leave nothing of 8, and little to learn of 16."""
+    row, column = geometry.draw_cutout(40_000, (size, size), generator())
+    out = geometry.cutout(torch.ones(40_000, 1, size, size, dtype=torch.uint8), row, column)
+    side = size // 2 // 2 * 2
+    assert (out == 0).flatten(1).sum(1).max() == side**2
+    # Its mean length in a row, cut at both borders.
+    middle = torch.arange(size)
+    length = ((middle + side // 2).clamp(max=size) - (middle - side // 2).clamp(min=0)).double()
+    torch.testing.assert_close(
+        (out == 0).double().mean(), (length.mean() / size) ** 2, rtol=0, atol=2e-3
+    )
 
 
 def test_resized_crop_within_one_level():
