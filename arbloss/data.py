@@ -83,9 +83,7 @@ def _load_lists(config: CfgNode) -> Data:
     if config.val_list:
         lists.append(ListFile(config.val_list, root, evaluation, train.num_classes))
     class_map = largest_first(train.cls_num_list)
-    for images in lists:
-        images.relabel(class_map)
-    return load_lists(*lists, val_fraction=config.val_fraction)
+    return load_lists(*lists, val_fraction=config.val_fraction, class_map=class_map)
 
 
 def transform(config: CfgNode, data: Data) -> dict[str, object]:

@@ -10,7 +10,7 @@ import numpy as np
 from common.training.report import fingerprint
 from datasets.data import Data
 from datasets.folder import FolderImages, held_out
-from datasets.listfile import ListFile, data_name, size_warning, split_name
+from datasets.listfile import ListFile, check_names, data_name, size_warning, split_name
 from datasets.loaders import WorkersLoader
 from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 
@@ -40,17 +40,29 @@ def load_lists(
     val: ListFile | None = None,
     *,
     val_fraction: float = 0.0,
+    class_map: np.ndarray | None = None,
 ) -> Data:
     """The images of lists.
 
+    Args:
+        class_map: new labels, see ``ListFile.relabel``. The images that ``val_fraction`` holds out
+            are those that it holds out without.
     Raises:
-        UsageError: see ``hold_out``.
+        UsageError: see ``check_names`` and ``hold_out``.
     """
+    listed = train.targets
+    evaluated = [images for images in (test, val) if images is not None]
+    for images in evaluated:
+        check_names(train, images)
+    if class_map is not None:
+        for images in (train, *evaluated):
+            images.relabel(class_map)
     warnings = [text for text in map(size_warning, (train, test)) if text]
     split, name = split_name(test.list_file), data_name(train)
     return _assemble(
-        train, test, val, split=split, name=name, val_fraction=val_fraction, warnings=warnings
-    )
+        train, test, val, split=split, name=name, val_fraction=val_fraction, warnings=warnings,
+        strata=listed,
+    )  # fmt: skip
 
 
 def _assemble(
@@ -62,10 +74,11 @@ def _assemble(
     name: str,
     val_fraction: float,
     warnings: Sequence[str] = (),
+    strata: np.ndarray | None = None,
 ) -> Data:
     sets = {"train_": train, "test_": test} | ({} if val is None else {"val_": val})
     val_set = None if val is None else val.source
-    kept, part = hold_out(train, val_fraction, test.transform, val_set)
+    kept, part = hold_out(train, val_fraction, test.transform, val_set, strata)
     chosen_on = split if val is None else "val"
     if part is not None:
         val, chosen_on, val_set = part, HELD_OUT, part_name(val_fraction)

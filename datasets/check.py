@@ -33,7 +33,7 @@ from common.training.logs import Progress
 from datasets import npz
 from datasets.folder import ENDINGS, Skipped, held_out, image_files, read_folder
 from datasets.images import read_rgb, remarks
-from datasets.listfile import ListFile
+from datasets.listfile import ListFile, check_names
 
 
 @dataclass
@@ -77,7 +77,7 @@ def look(data: Sequence[str], root: str | None) -> Found:
         UsageError: no such data, or of another layout than the programs take.
     """
     found = Found()
-    num_classes = None
+    train = None
     for name in data:
         path = Path(name)
         if path.is_dir() and (path / "train").is_dir():
@@ -100,14 +100,17 @@ def look(data: Sequence[str], root: str | None) -> Found:
             raise UsageError(f"{path}: no such folder, list or npz file")
         else:
             start = root or path.parent
+            num_classes = None if train is None else train.num_classes
             part = ListFile(path, start, num_classes=num_classes, must_exist=False)
-            num_classes = part.num_classes
+            train = train or part
+            check_names(train, part)
             if not any(map(os.path.exists, part.files)):
                 raise UsageError(
                     f"{path}: none of its {len(part)} images is in {start}; give by --root the "
                     "folder that its paths start from"
                 )
-            found.lines += [f"{path}: {len(part)} images of {num_classes} classes", *part.notes]
+            counts = f"{len(part)} images of {part.num_classes} classes"
+            found.lines += [f"{path}: {counts}", *part.notes]
             found.images += [(part.path(i), part.place(i)) for i in range(len(part))]
     return found
 

@@ -57,6 +57,7 @@ class ListFile(Dataset):
         targets: labels, (N,) int64.
         num_classes: C.
         classes: C names; numbers where nothing names them.
+        named: {label: name} as the list itself has them.
         cls_num_list: images of each class, C ints.
         notes: what is odd but accepted, for the user.
 
@@ -79,14 +80,14 @@ class ListFile(Dataset):
         self.root = Path(root)
         self.transform = transform
         self.notes: list[str] = []
-        paths, self.targets, self._lines, named = self._read()
+        paths, self.targets, self._lines, self.named = self._read()
         self.num_classes = num_classes or int(self.targets.max()) + 1
         self._check_labels(all_present=num_classes is None)
         self._check_paths(paths)
         if must_exist:
             self._check_files(paths)
         self.paths = np.array(paths)
-        self.classes = [named.get(c, str(c)) for c in range(self.num_classes)]
+        self.classes = [self.named.get(c, str(c)) for c in range(self.num_classes)]
         if names:
             self.classes = self._read_names(names)
         require_distinct([self.classes[c] for c in np.unique(self.targets)], self.list_file)
@@ -326,6 +327,23 @@ def find_list(name: str, folders: Sequence[str | Path], flag: str) -> Path:
             return found
     where = " or ".join(map(str, folders))
     raise UsageError(f"no {name} in {where}; put it there, or give {flag}; {WHERE}")
+
+
+def check_names(train: ListFile, other: ListFile) -> None:
+    """Refuse a list that calls a class otherwise than the training list; numbers are no names.
+
+    Before either is relabelled.
+
+    Raises:
+        UsageError: names the list, the class and both names.
+    """
+    for label in sorted(train.named.keys() & other.named.keys()):
+        name, trained = other.named[label], train.named[label]
+        if name != trained and not (name.isdigit() or trained.isdigit()):
+            raise UsageError(
+                f"{other.list_file}: class {label} is called {name}, and {trained} in "
+                f"{train.list_file}; number the classes of all lists alike"
+            )
 
 
 def split_name(list_file: Path) -> str:

@@ -49,19 +49,25 @@ class Part(Dataset):
 
 
 def hold_out(
-    train: Dataset, fraction: float, transform: Callable, val_set: str | None = None
+    train: Dataset,
+    fraction: float,
+    transform: Callable,
+    val_set: str | None = None,
+    strata: Sequence[int] | None = None,
 ) -> tuple[Dataset, Dataset | None]:
     """Training images without the part for validation, and that part, seen through ``transform``.
 
     Without a ``fraction`` all of them, and None.
 
+    Args:
+        strata: labels by which the part is drawn, (N,), where those of ``train`` are relabelled.
     Raises:
         UsageError: there are validation images already, in ``val_set``; the part is empty.
     """
     if not fraction:
         return train, None
     refuse_second(fraction, val_set)
-    part = stratified_part(train.targets, fraction)
+    part = stratified_part(train.targets if strata is None else strata, fraction)
     require_part(part, fraction)
     rest = np.setdiff1d(np.arange(len(train)), part)
     return Part(train, rest, train.transform), Part(train, part, transform)

@@ -14,8 +14,13 @@ from arbloss.opts import check, load_config
 from common.models.resnet import resnet10
 from common.training.errors import UsageError
 from common.training.report import fingerprint
+from datasets import folder, listfile
+from dbm_loss.large_scale import data as large_scale
+from hmloss.inat_implementation import data as inat
+from hmloss.inat_implementation import opts as inat_opts
 from tests.programs.arbloss_data import CONFIG, GROUPS, make_lists
-from tools import predict
+from tests.programs.tools import make_image_folder
+from tools import compare, predict
 
 FILES = {
     "imagenet": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
@@ -103,6 +108,57 @@ def test_a_part_of_the_list_may_choose(lists):
     assert len(data.test) == 10
     first, again = data.val[0][0], data.val[0][0]
     assert first.shape == (3, 224, 224) and first.equal(again)  # not augmented
+
+
+def test_the_part_that_chooses_is_that_of_the_other_programs(tmp_path, monkeypatch):
+    """Of a folder and of its lists, whatever the order of the classes."""
+    root = make_image_folder(tmp_path / "birds", [4, 2, 12, 4, 6], test_per_class=1)
+    compare.write_lists(compare.Images("imagefolder", str(root), 5, str(tmp_path), ("test",)))
+    train, test = (str(tmp_path / name) for name in FILES["imagenet"])
+    arb = ["data_path", str(root), "list_path", str(tmp_path), "val_fraction", "0.5"]
+    hml = ["--dataset_dir", str(root), "--train_list", train, "--val_list", test]
+    found = [
+        load_data(config("imagenet", *arb)),
+        inat.load_data(inat_opts.parse_args([*hml, "--val_fraction", "0.5"])[0]),
+        *(large_scale.load_data(source, large_scale.train_recipes("ce")) for source in (
+            large_scale.Source("imgnet", root, list_dir=tmp_path, val_fraction=0.5),
+            large_scale.Source("imagefolder", root, val_fraction=0.5))),
+    ]  # fmt: skip
+    read = []
+    for module in (folder, listfile):
+        monkeypatch.setattr(module, "read_rgb", read_as(read, module.read_rgb))
+    files = []
+    for data in found:
+        read.clear()
+        assert len([data.val[i] for i in range(len(data.val))]) == 14
+        files.append(list(read))
+    assert files[1:] == files[:1] * 3
+    assert found[0].cls_num_list == [6, 3, 2, 2, 1]
+
+
+def read_as(read, real):
+    """``read_rgb`` that notes the files."""
+    return lambda file, *place: (read.append(file), real(file, *place))[1]
+
+
+@pytest.mark.parametrize("key", ["test", "val"])
+def test_a_class_is_called_alike_in_all_lists(lists, tmp_path, key):
+    """The labels of the message are the list's, not their ranks."""
+    rows = {name: (lists["imagenet"] / name).read_text().splitlines() for name in FILES["imagenet"]}
+    for name, names in zip(rows, ("ABCDE", "ABCED"), strict=True):
+        named = [f"{row} {names[int(row[-1])]}" for row in rows[name]]
+        (tmp_path / name).write_text("\n".join(named))
+    words = ["data_path", str(lists["imagenet"]), "list_path", str(tmp_path)]
+    train, test = (tmp_path / name for name in FILES["imagenet"])
+    if key == "val":
+        test = test.rename(tmp_path / "val.txt")
+        (tmp_path / FILES["imagenet"][1]).write_text("\n".join(rows[FILES["imagenet"][1]]))
+        words += ["val_list", str(test)]
+    with pytest.raises(UsageError) as error:
+        load_data(config("imagenet", *words))
+    assert str(error.value) == (
+        f"{test}: class 3 is called E, and D in {train}; number the classes of all lists alike"
+    )
 
 
 def test_another_list_may_choose(lists):

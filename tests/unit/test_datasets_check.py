@@ -93,6 +93,14 @@ def test_lists(tmp_path, capsys, monkeypatch):
         "train.txt: none of its 3 images is in .; give by --root the folder that its paths start "
         "from"
     )
+    (tmp_path / "named.txt").write_text("a.png 0 ant\nb c.png 1 bee\n")
+    (tmp_path / "other.txt").write_text("d.png 1 ant\n")
+    with pytest.raises(UsageError) as error:
+        check.main(["named.txt", "other.txt", "--root", "images"])
+    assert str(error.value) == (
+        "other.txt: class 1 is called ant, and bee in named.txt; number the classes of all lists "
+        "alike"
+    )
     (tmp_path / "train.txt").rename(tmp_path / "images" / "train.txt")  # paths start there
     assert checked(capsys, 1, "images/train.txt")[-1] == "3 images read, 1 of them broken"
 

@@ -11,6 +11,7 @@ from PIL import Image
 from arbloss.data import largest_first
 from common.training.errors import UsageError
 from datasets import listfile
+from datasets.assembly import load_lists
 from datasets.listfile import ListFile, data_name, find_list, size_warning
 
 
@@ -329,6 +330,33 @@ def test_goes_through_worker_processes(make_list):
     images, labels = next(iter(loader))
     assert images.tolist() == [1, 2, 3]
     assert labels.tolist() == [0, 1, 0]
+
+
+def test_names_of_an_evaluation_list(make_list, tmp_path):
+    """Those of classes that both lists name are the same; numbers are no names."""
+    train_list, root = make_list("a 0\nb 1\nc 2\n", "train.txt")
+    test_list = tmp_path / "test.txt"
+    (tmp_path / "names").write_text("Katze\nHund\nMaus\n")
+    for train_text, test_text, message in (
+        ("a 0 cat\nb 1 dog\nc 2\n", "c 0 dog\na 1 cat\n", "class 0 is called dog, and cat in"),
+        ("a 0 cat\nb 1 dog\nc 2\n", "c 0 cat\na 1 Dog\n", "class 1 is called Dog, and dog in"),
+        ("a 0 cat\nb 1 dog\nc 2\n", "c 1 dog\na 0 7\nb 2 mouse\n", None),
+        ("a 0 0\nb 1 1\nc 2\n", "c 0 dog\na 1 cat\n", None),
+        ("a 0 cat\nb 1 dog\nc 2\n", "c 0\na 1\n", None),
+    ):
+        train_list.write_text(train_text.replace(" ", "\t"))
+        test_list.write_text(test_text.replace(" ", "\t"))
+        for names in (None, tmp_path / "names"):
+            train = ListFile(train_list, root, names=names)
+            test = ListFile(test_list, root, num_classes=3)
+            if message is None:
+                assert load_lists(train, test).test is test
+                continue
+            with pytest.raises(UsageError) as error:
+                load_lists(train, test)
+            assert str(error.value) == (
+                f"{test_list}: {message} {train_list}; number the classes of all lists alike"
+            )
 
 
 def test_find_list(tmp_path):
