@@ -269,35 +269,49 @@ def first_of_each(comparisons: Iterable[Comparison]) -> list[Comparison]:
     return list(found.values())
 
 
-def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
-    """Rewrite tables and pictures below ``root``; returns what could not be written, in words."""
-    rows = read_table()
-    pictures = root / PICTURES
-    pictures.mkdir(parents=True, exist_ok=True)
-    sections = []
-    overall = []
+def pictured(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """What the picture of a paper shows: runs of the published length, and shortened ones."""
+    full, short = by_length([c for c in comparisons if c.row.split == "all"])
+    return first_of_each(full), short
+
+
+def sections(results: Sequence[dict]) -> list[tuple[str, str, str]]:
+    """What the results say in the READMEs: file, name of the markers and the text between them."""
+    rows, overall, found = read_table(), [], []
     for paper in PAPERS:
         own = [row for row in rows if row.paper == paper]
         comparisons = compare(own, results, rows)
         overall += comparisons
         text = section(comparisons, own)
-        full, short = by_length([c for c in comparisons if c.row.split == "all"])
-        path = pictures / f"{paper}.png"
-        if full or short:
-            save_picture(path, draw, first_of_each(full), short)
-            text += f"\n\n![Reported and ours](../{PICTURES}/{path.name})"
+        if any(pictured(comparisons)):
+            text += f"\n\n![Reported and ours](../{PICTURES}/{paper}.png)"
+        found.append((f"{paper}/README.md", "results", text))
+    beside = "\n".join(originals.section())
+    beside += f"\n\n![Training losses of both programs]({PICTURES}/originals.png)"
+    return [
+        *found,
+        ("README.md", "results", section(overall, rows, with_paper=True)),
+        ("README.md", "originals", beside),
+    ]
+
+
+def rebuild(root: Path, results: Sequence[dict]) -> list[str]:
+    """Rewrite tables and pictures below ``root``; returns what could not be written, in words."""
+    rows = read_table()
+    pictures = root / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    for paper in PAPERS:
+        own = [row for row in rows if row.paper == paper]
+        path, parts = pictures / f"{paper}.png", pictured(compare(own, results, rows))
+        if any(parts):
+            save_picture(path, draw, *parts)
         else:
             path.unlink(missing_ok=True)
-        sections.append((root / paper / "README.md", text, "results"))
-    sections.append((root / "README.md", section(overall, rows, with_paper=True), "results"))
     save_picture(pictures / "originals.png", originals.draw)
-    text = "\n".join(originals.section())
-    text += f"\n\n![Training losses of both programs]({PICTURES}/originals.png)"
-    sections.append((root / "README.md", text, "originals"))
     return [
-        f"{path}: not there, or without the lines {' and '.join(MARKS).format(name=name)}"
-        for path, text, name in sections
-        if not replace_section(path, text, name)
+        f"{root / file}: not there, or without the lines {' and '.join(MARKS).format(name=name)}"
+        for file, name, text in sections(results)
+        if not replace_section(root / file, text, name)
     ]
 
 

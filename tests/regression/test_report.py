@@ -4,7 +4,8 @@ import pytest
 
 from tests.regression import report
 from tests.regression.made_up import fingerprint, result
-from tests.regression.results import compare
+from tests.regression.results import compare, read_results
+from tools.programs import ROOT
 from tools.table import read_table
 
 CE, IB = "ib_loss-cifar10-exp100-ce", "ib_loss-cifar10-exp100-ib"
@@ -88,6 +89,13 @@ def test_a_papers_page_has_all_its_numbers_and_a_picture(built):
     assert sorted(p.stem for p in (built / report.PICTURES).iterdir()) == [
         "dbm_loss", "hmloss", "ib_loss", "originals",
     ]  # fmt: skip
+
+
+def test_the_readmes_say_what_the_stored_results_do():
+    """A figure changed by hand, or a result stored without report.py, is seen here."""
+    for file, name, text in report.sections(read_results()):
+        begin, end = (mark.format(name=name) for mark in report.MARKS)
+        assert f"{begin}\n{text}\n{end}" in (ROOT / file).read_text(), f"{file}: run report.py"
 
 
 def front_page(results):
