@@ -20,10 +20,10 @@ interrupt.during_imports(__name__)
 from arbloss import opts, trainer
 from arbloss.data import load_data, make_loaders
 from arbloss.engine import evaluate, log_line, result_lines, results
-from arbloss.models import Network, check_classes
+from arbloss.models import Network
 from arbloss.reliability import calibration, draw_reliability_diagram
 from arbloss.start import new_folder, newest_run, start_process
-from common.training import checkpoint, launch, report, speed
+from common.training import checkpoint, launch, report, restore, speed
 from common.training.errors import UsageError
 from common.training.logs import TextLog, prepare_folders, write_json
 from common.training.selection import full
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             raise UsageError("; ".join([*what, "give resume CHECKPOINT"]))
     state = checkpoint.load(resume, "resume")
     data = load_data(config)
-    check_classes(state, data.classes, resume)
+    notes += restore.check_classes(state, data.classes, resume)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)
     *_, test_loader = make_loaders(

@@ -3,7 +3,7 @@
 The parts keep separate state dicts under the names of MiSLAS, so published checkpoints load.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -156,21 +156,3 @@ def build_backbone(name: str, shortened: bool = False) -> nn.Module:
     if shortened and arch == "resnet152":
         return models.resnet.ResNet(models.resnet.Bottleneck, [3, 8, 36, 2], num_classes=None)
     return constructor(arch)(num_classes=None)
-
-
-def check_classes(state: Mapping[str, object], classes: Sequence[str], source: str) -> None:
-    """Refuse a checkpoint whose outputs are, as it says, other classes or in another order.
-
-    Raises:
-        UsageError: names the first difference.
-    """
-    its = (state.get("about") or {}).get("classes")
-    if its is None or list(its) == list(classes):  # the originals' say nothing
-        return
-    if len(its) != len(classes):
-        raise UsageError(f"{source}: has {len(its)} classes, and the data {len(classes)}")
-    c = next(c for c in range(len(its)) if its[c] != classes[c])
-    raise UsageError(
-        f"{source}: its class {c} is {its[c]!r}, and that of the data {classes[c]!r}; give data of "
-        "the same classes in the same order"
-    )

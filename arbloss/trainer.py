@@ -27,7 +27,7 @@ from arbloss.engine import (
     results,
     train_one_epoch,
 )
-from arbloss.models import Network, check_classes
+from arbloss.models import Network
 from arbloss.reliability import draw_reliability_diagram
 from arbloss.start import (
     BEST,
@@ -97,6 +97,7 @@ def train(
         record.claim("")
         stage1 = checkpoint.load(folder.resume, "resume")
         restore.check_checkpoint(stage1, folder.resume, weights_alone=True)
+        notes += restore.check_classes(stage1, data.classes, folder.resume)
         record.best_score, why_not = score_to_beat(stage1, data)
         notes += other_images(stage1, data.facts) + why_not
     else:
@@ -104,7 +105,6 @@ def train(
         begins = config.resume == "auto" and not record.latest.is_file()
         state = record.resume("auto" if begins else folder.resume, config.num_epochs)
     before = state or stage1 or {}
-    check_classes(before, data.classes, folder.resume)
     its_ece = float(before.get("its_ece", 100.0))  # of the best epoch
 
     wanted = 0 if config.seed is None and config.deterministic else config.seed

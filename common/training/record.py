@@ -153,9 +153,14 @@ class Record:
             self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
+        another = ", or give this run another folder" if flag == "auto" else ""
+        if "classes" in self.about:
+            cure = "" if self._only_weights else another
+            for note in restore.check_classes(state, self.about["classes"], path, cure):
+                self.process.say(note)
         if self._only_weights:
             return state
-        self._compare(run)
+        self._compare(run, another)
         if self.epoch > epochs or (self.epoch == epochs and not (self.history and alike)):
             raise UsageError(
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
@@ -197,8 +202,11 @@ class Record:
             return False
         return changed_choice(run.get("facts", {}), self.facts, validated)
 
-    def _compare(self, run: Mapping[str, object]) -> None:
-        """Refuse, or note, other data than the checkpoint's; note other settings."""
+    def _compare(self, run: Mapping[str, object], another: str) -> None:
+        """Refuse, or note, other data than the checkpoint's; note other settings.
+
+        ``another``: what may be done besides, in words.
+        """
         facts = run.get("facts", {})
         changed = [
             f"{key} was {str(facts[key])[:12]}… and is {str(self.facts[key])[:12]}…"
@@ -207,8 +215,9 @@ class Record:
         if changed:
             changes = f"{self._source}: the data are not those of this run, {'; '.join(changed)}"
             if not self.settings.get("other_data"):
-                accept = spelled("other_data", self._dashes)
-                raise UsageError(f"{changes}. Bring them back, or accept these with {accept}")
+                accept = f"accept these with {spelled('other_data', self._dashes)}"
+                cures = f"{accept}{another}" if another else f"or {accept}"
+                raise UsageError(f"{changes}. Bring them back, {cures}")
             self.process.say(f"note: {changes}")
         free = FREE_TO_CHANGE
         if self.settings.get("seed") is None:  # the run keeps the one that it has

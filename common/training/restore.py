@@ -6,7 +6,7 @@ import hashlib
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -86,12 +86,55 @@ def load_state_dict(path: str | Path, flag: str = "weights") -> dict[str, Tensor
     """The weights in a file: a bare state dict, or that of a checkpoint; without ``module.``.
 
     Raises:
-        UsageError: as ``load``; or there is no state dict.
+        UsageError: as ``load``; or as ``weights_in``.
     """
-    state = load(path, flag)
-    state = state.get("state_dict", state)
-    check_state_dict(state, path)
-    return plain_keys(state)
+    return weights_in(load(path, flag), path)
+
+
+def weights_in(state: Mapping[str, object], source: object) -> dict[str, Tensor]:
+    """The weights in what a file holds, see ``load_state_dict``.
+
+    Raises:
+        UsageError: there is no state dict in it.
+    """
+    weights = state.get("state_dict", state)
+    check_state_dict(weights, source)
+    return plain_keys(weights)
+
+
+def check_classes(
+    state: Mapping[str, object], classes: Sequence[str], source: object, cure: str = ""
+) -> list[str]:
+    """Refuse a checkpoint whose outputs are, as it says, other classes or in another order.
+
+    Checkpoints of the originals say nothing. Numbers 0 to C-1 stand for classes without names,
+    which cannot be held against names.
+
+    Args:
+        classes: names of the data's classes, (C,). cure: what may be done besides.
+
+    Returns: a note where only the checkpoint or only the data have names, else none.
+    Raises:
+        UsageError: names the first difference.
+    """
+    about = state.get("about")
+    its = about.get("classes") if isinstance(about, Mapping) else None
+    if not isinstance(its, (list, tuple)) or list(its) == list(classes):
+        return []
+    if len(its) != len(classes):
+        raise UsageError(
+            f"{source}: has {len(its)} classes, and the data {len(classes)}; give data of the same "
+            f"classes{cure}"
+        )
+    numbers = {str(c) for c in range(len(classes))}
+    if (set(its) == numbers) != (set(classes) == numbers):
+        named = "the data name" if set(its) == numbers else "the checkpoint names"
+        return [f"note: {source}: only {named} the classes; they are taken to be in the same order"]
+    c = next(c for c in range(len(its)) if its[c] != classes[c])
+    raise UsageError(
+        f"{source}: its class {c} is {its[c]!r}, and that of the data {classes[c]!r}; give data of "
+        f"the same classes in the same order{cure}"
+    )
 
 
 def download(url: str, cure: str) -> Path:

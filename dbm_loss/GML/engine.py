@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -107,17 +106,19 @@ def partition(moco: MoCo, args: Namespace) -> None:
         raise UsageError(f"--{error}; K is --moco-k") from None
 
 
-def load_network(path: str | Path, flag: str, arch: str, num_classes: int) -> nn.Module:
+def load_network(
+    state: Mapping[str, object], source: str, arch: str, num_classes: int
+) -> nn.Module:
     """The network in a checkpoint: a bare one, or the query encoder of a MoCo.
 
     Args:
-        flag: that names ``path``, for messages.
+        state: what the file ``source`` holds.
     Raises:
-        UsageError: no such file, or of another architecture than ``arch``.
+        UsageError: no weights, or of another architecture than ``arch``.
     """
-    weights = models.pretrained.encoder(restore.load_state_dict(path, flag))
+    weights = models.pretrained.encoder(restore.weights_in(state, source))
     model = network(arch)(num_classes=num_classes, use_norm="fc.bias" not in weights)
-    restore.load_weights(model, weights, f"{flag} {path}")
+    restore.load_weights(model, weights, source)
     return model
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import nn
 
 from common import models
-from common.training import checkpoint, launch, precision, seeds, speed
+from common.training import checkpoint, launch, precision, restore, seeds, speed
 from common.training.files import Files
+from common.training.launch import Process
 from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
@@ -86,7 +87,7 @@ def train(
         about=about(args, data, transform),
         selection=Selection(data.split, data.chosen_on),
     )
-    record.resume(args.resume, args.epochs)
+    state = record.resume(args.resume, args.epochs)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, val_loader, test_loader = make_loaders(
@@ -95,16 +96,14 @@ def train(
 
     if args.evaluate:  # what classifies is enough: neither teacher nor queue
         path = checkpoint.find(args.resume, record.latest)
-        model = load_network(path, "--resume", args.arch, args.num_classes)
+        model = load_network(state, f"--resume {path}", args.arch, args.num_classes)
         model = launch.distribute(model.to(memory_format=memory_format), process)
         result = evaluate(model, test_loader, args, record).result(data.cls_num_list)
         process.say(result_lines(result))
         return result
 
     # Model: a cosine classifier alone, or query and key encoder with one, and the queue.
-    teacher = None
-    if args.path_t:
-        teacher = load_network(args.path_t, "--path_t", args.arch_t, args.num_classes)
+    teacher = load_teacher(args, data.classes, process) if args.path_t else None
     process.say(f"=> creating model '{args.arch}'")
     seeds.seed_everything(seed)
     model = build_model(args, teacher)
@@ -171,6 +170,14 @@ def train(
         tally, lambda _: evaluate(model, test_loader, args, record), files=data.files
     )
     return last
+
+
+def load_teacher(args: Namespace, classes: Sequence[str], process: Process) -> nn.Module:
+    """The network of ``--path_t``; it teaches by place, so it has to know the same classes."""
+    state, source = checkpoint.load(args.path_t, "--path_t"), f"--path_t {args.path_t}"
+    for note in restore.check_classes(state, classes, source):
+        process.say(note)
+    return load_network(state, source, args.arch_t, args.num_classes)
 
 
 def about(args: Namespace, data: Data, transform: Callable[..., dict]) -> dict[str, object]:

@@ -393,8 +393,11 @@ def evaluate_file(
     path = checkpoint.find(args.resume, latest)
     if path is None:
         raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest} yet")
+    state = checkpoint.load(path)
+    for note in restore.check_classes(state, data.classes, path):
+        process.say(note)
     model = build_model(args.arch, len(data.classes))
-    restore.load_weights(model, restore.load_state_dict(path, "--resume"), path)
+    restore.load_weights(model, restore.weights_in(state, path), path)
     criterion = build_criterion(args, args.cls_num_list, hml_stage=False).to(process.device)
     seed = seeds.choose_seed(args.seed)
     model = model.to(memory_format=speed.memory_format(args.channels_last))

@@ -118,6 +118,42 @@ def test_a_run_killed_before_its_report_is_refused_resumed_and_evaluated_again(
     assert len(list(here.rglob("report.json"))) == 1 + (name == "arb_stage2")
 
 
+CLASSES = [f"class_{c:03d}" for c in range(3)]
+EVALUATE = ["--evaluate", "--resume", "other.pth"]
+TEACH = ["--path_t", "other.pth", "--arch_t"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "classes"),
+    [
+        *((name, EVALUATE, CLASSES) for name in NAMES if name not in ("hml_inat", "hml_isic")
+          and not name.startswith("arb")),
+        ("hml_inat", EVALUATE, ["0", "1", "2"]),
+        ("hml_isic", EVALUATE, ["nv", "mel"]),
+        ("arb_stage1", ["resume", "other.pth", "other_data", "True"], CLASSES),
+        ("gml_student", [*TEACH, "resnet20"], CLASSES),
+        ("gml", [*TEACH, "resnet18"], CLASSES),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_whose_outputs_are_other_classes_is_refused(here, name, flags, classes):
+    """Its figures would be wrong, and a teacher's lessons: by place, not by name."""
+    program, argv = small_runs.PROGRAMS[name]
+    if name == "hml_isic":
+        files = sorted((here / "dataset").glob("*/*"))
+        lines = [f"{f.name},{f.parent.name},{('test', 'train', 'val')[i % 3]}"
+                 for i, f in enumerate(files)]  # fmt: skip
+        (here / "dataset" / "split.csv").write_text("\n".join(["image,label,part", *lines]))
+    state = {"epoch": 1, "state_dict": {}, "about": {"classes": classes[::-1]}}
+    torch.save(state, "other.pth")
+    with pytest.raises(UsageError) as error:
+        program.main([*argv, *flags])
+    flag = "--path_t " if "--path_t" in flags else ""
+    assert str(error.value) == (
+        f"{flag}other.pth: its class 0 is {classes[-1]!r}, and that of the data {classes[0]!r}; "
+        "give data of the same classes in the same order"
+    )
+
+
 OTHERS = {
     "dbm_cifar": ["2026-01-31-23-59-59.txt"],
     "hml_isic": ["roc.png", "history_case_plot.png", "proba_distribution_MAL.csv"],

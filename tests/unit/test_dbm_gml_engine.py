@@ -73,30 +73,25 @@ def test_only_the_temperature_goes_without_weight_decay():
 
 
 @pytest.mark.parametrize("use_norm", [True, False])
-def test_a_teacher_is_a_bare_network_or_the_query_encoder_of_a_moco(tmp_path, use_norm):
+def test_a_teacher_is_a_bare_network_or_the_query_encoder_of_a_moco(use_norm):
     torch.manual_seed(0)
     bare = network(3, use_norm=use_norm)
     moco = MoCo(network, dim=4, K=16, normalize=use_norm, num_classes=3)
     x = torch.randn(2, 3, 32, 32)
     for name, model, expected in (("bare", bare, bare), ("moco", moco, moco.encoder_q)):
         state = {f"module.{key}": value for key, value in model.state_dict().items()}
-        torch.save({"state_dict": state}, tmp_path / name)
-        teacher = engine.load_network(tmp_path / name, "--path_t", "resnet20", 3)
+        teacher = engine.load_network({"state_dict": state}, name, "resnet20", 3)
         assert torch.equal(teacher.eval()(x), expected.eval()(x))
     student = engine.build_model(flags(), teacher)
     assert student.encoder_k is teacher and student.has_teacher
 
 
-def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
-    path = tmp_path / "teacher.pth.tar"
-    with pytest.raises(UsageError, match=r"--path_t .*teacher\.pth\.tar: no such file"):
-        engine.load_network(path, "--path_t", "resnet20", 3)
-    torch.save({"epoch": 1}, path)
-    with pytest.raises(UsageError, match="entry 'epoch' of its state dict is no tensor, but int"):
-        engine.load_network(path, "--path_t", "resnet20", 3)
-    torch.save({"state_dict": resnet32(3, head="fc").state_dict()}, path)
-    with pytest.raises(UsageError, match=r"teacher\.pth\.tar: made with another architecture"):
-        engine.load_network(path, "--path_t", "resnet20", 3)
+def test_a_teacher_that_does_not_fit_is_refused():
+    with pytest.raises(UsageError, match=r"^T: entry 'epoch' of its state dict is no tensor, but"):
+        engine.load_network({"epoch": 1}, "T", "resnet20", 3)
+    state = {"state_dict": resnet32(3, head="fc").state_dict()}
+    with pytest.raises(UsageError, match=r"^T: made with another architecture"):
+        engine.load_network(state, "T", "resnet20", 3)
 
 
 def test_feature_sizes_are_checked():

@@ -371,12 +371,33 @@ def test_other_data_are_refused_or_accepted(tmp_path, capsys):
     path = tmp_path / "model" / "ckpt.pth.tar"
     assert str(error.value) == (
         f"{path}: the data are not those of this run, pixels_sha256 was 000000000000… and "
-        "is ffffffffffff…. Bring them back, or accept these with --other_data"
+        "is ffffffffffff…. Bring them back, accept these with --other_data, or give this run "
+        "another folder"
     )
+    with pytest.raises(UsageError, match=r"Bring them back, or accept these with --other_data$"):
+        Run(tmp_path, str(path), facts=other)
     Run(tmp_path, "auto", facts=other, other_data=True).train(2).record.close()
     assert f"note: {path}: the data are not those of this run" in capsys.readouterr().out
     Run(tmp_path, "auto", facts=other).record.close()  # accepted once
     Run(tmp_path, "auto", facts=other | {"labels_sha256": "1"}).record.close()  # unknown then
+
+
+def test_data_of_other_classes_are_refused_whatever_was_accepted(tmp_path, capsys, monkeypatch):
+    Run(tmp_path).train(1).record.close()
+    path = tmp_path / "model" / "ckpt.pth.tar"
+    monkeypatch.setitem(ABOUT, "classes", ["b", "a", "c"])
+    wrong = f"{path}: its class 0 is 'a', and that of the data 'b'; give data of the same classes "
+    for resume, settings, cure in (
+        ("auto", {"other_data": True}, ", or give this run another folder"),
+        (str(path), {"other_data": True}, ""),
+        ("auto", {"evaluate": True}, ""),
+    ):
+        with pytest.raises(UsageError) as error:
+            Run(tmp_path, resume, **settings)
+        assert str(error.value) == f"{wrong}in the same order{cure}"
+    monkeypatch.setitem(ABOUT, "classes", ["0", "1", "2"])
+    Run(tmp_path, "auto").record.close()
+    assert f"note: {path}: only the checkpoint names the classes;" in capsys.readouterr().out
 
 
 def test_changed_settings_are_noted(tmp_path, capsys):

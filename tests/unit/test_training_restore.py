@@ -30,6 +30,33 @@ def test_a_state_dict_of_something_else_is_named(tmp_path):
             restore.load_state_dict(folder / "w.pth")
 
 
+def test_classes_are_the_same_in_the_same_order():
+    def check(its, classes, **about):
+        return restore.check_classes({"about": {"classes": its, **about}}, classes, "C")
+
+    assert restore.check_classes({"epoch": 1}, ["a", "b"], "C") == []  # the originals say nothing
+    assert restore.check_classes({"about": "?"}, ["a", "b"], "C") == []
+    assert check(["a", "b"], ("a", "b")) == check(None, ["a"]) == []
+    for its, classes, named in (
+        (["0", "1"], ["a", "b"], "the data name"),
+        (["a", "b"], ["0", "1"], "the checkpoint names"),
+        (["1", "0"], ["a", "b"], "the data name"),  # numbers of a list, by size
+        (["1", "2"], ["0", "1"], "the checkpoint names"),  # of folders
+    ):
+        assert check(its, classes) == [
+            f"note: C: only {named} the classes; they are taken to be in the same order"
+        ]
+    same = "give data of the same classes"
+    for its, classes, words in (
+        (["a", "b"], ["b", "a"], f"its class 0 is 'a', and that of the data 'b'; {same} in the "),
+        (["a", "b"], ["a", "c"], f"its class 1 is 'b', and that of the data 'c'; {same} in the "),
+        (["0", "1"], ["1", "0"], f"its class 0 is '0', and that of the data '1'; {same} in the "),
+        (["0", "1"], ["a", "b", "c"], f"has 2 classes, and the data 3; {same}"),
+    ):
+        with pytest.raises(UsageError, match=f"^C: {words}"):
+            check(its, classes)
+
+
 def test_a_damaged_file_in_the_download_cache_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
