@@ -42,6 +42,19 @@ def golden():
     return load
 
 
+@pytest.fixture(scope="module")
+def no_gpu():
+    """The tests of a module run on the CPU, and so do the processes that they fork.
+
+    Other devices sum in another order and draw other random numbers. And a process that has used
+    CUDA cannot fork one that does; nor does CUDA_VISIBLE_DEVICES count in one that it has forked.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
 

@@ -1,18 +1,13 @@
 """What a small run of a program need not do, and must not."""
 
 import pytest
-import torch
 
 from common.training import pictures
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_gpu():
-    """All programs here run on the CPU: a process that has used CUDA cannot fork one that does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(torch.cuda, "device_count", lambda: 0)
-        yield
+def all_on_the_cpu(no_gpu):
+    """All programs here."""
 
 
 @pytest.fixture(autouse=True)

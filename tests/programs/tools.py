@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -59,11 +61,20 @@ def environment(**extra: str) -> dict[str, str]:
     return {**env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
+_ports = itertools.count()
+
+
 def free_port() -> str:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """A port of this machine that nothing listens on.
+
+    It is let go before it is used. So that no other gets it meanwhile, each process of pytest has
+    fifty of its own, below those that a system gives to whoever asks for any.
+    """
+    while True:
+        port = 10_000 + os.getpid() % 400 * 50 + next(_ports) % 50
+        with socket.socket() as probe, contextlib.suppress(OSError):  # in use
+            probe.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def run_fresh(command: Sequence[str | Path], cwd: Path, **env: str) -> subprocess.CompletedProcess:

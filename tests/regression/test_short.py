@@ -8,13 +8,10 @@ import json
 import statistics
 
 import pytest
-import torch
 
 from tests.regression import short
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="recorded on the CPU; a GPU draws other random numbers"
-)
+pytestmark = pytest.mark.usefixtures("no_gpu")  # as they were recorded
 RECORDED = {paper: json.loads((short.TRACES / f"{paper}.json").read_text()) for paper in short.RUNS}
 # Relative. In float64 a processor with other instructions (imitated by ONEDNN_MAX_CPU_ISA=SSE41
 # ATEN_CPU_CAPABILITY=default) moves the traces by less than 1e-11.

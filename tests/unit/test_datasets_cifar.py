@@ -224,7 +224,7 @@ def test_of_several_processes_the_first_alone_downloads_and_all_hear_of_an_error
     ]
     for process in processes:
         process.start()
-    got = sorted((results.get(timeout=60) for _ in range(4)), key=str)
+    got = sorted((results.get(timeout=tools.TIMEOUT) for _ in range(4)), key=str)
     for process in processes:
         process.join()
     message = got[0][1]

@@ -13,6 +13,7 @@ from torch import nn
 from common.models import resnet_cifar
 from dbm_loss.GML.losses import GMLLoss
 from dbm_loss.GML.moco import MoCo, partition_queue
+from tests.programs import tools
 from tests.unit import fill_rules
 
 
@@ -384,7 +385,7 @@ def test_two_processes_keep_the_queue_of_one(tmp_path):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(tools.TIMEOUT)
             assert process.exitcode == 0
         alone, first, second = (
             torch.load(folder / f"rank{name}.pt", weights_only=True)

@@ -18,6 +18,7 @@ from common.training import launch, peers
 from common.training.errors import RunError, UsageError
 from tests.programs import tools
 
+pytestmark = pytest.mark.usefixtures("no_gpu")
 SOON = timedelta(seconds=0.2)
 
 
@@ -41,7 +42,7 @@ def child(rank, port, how, stderr):
     sys.argv = ["train.py"]
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        RANK=str(rank), LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES="", HOW=how,
+        RANK=str(rank), LOCAL_RANK=str(rank), HOW=how,
     )  # fmt: skip
     peers.FAREWELL = SOON if "killed" in how else timedelta(minutes=1)
     launch.run(program)
@@ -71,7 +72,7 @@ def test_the_first_process_that_fails_says_why(tmp_path):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(tools.TIMEOUT)
         assert [process.exitcode for process in processes] == codes
         assert (folder / "stderr").read_text() == words
 
