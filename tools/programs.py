@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("ib_loss", "dbm_loss", "hmloss", "arbloss", "common", "datasets")  # of every number
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,20 @@ PROGRAMS = {
         workers="workers {workers}",
     ),
 }  # fmt: skip
+
+
+def code_sha256() -> str:
+    """Fingerprint of the code that a number comes from, also where it is no git checkout."""
+    digest = hashlib.sha256()
+    files = [
+        path
+        for top in SOURCES
+        for path in (ROOT / top).rglob("*")
+        if path.suffix in (".py", ".yaml", ".json") and path.is_file()
+    ]
+    for path in sorted(files):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def fill(words: Sequence[str], **values: object) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 
 from common.training.errors import writing
 from common.training.lock import lock_file
-from tools.programs import PROGRAMS, ROOT, fill
+from tools.programs import PROGRAMS, ROOT, code_sha256, fill
 
 MAX_WORKERS = 16  # that read the images of a run, as in the papers
 
@@ -31,6 +31,7 @@ class Job:
         result: the file that says that the run is over.
         epochs: of each command.
         store: ``store(job, report)`` writes ``result`` from the last command's report.json.
+        code: ``code_sha256`` when its first process was started; the code may be edited later.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class Job:
     result: Path
     epochs: int
     store: Callable[[Job, Path], None]
+    code: str = ""
     step: int = 0
     process: subprocess.Popen | None = None
     lock: TextIO | None = None
@@ -111,6 +113,7 @@ def start(job: Job, slot: int, jobs: int, root: Path | str, gpus: Sequence[str])
         if job.lock is None and (lock := _lock(job.folder)) is None:
             return False
         job.lock = job.lock or lock
+        job.code = job.code or code_sha256()
         with open(job.folder / "output.txt", "a") as output:
             output.write(f"$ {shlex.join(words)}\n")
             output.flush()

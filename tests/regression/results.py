@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import statistics
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from common.training.errors import UsageError
 from common.training.logs import write_text
-from tools.programs import ROOT
+from tools.programs import code_sha256
 from tools.table import Row
 
 HERE = Path(__file__).resolve().parent
@@ -22,27 +21,12 @@ RESULTS = HERE / "results"
 FINGERPRINTS = HERE / "fingerprints.csv"  # of training pixels, and what they are in words
 CURVES = ("train_loss", "loss", "top1", "many", "medium", "few")  # kept of every epoch
 NEEDED = ("id", "seed", "epochs", "data", "settings", "final", "best")  # of a result
-SOURCES = ("ib_loss", "dbm_loss", "hmloss", "arbloss", "common", "datasets")
 
 
 def key(row: Row, data: str, epochs: int | None, seed: int, amp: str = "none") -> str:
     """Name of a run, of its scratch folder and of its result file."""
     name = f"{row.id}_{data or row.dataset}_e{epochs or row.epochs}_s{seed}"
     return name if amp == "none" else f"{name}_{amp}"
-
-
-def code_sha256() -> str:
-    """Fingerprint of the code that a number comes from, also where it is no git checkout."""
-    digest = hashlib.sha256()
-    files = [
-        path
-        for top in SOURCES
-        for path in (ROOT / top).rglob("*")
-        if path.suffix in (".py", ".yaml", ".json") and path.is_file()
-    ]
-    for path in sorted(files):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def from_report(
@@ -54,10 +38,12 @@ def from_report(
     seed: int,
     command: str,
     settings: Sequence[dict],
+    code: str,
 ) -> dict:
     """The result to keep of a program's ``report.json`` and the ``metrics.csv`` beside it.
 
-    ``command`` is the command line with {root} and {out} still in.
+    ``command`` is the command line with {root} and {out} still in, ``code`` the ``code_sha256``
+    when it began.
     """
     report = json.loads(path.read_text())
     with open(path.with_name("metrics.csv"), newline="") as file:
@@ -77,7 +63,7 @@ def from_report(
         "command": command,
         "settings": list(settings),
         "commit": report["versions"]["commit"],
-        "code_sha256": code_sha256(),
+        "code_sha256": code,
         "versions": {k: v for k, v in report["versions"].items() if k != "commit"},
         "wall_time_s": round(report["wall_time_s"], 1),
         "cls_num_list": report["cls_num_list"],
@@ -134,6 +120,17 @@ def read_results(folder: Path = RESULTS) -> list[dict]:
     if not folder.is_dir():
         raise UsageError(f"--results {folder}: no such folder")
     return [read_result(path) for path in sorted(folder.glob("*.json"))]
+
+
+def other_code(result: dict) -> str | None:
+    """Of which code a result is, in words; None if all of it is of the code that is here.
+
+    A result is a measurement of its commit, and says nothing about what was changed since.
+    """
+    commit = result.get("commit", "unknown")  # several, if the run went on with other code
+    if result.get("code_sha256") == code_sha256() and "," not in commit:
+        return None
+    return f"of other code (commit {commit})"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Published data lie in DIR/cifar10, DIR/cifar100, DIR/tinyimagenet, DIR/imagenet_
 --data npz DIR holds cifar10.npz and cifar100.npz, with
 --data imagefolder DIR is the folder itself (DIR/train/<class>/*, DIR/test/<class>/*). Finished runs
 are kept in tests/regression/results/, unfinished ones go on where they were when started again.
+What is kept of other code than is here now is named: it says nothing about this code.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tests.regression.results import (
     compare,
     from_report,
     key,
+    other_code,
     read_result,
     text_table,
     write_result,
@@ -38,7 +40,7 @@ from tools.runner import Job, command_line, train
 from tools.table import NPZ, PAPERS, STAND_INS, Row, commands, read_table, select
 
 SCRATCH = ROOT / "runs" / "regression"
-SEE = "--list without conditions shows all rows"
+SEE = "run.py --list without conditions shows all rows"
 DATA = ("cifar10", "cifar100", NPZ, *STAND_INS)
 
 
@@ -150,6 +152,7 @@ def store(job: Job, report: Path, row: Row, data: str) -> None:
             seed=job.seed,
             command=command_line(job),
             settings=[settings(words) for words in job.commands],
+            code=job.code,
         ),
     )
 
@@ -169,12 +172,27 @@ def missing_data(rows: Sequence[Row], data: str, root: Path) -> str | None:
 def run(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[list[Comparison], list[Job]]:
     """Train the rows as the flags say; returns the comparison with the reported numbers."""
     jobs = make_jobs(args, rows)
-    for job in jobs:
-        if job.result.is_file():
-            read_result(job.result)  # a broken one is told before anything is trained
+    kept = [job.result for job in jobs if job.result.is_file()]
+    for path in kept:
+        read_result(path)  # a broken one is told before anything is trained
+    if kept:
+        print(
+            f"note: {len(kept)} of {len(jobs)} runs are kept as they are; their images are not "
+            "read again"
+        )
     train(jobs, root=Path(args.data_root).resolve(), parallel=args.jobs)
     results = [read_result(job.result) for job in jobs if job.result.is_file()]
     return compare(rows, results, read_table()), jobs
+
+
+def of_other_code(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    """Row id and a sentence for each result that is kept and was trained with other code."""
+    results = [(job.result, read_result(job.result)) for job in jobs if job.result.is_file()]
+    return [
+        (result["id"], f"{path}: {words}; remove the file to train again")
+        for path, result in results
+        if (words := other_code(result))
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,6 +225,8 @@ def train_and_compare(argv: Sequence[str] | None) -> int:
         print("\ninterrupted; the same command goes on from here", flush=True)
         return 130
     print(text_table(comparisons))
+    for _, note in of_other_code(jobs):
+        print(f"note: {note}")
     failed = [job.folder.name for job in jobs if job.failed]
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}; see output.txt in {args.scratch}")

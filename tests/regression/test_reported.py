@@ -4,23 +4,17 @@
         --seeds 0 1 2
 """
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.regression import run
-from tests.regression.conftest import OPTIONS
+from tests.regression import made_up, run
+from tests.regression.conftest import arguments, pytest_configure
+from tests.regression.results import write_result
+from tools.programs import code_sha256
 from tools.table import read_table
-
-
-def arguments(config):
-    """run.py's arguments from pytest's options; its defaults where pytest did not see them."""
-    args = run.get_parser().parse_args([])
-    for name in OPTIONS:
-        value = config.getoption(name, default=None)
-        if value is not None:
-            setattr(args, name, value)
-    return args
 
 
 def pytest_generate_tests(metafunc):
@@ -38,7 +32,7 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(scope="module")
-def comparisons(request):
+def trained(request):
     """Train every row that is still selected (-k included), several side by side."""
     args = arguments(request.config)
     rows = [
@@ -48,22 +42,72 @@ def comparisons(request):
     ]
     root = Path(args.data_root).resolve()
     rows = [row for row in rows if run.missing_data([row], args.data, root) is None]
-    return {(c.row.id, c.row.split, c.row.source): c for c in run.run(args, rows)[0]}
+    return run.run(args, rows)
 
 
-def test_the_reported_accuracy_is_reached(row, request, comparisons):
+def test_the_reported_accuracy_is_reached(row, request, trained):
     args = arguments(request.config)
     if lacking := run.missing_data([row], args.data, Path(args.data_root).resolve()):
         pytest.skip(lacking)
-    comparison = comparisons.get((row.id, row.split, row.source))
-    assert comparison is not None, "the run failed: see its output.txt in runs/regression"
-    if comparison.ok is None:
-        ours = comparison.ours.text(comparison.ours.best)
-        pytest.skip(f"{comparison.data}: {comparison.verdict}: {ours}")
-    assert comparison.ok, (
-        f"reported {row.published}, ours {comparison.ours.text(comparison.ours.best)}: "
-        f"{comparison.verdict} ({row.tolerance_reason}); trained on {comparison.data}"
+    comparisons, jobs = trained
+    for id_, note in run.of_other_code(jobs):
+        if id_ in (row.id, row.better_than):
+            pytest.skip(note)
+    same = (row.id, row.split, row.source)
+    found = [c for c in comparisons if (c.row.id, c.row.split, c.row.source) == same]
+    assert found, "the run failed: see its output.txt in runs/regression"
+    judged = "; ".join(f"{c.ours.text(c.ours.best)} on {c.data}: {c.verdict}" for c in found)
+    if all(c.ok is None for c in found):
+        pytest.skip(judged)
+    assert all(c.ok is not False for c in found), (
+        f"reported {row.published}, ours {judged} ({row.tolerance_reason})"
     )
+
+
+def test_a_kept_result_of_other_code_does_not_pass(tmp_path):
+    """Nor a method whose baseline is of other code."""
+    (tmp_path / "cifar10").mkdir()
+    options = {"data_root": str(tmp_path), "data": "", "epochs": 10}
+    config = SimpleNamespace(getoption=lambda name, default: options.get(name, default))
+    args = arguments(config)
+    args.results = tmp_path / "results"
+    row = made_up.find("ib_loss-cifar10-exp100-ib")
+    rows = [made_up.find(row.better_than), row]
+    ours = {"code_sha256": code_sha256(), "commit": "5678"}
+    for paths_of_other_code in ([], [0], [1]):
+        jobs = run.make_jobs(args, rows)
+        for i, (job, top1) in enumerate(zip(jobs, (50.0, 60.0), strict=True)):
+            code = {"code_sha256": "0" * 64, "commit": "1234"} if i in paths_of_other_code else ours
+            write_result(job.result, made_up.result(rows[i].id, top1, epochs=10) | code)
+        trained = run.run(args, rows)
+        check = partial(
+            test_the_reported_accuracy_is_reached, row, SimpleNamespace(config=config), trained
+        )
+        if not paths_of_other_code:
+            check()
+            continue
+        with pytest.raises(pytest.skip.Exception) as skipped:
+            check()
+        path = jobs[paths_of_other_code[0]].result
+        assert str(skipped.value) == (
+            f"{path}: of other code (commit 1234); remove the file to train again"
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": ["cifar1000"]}, "--dataset cifar1000: no row of reported.csv is of it"),
+        ({"ratio": [101.0]}, "--ratio 101: no row of reported.csv is of it"),
+        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"paper": ["hmloss"], "data": "cifar100", "dataset": ["cifar10"]}, "no row of reported"),
+    ],
+)
+def test_conditions_that_no_row_meets_are_told(options, message):
+    config = SimpleNamespace(getoption=lambda name, default: options.get(name, default))
+    with pytest.raises(pytest.UsageError) as error:
+        pytest_configure(config)
+    assert str(error.value).startswith(message)
 
 
 def test_without_a_data_folder_nothing_would_be_trained(tmp_path):

@@ -8,7 +8,15 @@ import pytest
 
 from common.training.errors import UsageError
 from tests.regression.made_up import find, fingerprint, result
-from tests.regression.results import compare, from_report, read_results, text_table, write_result
+from tests.regression.results import (
+    compare,
+    from_report,
+    other_code,
+    read_results,
+    text_table,
+    write_result,
+)
+from tools.programs import code_sha256
 from tools.table import read_table
 
 TABLE = read_table()
@@ -194,17 +202,29 @@ def test_a_result_is_what_the_program_reported(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,top1,few\n0,10.0,\n1,12.3456789,\n")
     stored = from_report(
         tmp_path / "report.json", find(IB), data="imagefolder", epochs=2, seed=7,
-        command="python x --root {root}", settings=[{"lr": 0.1}],
+        command="python x --root {root}", settings=[{"lr": 0.1}], code="c0de",
     )  # fmt: skip
     write_result(tmp_path / "results" / "a.json", stored)
     (read,) = read_results(tmp_path / "results")
     assert read == stored
     assert read["data"] == {"dataset": "imagefolder", "pixels_sha256": "ab", "subset_sha256": "cd"}
     assert read["curves"] == {"top1": [10.0, 12.346]}
-    assert read["commit"] == "1234" and read["seed"] == 7 and len(read["code_sha256"]) == 64
+    assert read["commit"] == "1234" and read["seed"] == 7 and read["code_sha256"] == "c0de"
     assert math.isclose(read["final"]["top1"], 12.346)
     assert read["final"]["cls_acc"] == [0.1235, None]  # a class without test images
     assert "/home" not in json.dumps(read)
+
+
+def test_a_result_of_other_code_says_so():
+    """Also one that went on with other code than it began with, and one that does not say."""
+    same = result(IB, 78.0) | {"code_sha256": code_sha256(), "commit": "1234"}
+    assert other_code(same) is None
+    for differs, words in [
+        ({"code_sha256": "0" * 64}, "of other code (commit 1234)"),
+        ({"commit": "1234, 5678"}, "of other code (commit 1234, 5678)"),
+    ]:
+        assert other_code(same | differs) == words
+    assert other_code(result(IB, 78.0)) == "of other code (commit unknown)"
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path):

@@ -6,8 +6,10 @@ import time
 import pytest
 
 from tests.programs.tools import make_image_folder
-from tests.regression import run
+from tests.regression import made_up, run
+from tests.regression.results import write_result
 from tools import runner
+from tools.programs import code_sha256
 
 ID = "ib_loss-cifar10-exp10-ce"
 EPOCHS = 3
@@ -101,10 +103,41 @@ def test_a_broken_result_is_told_before_anything_is_trained(tmp_path, images, ca
     assert not (tmp_path / "scratch").exists()
 
 
+def keep(job, **more):
+    """A made-up result of a job, which nothing trained."""
+    write_result(job.result, made_up.result(ID, 70.0, data="imagefolder", epochs=EPOCHS) | more)
+
+
+def test_kept_results_are_told_and_those_of_other_code_named(tmp_path, images, capsys):
+    words = ["--seeds", "0", "1"]
+    stale, fresh = make_job(tmp_path, images, *words)
+    keep(stale, code_sha256="0" * 64, commit="1234")
+    keep(fresh, code_sha256=code_sha256(), commit="5678")
+    assert run.main(flags(tmp_path, images, *words)) == 0
+    output = capsys.readouterr().out
+    assert "note: 2 of 2 runs are kept as they are; their images are not read again\n" in output
+    stale_note = f"note: {stale.result}: of other code (commit 1234); remove the file to train"
+    assert output.endswith(f"\n{stale_note} again\n") and output.count("other code") == 1
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_the_code_of_a_result_is_that_of_its_start(tmp_path, images, monkeypatch):
+    (job,) = make_job(tmp_path, images)
+    monkeypatch.setattr(runner, "code_sha256", lambda: "at the start")
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **__: None)
+    assert runner.start(job, 0, 1, images, [])
+    monkeypatch.setattr(runner, "code_sha256", lambda: "edited meanwhile")
+    assert runner.start(job, 0, 1, images, [])  # its next command
+    job.lock.close()
+    monkeypatch.setattr(run, "from_report", lambda *_, code, **__: {"code": code})
+    job.store(job, tmp_path / "report.json")
+    assert json.loads(job.result.read_text()) == {"code": "at the start"}
+
+
 def test_bad_usage_is_told_in_a_line(capsys):
     cases = [
         (["--dataset", "cifar10", "cifar1000"], "--dataset cifar1000: no row of reported.csv"),
-        (["--method", "ib", "nonsense"], "--method nonsense: no row of reported.csv is of it; --l"),
+        (["--method", "ib", "nonsense"], "--method nonsense: no row of reported.csv is of it; run"),
         (["--ratio", "101"], "--ratio 101: no row of reported.csv is of it"),
         (["--paper", "hmloss", "--method", "IB"], "no row of reported.csv matches all conditions"),
         (["--list", "--epochs", "0"], "--epochs 0: must be at least 1"),
