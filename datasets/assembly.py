@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import numpy as np
 from common.training.report import fingerprint
 from datasets.data import Data
 from datasets.folder import FolderImages, held_out
-from datasets.listfile import ListFile, check_names, data_name, size_warning, split_name
+from datasets.listfile import (
+    ListFile,
+    check_names,
+    data_name,
+    is_published,
+    size_warning,
+    split_name,
+)
 from datasets.loaders import WorkersLoader
 from datasets.validation import HELD_OUT, evaluation_facts, evaluation_notes, hold_out, part_name
 
@@ -59,10 +67,11 @@ def load_lists(
             images.relabel(class_map)
     warnings = [text for text in map(size_warning, (train, test)) if text]
     split, name = split_name(test.list_file), data_name(train)
-    return _assemble(
+    data = _assemble(
         train, test, val, split=split, name=name, val_fraction=val_fraction, warnings=warnings,
         strata=listed,
     )  # fmt: skip
+    return replace(data, own=not is_published(train))
 
 
 def _assemble(

@@ -32,6 +32,7 @@ class Data:
         notes: for the user.
         val: images by which the best epoch is chosen; None: it is chosen on the test set.
         name: what the data are, for the head of a picture.
+        own: whether a list was read that is no published one.
     """
 
     train: Dataset | Images
@@ -44,6 +45,7 @@ class Data:
     notes: Sequence[str] = ()
     val: Dataset | Images | None = None
     name: str = ""
+    own: bool = False
 
     @property
     def files(self) -> Sequence[str] | None:

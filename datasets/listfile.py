@@ -169,6 +169,11 @@ class ListFile(Dataset):
                 lines.append(number)
         if not paths:
             raise UsageError(f"{self.list_file}: no lines in it; expected `relative/path label`")
+        if all(path.endswith(b",") for path in paths):
+            raise UsageError(
+                f"{self.list_file}, line {lines[0]}: a comma behind the path, "
+                f"{os.fsdecode(paths[0])}; separate path, label and name by a blank or a tab"
+            )
         if backslashes:
             self._note(f"{backslashes} paths with backslashes, read as slashes")
         names = {label: name for label, (name, _) in named.items()}
@@ -314,11 +319,12 @@ def _missing(folder: bytes, names: set[bytes]) -> set[bytes]:
     return {name for name in absent if not os.path.exists(os.path.join(folder, name))}
 
 
-def find_list(name: str, folders: Sequence[str | Path], flag: str) -> Path:
+def find_list(name: str, folders: Sequence[str | Path], flag: str, number: str = "") -> Path:
     """The list file ``name`` in the first folder that has it.
 
     Args:
         flag: by which the user says where it is, for the message.
+        number: by which the user says how many classes it has, if its name is a fixed one.
     Raises:
         UsageError: none has it.
     """
@@ -326,7 +332,8 @@ def find_list(name: str, folders: Sequence[str | Path], flag: str) -> Path:
         if (found := Path(folder) / name).is_file():
             return found
     where = " or ".join(map(str, folders))
-    raise UsageError(f"no {name} in {where}; put it there, or give {flag}; {WHERE}")
+    own = f"; a list of your own takes this name as well, with {number}" if number else ""
+    raise UsageError(f"no {name} in {where}; put it there, or give {flag}{own}; {WHERE}")
 
 
 def check_names(train: ListFile, other: ListFile) -> None:
@@ -351,11 +358,15 @@ def split_name(list_file: Path) -> str:
     return "val" if "val" in list_file.stem.lower() else "test"
 
 
+def is_published(data: ListFile) -> bool:
+    """Whether a list has name and size of a published one."""
+    return (len(data), data.num_classes) == PUBLISHED.get(data.list_file.name)
+
+
 def data_name(train: ListFile) -> str:
     """What a training list is of, for the head of a picture: a published set, else its folder."""
-    name = train.list_file.name
-    if (len(train), train.num_classes) == PUBLISHED.get(name):
-        return SETS[name.rpartition("_")[0]]
+    if is_published(train):
+        return SETS[train.list_file.name.rpartition("_")[0]]
     return train.root.resolve().name
 
 

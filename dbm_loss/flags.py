@@ -27,9 +27,10 @@ def add_margin_norm(add: Callable[..., object], *spellings: str) -> None:
     )
 
 
-def margin_norm(args: Namespace) -> str:
-    """``--margin_norm``, or what it is by default for ``--dataset``."""
-    return args.margin_norm or ("last" if args.dataset in DATA_OF_THE_PAPER else "rarest")
+def margin_norm(args: Namespace, data: Data | None = None) -> str:
+    """``--margin_norm``, or what it is by default for ``--dataset``; lists may be one's own."""
+    of_the_paper = args.dataset in DATA_OF_THE_PAPER and not (data and data.own)
+    return args.margin_norm or ("last" if of_the_paper else "rarest")
 
 
 def without_dbm(args: Namespace) -> str:
@@ -75,7 +76,7 @@ def no_effect(args: Namespace, parser: ArgumentParser, reasons: Mapping[str, str
     return [
         f"--{name} has no effect {why}"
         for name, why in reasons.items()
-        if why and getattr(args, name) != parser.get_default(name)
+        if why and getattr(args, name) not in (None, parser.get_default(name))
     ]
 
 

@@ -71,9 +71,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help="as in the papers' tables (--methods ? lists them); PAPER/NAME, as dbm_loss/CE, where "
-        f"several papers have it, else the first one's (default: {' '.join(METHODS)}; with --large "
-        f"{' '.join(LARGE_METHODS)})",
+        help="as in the papers' tables (--methods '?' lists them); PAPER/NAME, as dbm_loss/CE, "
+        "where several papers have it, else the first one's (default: "
+        f"{' '.join(METHODS)}; with --large {' '.join(LARGE_METHODS)})",
     )
     add("--epochs", type=int, metavar="N", help="schedules are stretched (default: the papers')")
     add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="seeds (default: 0)")

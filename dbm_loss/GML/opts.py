@@ -16,7 +16,7 @@ from common.training.flags import (
     check_start_epoch,
 )
 from common.training.schedules import unreached
-from dbm_loss.flags import add_margin_norm, margin_norm, no_effect
+from dbm_loss.flags import add_margin_norm, no_effect
 from dbm_loss.GML.schedule import Schedule, StepSchedule
 
 IMAGENET_ARCHS = (
@@ -215,6 +215,7 @@ def parse_args(
     """Parsed and checked flags, ``epochs`` multiplied; and the learning rates of the run.
 
     The teacher, which has no flags for the weights of the terms, gets alpha 0, beta 0, gamma 1.
+    ``margin_norm`` stays None where the user does not say it.
 
     Raises:
         UsageError: flags that contradict each other or cannot mean anything.
@@ -222,7 +223,6 @@ def parse_args(
     parser = get_parser(program)
     args = parser.parse_args(argv)
     args.program = program
-    args.margin_norm = margin_norm(args)
     if program == "cifar_ce":
         args.beta, args.gamma, args.feat_t = 0.0, 1.0, None
     if program != "cifar_main":

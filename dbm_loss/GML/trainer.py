@@ -20,7 +20,7 @@ from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
 from datasets.data import Data
-from dbm_loss.flags import margin_notes, without_dbm
+from dbm_loss.flags import margin_norm, margin_notes, without_dbm
 from dbm_loss.GML import opts
 from dbm_loss.GML.engine import (
     SCALE,
@@ -64,6 +64,7 @@ def train(
         process.say(note)
 
     data = load_data(args)
+    args.margin_norm = margin_norm(args, data)
     for note in [*data.notes, *margin_notes(args, data.cls_num_list, data.classes)]:
         process.say(note)
     args.num_classes = len(data.cls_num_list)

@@ -167,7 +167,7 @@ def _find_list(source: Source, name: str) -> Path:
     folders = [source.root, Path(source.root) / config, config, HERE / config]
     if source.list_dir is not None:
         folders = [source.list_dir]
-    return find_list(name, folders, "--list_dir DIR")
+    return find_list(name, folders, "--list_dir DIR", "--num_classes C")
 
 
 def _fake(source: Source, train_views: Views, test_view: View) -> Data:

@@ -17,7 +17,6 @@ from dbm_loss.flags import (
     LIST_FLAGS,
     add_margin_norm,
     check_scale,
-    margin_norm,
     no_effect,
     without_scale,
 )
@@ -195,7 +194,8 @@ def _loss(name: str) -> str:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parsed and checked flags, plus ``store_name``, the name of the run folder.
 
-    ``root`` and ``num_classes`` stay None where neither the user nor the data set says them.
+    ``root`` and ``num_classes`` stay None where neither the user nor the data set says them, and
+    ``margin_norm`` where the user does not.
 
     Raises:
         UsageError: flags that contradict each other or cannot mean anything here.
@@ -210,7 +210,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) != parser.get_default(name):
             raise UsageError(f"--{name} {getattr(args, name)}: {reason}; leave the flag out")
     _check_data(args)
-    args.margin_norm = margin_norm(args)
     args.cmo = args.cmo or args.data_aug == "CMO"
     _check_loss(args, parser)
     parser.check_numbers(args, test_epoch=(1, LARGEST), mixup_prob=(0, 1))

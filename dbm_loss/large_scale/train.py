@@ -31,7 +31,7 @@ from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
-from dbm_loss.flags import about, margin_notes
+from dbm_loss.flags import about, margin_norm, margin_notes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
     Source,
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     data = load_data(Source.of(args), train_recipes(args.loss_fn))
     for note in data.notes:
         process.say(note)
+    args.margin_norm = margin_norm(args, data)
     for note in margin_notes(args, data.cls_num_list, data.classes):
         process.say(note)
     args.num_classes = len(data.classes)

@@ -82,6 +82,7 @@ def test_teacher_then_student(finished):
     run = finished / RUN
     report = json.loads((run / "report.json").read_text())
     assert report["cls_num_list"] == COUNTS and report["epochs"] == 2
+    assert report["settings"]["margin_norm"] == "rarest"  # not the published list
     assert report["train_set"] == "imagenet_inat/data/ImageNet_LT/ImageNet_LT_train.txt"
     assert pd.read_csv(run / "metrics.csv")["lr"].tolist() == pytest.approx([0.0075, 0.0025])
     log = (run / "student.log").read_text()

@@ -75,6 +75,7 @@ def test_a_run_leaves_logs_report_and_checkpoints(finished):
     report = json.loads((log / "report.json").read_text())
     assert report["cls_num_list"] == COUNTS
     assert report["train_set"] == "data/ImageNet_LT_train.txt" and report["seed"] == 7
+    assert report["settings"]["margin_norm"] == "rarest"  # not the published list
     final = report["final"]
     assert final["epoch"] == 1 and len(final["cls_acc"]) == 3
     assert final["few"] == pytest.approx(sum(final["cls_acc"]) / 3)

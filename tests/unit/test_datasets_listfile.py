@@ -7,11 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+import arbloss.data
 from arbloss.data import largest_first
+from arbloss.opts import load_config
 from common.training.errors import UsageError
 from datasets import listfile
 from datasets.assembly import load_lists
 from datasets.listfile import ListFile, data_name, find_list, size_warning
+from dbm_loss.large_scale import data as large_scale
+from tests.programs.arbloss_data import CONFIG
 
 
 @pytest.fixture
@@ -370,6 +374,38 @@ def test_find_list(tmp_path):
         find_list("y.txt", folders, "--list F")
 
 
+def test_own_lists_are_told_their_name(tmp_path):
+    config = str(CONFIG / "places" / "places_resnet50_arbloss_ugcc_mixup.yaml")
+    config = load_config(config, ["data_path", str(tmp_path)])
+    source = large_scale.Source("imgnet", root=tmp_path)
+    for load, name, flag, count in (
+        (lambda: large_scale.load_data(source, ()), "ImageNet_LT", "--list_dir", "--num_classes"),
+        (lambda: arbloss.data.load_data(config), "Places_LT", "list_path", "num_classes"),
+    ):
+        with pytest.raises(UsageError) as error:
+            load()
+        message = str(error.value)
+        assert message.startswith(f"no {name}_train.txt in {tmp_path} or ")
+        assert message.endswith(
+            f"; put it there, or give {flag} DIR; a list of your own takes this name as well, with "
+            f"{count} C; {listfile.WHERE}"
+        )
+
+
+@pytest.mark.parametrize("text", ["a, 0\nb, 1\n", "a,\t0\tcat\nb,\t1\tdog\n"])
+def test_a_comma_separates_nothing(make_list, text):
+    list_file, root = make_list(text, images=False)
+    for must_exist in (True, False):
+        with pytest.raises(UsageError) as error:
+            ListFile(list_file, root, must_exist=must_exist)
+        assert str(error.value) == (
+            f"{list_file}, line 1: a comma behind the path, a,; separate "
+            "path, label and name by a blank or a tab"
+        )
+    list_file.write_text("a, 0\nb 1\n")  # one such name is a name
+    assert ListFile(list_file, root, must_exist=False).paths.tolist() == [b"a,", b"b"]
+
+
 def test_size_warning(make_list):
     text = "a 0\nb 1\n"
     assert size_warning(ListFile(*make_list(text, "own.txt"))) is None
@@ -382,6 +418,8 @@ def test_only_the_published_list_is_called_by_its_name(make_list, monkeypatch):
     """Own images go by their folder, whatever the program wants their list to be called."""
     listed = ListFile(*make_list("a 0\nb 1\n", "iNaturalist18_train.txt"))
     assert data_name(listed) == "images"
+    assert load_lists(listed, listed).own
     monkeypatch.setitem(listfile.PUBLISHED, "iNaturalist18_train.txt", (2, 2))
     assert data_name(listed) == "iNaturalist 2018"
+    assert not load_lists(listed, listed).own
     assert data_name(ListFile(*make_list("a 0\nb 1\n", "own.txt"))) == "images"

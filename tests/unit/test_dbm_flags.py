@@ -13,11 +13,16 @@ import dbm_loss.GML.trainer
 import dbm_loss.large_scale.engine
 import dbm_loss.large_scale.opts
 from common.training.errors import UsageError
-from dbm_loss.flags import LIST_FLAGS, MARGIN_FLAGS, about, margin_notes
+from dbm_loss.flags import LIST_FLAGS, MARGIN_FLAGS, about, margin_norm, margin_notes
 from dbm_loss.large_scale.schedule import Schedule
 from dbm_loss.margin import DBMargin
 
 COUNTS = [40, 1280, 5, 64]  # 64 in the last class, 5 in the rarest
+
+
+def data_of(dataset):
+    """What the programs have opened where the margin's reference is chosen."""
+    return argparse.Namespace(own=dataset in ("imagefolder", "npz", "own lists"))
 
 
 def cifar(dataset, *flags):
@@ -28,22 +33,25 @@ def cifar(dataset, *flags):
     return args, getattr(loss, "margin", None)
 
 
-def large_scale(dataset, *flags):
-    dataset = {"cifar100": "imgnet", "npz": "imagefolder"}.get(dataset, dataset)
+def large_scale(name, *flags):
+    dataset = {"cifar100": "imgnet", "own lists": "imgnet", "npz": "imagefolder"}.get(name, name)
     args = dbm_loss.large_scale.opts.parse_args(
         ["--dataset", dataset, "--root", ".", "--use_norm", "--use_dbm", *flags]
     )
+    args.margin_norm = margin_norm(args, data_of(name))
     loss = dbm_loss.large_scale.engine.build_criterion(args, COUNTS, 160)
     return args, getattr(loss, "margin", None)
 
 
-def gml(program, dataset, *flags):
+def gml(program, name, *flags):
     own = ["--aug", "randcls_sim"] if program == "main" else ["--imb-factor", "0.1"]
+    dataset = name
     if program == "main":
-        dataset = {"cifar100": "inat", "npz": "imagefolder"}.get(dataset, dataset)
+        dataset = {"cifar100": "inat", "own lists": "inat", "npz": "imagefolder"}.get(name, name)
     args, _ = dbm_loss.GML.opts.parse_args(
         ["--dataset", dataset, "--mark", "m", "--use_dbm", *own, *flags], program
     )
+    args.margin_norm = margin_norm(args, data_of(name))
     return args, dbm_loss.GML.engine.build_criterion(args, COUNTS).margin
 
 
@@ -75,6 +83,12 @@ def test_the_paper_s_data_keep_the_last_class_others_take_the_rarest():
             _, margin = program(*words)
             expected = 0.1 * COUNTS[reference] / torch.tensor(COUNTS, dtype=torch.float32)
             torch.testing.assert_close(margin.class_margin, expected)
+
+
+def test_own_lists_take_the_rarest_under_any_name():
+    for program in (large_scale, PROGRAMS["main"]):
+        assert program("own lists")[0].margin_norm == "rarest"
+        assert program("own lists", "--margin_norm", "last")[0].margin_norm == "last"
 
 
 def test_no_margin_is_above_that_of_the_rarest_class():
