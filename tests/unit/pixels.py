@@ -8,6 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+# One grey level of a normalised image: what another Pillow may round differently.
+RESAMPLED = 2e-2
+
 
 def pictures(height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
     """uint8 (63, 3, H, W): noise, smooth fields, low contrast, flat and nearly flat."""

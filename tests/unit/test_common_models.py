@@ -16,7 +16,7 @@ from torchvision.models.resnet import Bottleneck
 
 from common.models import pretrained, resnet, resnet_cifar
 from common.models.heads import NormedLinear
-from common.models.resnet_cifar import BasicBlock, ResNetCIFAR, kaiming_redraw, resnet20, resnet32
+from common.models.resnet_cifar import BasicBlock, kaiming_redraw, resnet20, resnet32
 from common.training.errors import UsageError
 from tests.unit import fill_rules
 from tests.unit.fill_rules import fill
@@ -71,22 +71,6 @@ def test_outputs_ib_loss(golden):
             close(norms, g[f"m_{name}_{mode}_features_{tag}"], rtol)
         for key, stat in zip(facts["running_keys"], ("mean", "var"), strict=True):
             close(model.state_dict()[key], g[f"m_{name}_running_{stat}_{tag}"], rtol)
-
-
-def test_outputs_dbm_loss_cifar(golden):
-    for norm in [0, 1]:
-        g = golden("dbm_loss_cifar")
-        x = images(g["model.input_seed"], (g["model.input_batch"], 3, 32, 32), torch.float32)
-        for mode in ("eval", "train"):
-            model = fill(resnet32(10, bool(norm)), g["model.fill_seed"], fill_rules.dbm_loss_cifar)
-            model.train(mode == "train")
-            logits, features = model(x, return_features=True)
-            close(logits, g[f"model.resnet32.norm{norm}.{mode}.logits"], 1e-5)
-            close(features, g[f"model.resnet32.norm{norm}.{mode}.feat"], 1e-5)
-        sums = [
-            value.double().sum() for key, value in model.state_dict().items() if "running" in key
-        ]
-        close(np.array(sums), g[f"model.resnet32.norm{norm}.train.bn_buffer_sums"], 1e-6)
 
 
 GML_MODELS = {
@@ -192,37 +176,6 @@ def test_init_ib_loss(golden):
             close(model.linear.weight[:6, :6], g[f"init_{name}_linear"], 1e-6)
 
 
-def test_init_dbm_loss_cifar(golden):
-    for norm in [0, 1]:
-        g = golden("dbm_loss_cifar")
-        torch.manual_seed(int(g["init.seed"]))
-        sums = entry_sums(resnet32(10, bool(norm)))
-        after = torch.rand(3)
-        np.testing.assert_allclose(sums[:, 0], g[f"init.resnet32.norm{norm}.sum"], atol=1e-5)
-        np.testing.assert_allclose(sums[:, 1], g[f"init.resnet32.norm{norm}.abs_sum"], atol=1e-5)
-        close(after, g[f"init.resnet32.norm{norm}.next_rand"], 0)
-
-
-def test_init_without_own_redraw(golden):
-    """The network of BCL: a trunk and other layers, redrawn together when all are built."""
-    for norm in [0, 1]:
-        g = golden("dbm_loss_cifar")
-
-        def mlp():
-            return nn.Sequential(
-                nn.Linear(64, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128)
-            )
-
-        torch.manual_seed(int(g["init.seed"]))
-        model = nn.Module()
-        model.encoder = ResNetCIFAR(5, num_classes=None, redraw=False)
-        model.head = mlp()
-        model.fc = NormedLinear(64, 10) if norm else nn.Linear(64, 10)
-        model.head_fc = mlp()
-        kaiming_redraw(model)
-        close(entry_sums(model)[:, 1], g[f"init.bcl.norm{norm}.abs_sum"], 1e-6)
-
-
 def test_init_hmloss(golden):
     g = golden("hmloss")
     torch.manual_seed(g.facts["init"]["seed"])
@@ -294,16 +247,6 @@ def test_names_and_shapes_of_every_architecture_arbloss(golden):
         assert key_shape_hash(model) == facts["sha256_key_shape"], name
         seen.add(facts["sha256_key_shape"])
     assert len(seen) >= 20
-
-
-def test_names_and_shapes_dbm_loss_cifar(golden):
-    for num_classes, norm in product([10, 100], [0, 1]):
-        facts = golden("dbm_loss_cifar").facts["models"][f"resnet32_norm{norm}_c{num_classes}"]
-        model = resnet32(num_classes, bool(norm))
-        lines = [f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes(model)]
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        assert digest == facts["state_dict_sha256"]
-        assert num_parameters(model) == facts["num_params"]
 
 
 def test_sizes_with_cosine_head_gml(golden):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.imbalance import class_counts, inverse_frequency_weights
 from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.launch import Process
@@ -323,14 +322,6 @@ def test_golden_steps(golden):
             else:
                 tol = 1e-4 if key.startswith("backbone_MA") else 5e-3
                 assert np.abs(moved - expected).max() <= tol * np.abs(expected).max(), key
-
-
-def test_golden_weights_of_the_balanced_loader(golden):
-    g = golden("dbm_loss_cifar")
-    np.testing.assert_allclose(
-        inverse_frequency_weights(g["cmo.counts"]), g["cmo.class_weight"], rtol=1e-12
-    )
-    assert class_counts(50000, 10, "exp", 1 / 100) == g["cmo.counts"].tolist()
 
 
 # ----------------------------------------------------------------------------------------- log

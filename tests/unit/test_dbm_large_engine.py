@@ -13,7 +13,6 @@ from common.evaluation import Tally
 from common.training.launch import Process
 from common.training.learner import Learner
 from common.training.logs import TextLog
-from dbm_loss.augment.cutmix import cutmix
 from dbm_loss.large_scale.engine import (
     Sums,
     base_pass,
@@ -91,15 +90,6 @@ def test_pasted_labels_count_by_their_share():
     loss, _ = base_pass(lambda x: x, criterion, logits, own, 0, pasted, 0.7)
     expected = 0.7 * F.cross_entropy(logits, own) + 0.3 * F.cross_entropy(logits, pasted)
     torch.testing.assert_close(loss, expected)
-
-
-def test_cutmix_is_the_originals(golden):
-    g = golden("dbm_loss_large_scale")
-    np.random.seed(g.facts["seed"])
-    background = g.tensor("cutmix_bg").clone()
-    lam = cutmix(background, g.tensor("cutmix_fg"))
-    np.testing.assert_allclose(background, g["cutmix_out"])
-    assert lam == pytest.approx(float(g["cutmix_lam"]), rel=1e-12)
 
 
 def test_evaluation_is_the_originals(golden):
