@@ -51,8 +51,9 @@ def load_long_tailed(
         val_fraction: share of the kept images of each class that is for validation.
         whole: what the user says for all images as they are, for messages.
     Raises:
-        UsageError: data missing, too few images in a class for the asked imbalance, or a
-            ``val_fraction`` of data that have images for validation.
+        UsageError: data missing, too few images in a class for the asked imbalance, which leaves
+            none of a class of one's own, or a ``val_fraction`` of data that have images for
+            validation.
     """
     train = open_source(dataset, root, "train", image_size=image_size)
     split, *others = held_out(dataset, root)
@@ -77,9 +78,15 @@ def load_long_tailed(
             f"imbalance {imb_type} {imb_factor} on {dataset}: {error}; "
             f"it is cut out of a balanced set ({whole} takes the images as they are)"
         ) from None
+    own = dataset in ("imagefolder", "npz") and imb_type != "none"
+    if own and (empty := [train.classes[c] for c, n in enumerate(counts) if n == 0]):
+        raise UsageError(
+            f"imbalance {imb_type} {imb_factor:g} on {dataset}: no image of {_some(empty)} is left;"
+            f" use a milder one, or {whole}, which takes the images as they are"
+        )
     notes = [note for source in sources for note in source.notes]
     there = np.bincount(train.targets, minlength=found)
-    if dataset in ("imagefolder", "npz") and imb_type != "none" and there.min() < there.max():
+    if own and there.min() < there.max():
         notes.append(
             f"note: the classes have {there.max()} to {there.min()} training images, of which "
             f"imbalance {imb_type} {imb_factor:g} takes {max(counts)} to {min(counts)}; {whole} "
@@ -141,8 +148,12 @@ def require_images(cls_num_list: Sequence[int], why: str) -> None:
     if empty:
         raise UsageError(
             f"{why} divides by the class counts, and the imbalance leaves no image of class "
-            f"{', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}; use a milder imbalance"
+            f"{_some(empty)}; use a milder imbalance"
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 @dataclass(frozen=True)

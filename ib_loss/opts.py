@@ -20,6 +20,7 @@ ARCHS = (*CIFAR_RESNETS, *IMAGENET_RESNETS, "resnext50_32x4d", "resnext101_32x8d
 DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder", "npz"]
 OWN_SIDE = 64  # of one's own images in tinyimage_train.py: the side of Tiny ImageNet's
 FROM_SCRATCH = "start from random weights with --no-pretrained"
+IMB_FACTOR = 0.01
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 
 
@@ -65,7 +66,7 @@ def get_parser(program: str = "cifar") -> Parser:
     add(
         "--imb_factor",
         type=float,
-        default=0.01,
+        default=IMB_FACTOR,
         help='smallest class / largest class, 0 < f <= 1 (default: 0.01, "ratio 100")',
     )
     add(
@@ -229,8 +230,12 @@ def parse_args(
 
 
 def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
-    """What the user should know before the run: phases and steps that it never reaches."""
+    """What the user should know before the run: phases and steps that it never reaches, and an
+    imbalance without effect.
+    """
     found = []
+    if args.imb_type == "none" and args.imb_factor != IMB_FACTOR:
+        found.append("note: --imb_factor has no effect with --imb_type none")
     if "IB" in args.loss_type and args.start_ib_epoch >= args.epochs:
         stretch = ", or leave it out and give --stretch_schedule"
         found.append(

@@ -81,15 +81,18 @@ def load_cifar(args: Namespace) -> Data:
 
 
 def train_batch_size(args: Namespace, num_images: int, machines: int = 1) -> int:
-    """Batch over all processes; generated data that is less than one batch makes a smaller one.
+    """Batch over all processes; generated data that is less than one batch makes a smaller one, and
+    so does what is only there to be evaluated.
 
     Raises:
         UsageError: the last batch is dropped if it is not full, and here it is the only one; or the
             queue is shorter than a batch.
     """
     size = args.batch_size * machines
-    if args.fake_data:
+    if args.fake_data or args.evaluate:
         size = min(size, num_images)
+    if args.evaluate:
+        return size
     if num_views(args) == 3 and args.base_k == 0 and args.moco_k < size:
         raise UsageError(f"--moco-k {args.moco_k}: the queue has to hold a batch, {size} or more")
     if num_images >= size:

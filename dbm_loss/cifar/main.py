@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "memory_format": memory_format,
     }
     train_loader, val_loader, test_loader = make_loaders(data, augmentation, seed=seed, **feed)
-    if not len(train_loader):
+    if not len(train_loader) and not args.evaluate:
         raise UsageError(
             f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
             f"--loss_fn {args.loss_fn} takes full batches only; make it smaller"

@@ -10,6 +10,7 @@ from common.training.flags import Parser, add_run_flags
 from hmloss import flags
 from hmloss.schedule import Schedule
 
+IMB_FACTOR = 0.01
 ARCHS = (*CIFAR_RESNETS, *IMAGENET_RESNETS)
 
 
@@ -72,7 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     if args.ir_list is not None and args.imb_factor is not None:
         parser.error(f"--imb_ratio and --imb_factor {args.imb_factor} say the same: leave one out")
     if args.ir_list is None:
-        flag, args.ir_list = "--imb_factor", [0.01 if args.imb_factor is None else args.imb_factor]
+        flag, factor = "--imb_factor", args.imb_factor
+        args.ir_list = [IMB_FACTOR if factor is None else factor]
     for ratio in args.ir_list:
         if not 0 < ratio <= 1:
             parser.error(f"{flag} {ratio}: smallest / largest class, 0 < r <= 1")
@@ -85,6 +87,15 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
             "ratio; give one"
         )
     return args, flags.check(parser, args, Schedule())
+
+
+def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
+    """``flags.notes``, and an imbalance without effect."""
+    found = list(flags.notes(args, schedule))
+    if args.imb_type == "none" and args.ir_list != [IMB_FACTOR]:
+        flag = "--imb_ratio" if args.imb_factor is None else "--imb_factor"
+        found.append(f"note: {flag} has no effect with --imb_type none")
+    return found
 
 
 def imb_types(imb_type: str) -> list[str]:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu)
-    for note in flags.notes(args, schedule):
+    for note in opts.notes(args, schedule):
         process.say(note)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)

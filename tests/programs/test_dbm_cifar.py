@@ -309,6 +309,17 @@ def test_bad_checkpoints_are_refused(finished, here, small):
     bad("--resume gone.pth: no such file", *small, "--resume", "gone.pth")
     bad("another architecture, classes or loss", *small, "--resume", good)  # a linear head
     bad("another architecture", *small, *COSINE, "--loss_fn", "bcl", "--resume", good)
+    bad(
+        "another architecture",
+        *small,
+        "--loss_fn",
+        "ncl",
+        "--batch-size",
+        "32",
+        "--evaluate",
+        "--resume",
+        good,
+    )  # and not: no full batch, as nothing is trained
     bad("there is no results/imagefolder/tmp/ir_none/last.pth.tar yet",
         *small, "--evaluate", "--resume", "auto")  # fmt: skip
     weights = torch.load(good, weights_only=True)["state_dict"]

@@ -99,11 +99,11 @@ def test_the_margin_changes_the_digits_run(here):
 @pytest.mark.parametrize("mark", ["teacher", "student"])
 def test_evaluate_repeats_the_checkpoints_figures(finished, images, here, student, mark):
     path = str(finished / mark / "moco_ckpt.pth.tar")
-    # What classifies is evaluated, whatever the queue and whichever the teacher.
+    # What classifies is evaluated, whatever the queue, the training batch and the teacher.
     program, flags = cifar_main, [*student[:-2], "--arch_t", "resnet56", "--moco-k", "32"]
     if mark == "teacher":
         program, flags = cifar_ce, [*TEACHER, "--data", str(images)]
-    result = program.main([*flags, "--evaluate", "--resume", path])
+    result = program.main([*flags, "-b", "1000", "--evaluate", "--resume", path])
     final = json.loads((finished / mark / "report.json").read_text())["final"]
     for key in ("top1", "top5", "ece", "loss", "few"):
         assert result[key] == pytest.approx(final[key], rel=1e-6)

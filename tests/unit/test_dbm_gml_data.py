@@ -99,7 +99,7 @@ def flags(**changed):
         "num_classes": 2, "aug": "randcls_sim", "randaug_n": 2, "randaug_m": 10, "fake_data": 0,
         "batch_size": 4, "image_size": 32, "imb_type": "exp", "imb_factor": 0.1,
         "program": "main", "alpha": 0.0, "beta": 1.0, "base_k": 0, "moco_k": 64,
-        "val_fraction": 0.0,
+        "val_fraction": 0.0, "evaluate": False,
     }  # fmt: skip
     return Namespace(**{**given, **changed})
 
@@ -162,6 +162,8 @@ def test_a_batch_larger_than_the_data_is_refused_but_for_generated_images():
     assert data.train_batch_size(flags(fake_data=3), 3) == 3
     with pytest.raises(UsageError, match="--batch-size 4: the training set has only 3 images"):
         data.train_batch_size(flags(), 3)
+    queue = {"beta": 1.0, "moco_k": 2}
+    assert data.train_batch_size(flags(evaluate=True, **queue), 3) == 3  # nothing is trained
 
 
 def test_a_queue_shorter_than_a_batch_is_refused():

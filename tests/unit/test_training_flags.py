@@ -173,12 +173,17 @@ def test_a_checkpoint_to_go_on_from_needs_no_published_weights():
 def notes(program, words):
     """What a program says of the words before it trains."""
     parsed = PARSE[program](words)
-    if program.startswith("hmloss"):
+    if program == "hmloss/inat":
         return hmloss.flags.notes(*parsed)
     if program == "dbm_loss/large_scale":
         steps = Schedule(parsed.dataset, 0.1, parsed.epochs, parsed.cos, parsed.stretch_schedule)
         return dbm_loss.large_scale.opts.notes(parsed, steps)
-    opts = {"ib_loss": ib_loss.opts, "dbm_loss/cifar": dbm_loss.cifar.opts}
+    opts = {
+        "ib_loss": ib_loss.opts,
+        "ib_loss/tiny": ib_loss.opts,
+        "dbm_loss/cifar": dbm_loss.cifar.opts,
+        "hmloss/cifar": hmloss.cifar_implementation.opts,
+    }
     return opts.get(program, dbm_loss.GML.opts).notes(*parsed)
 
 
@@ -205,6 +210,24 @@ def test_a_stretched_schedule_is_not_advised_again(program, flags):
     assert "--stretch_schedule" in said and "note: note" not in said
     stretched = " ".join(notes(program, [*words, "--stretch_schedule"]))
     assert "--stretch_schedule" not in stretched
+
+
+@pytest.mark.parametrize(
+    ("program", "flag"),
+    [
+        ("ib_loss", "--imb_factor"),
+        ("ib_loss/tiny", "--imb_factor"),
+        ("dbm_loss/cifar", "--imb_ratio"),
+        ("hmloss/cifar", "--imb_factor"),
+        ("hmloss/cifar", "--imb_ratio"),
+    ],
+)
+def test_an_imbalance_of_no_effect_is_noted(program, flag):
+    value = "0.5" if program != "dbm_loss/cifar" else "2"
+    note = f"note: {flag} has no effect with --imb_type none"
+    assert note in notes(program, ["--imb_type", "none", flag, value])
+    assert note not in notes(program, ["--imb_type", "none"])
+    assert note not in notes(program, [flag, value])
 
 
 @pytest.mark.parametrize("program", [name for name in PARSERS if name != "arbloss"])
