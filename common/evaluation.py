@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.training.errors import RunError
 from common.training.launch import all_reduce_sum
 
 # Beyond this many classes a confusion matrix is neither read nor held (8142² counts are 0.5 GB).
@@ -181,7 +182,7 @@ class Tally:
         if index is None:
             seen = sum(len(place) for place, _ in self._batches)
             index = torch.arange(seen, seen + len(target), device=target.device)
-        self._batches.append((index, _rows(target, predicted, confidence)))
+        self._batches.append((index, _rows(target, predicted, confidence, ones)))
         self._last = loss, hit.sum(), in_top5, len(target)
 
     def running(self) -> tuple[Running, Running, Running]:
@@ -198,16 +199,28 @@ class Tally:
         )
 
     def reduce(self) -> None:
-        """Add up over all processes."""
+        """Add up over all processes.
+
+        Raises:
+            RunError: an image came twice, or not at all.
+        """
         extra = [] if self.confusion is None else [self.confusion]
         all_reduce_sum(
             self.total, self.correct, self.predicted, self.top5, self.loss, self.bins, *extra
         )
-        self.samples = self.bins.new_zeros(int(self.total.sum()), 3)
+        count = int(self.total.sum())
+        # A last column of how often each image came, a last row for all numbers beyond.
+        samples = self.bins.new_zeros(count + 1, 4)
         for index, rows in self._batches:
-            self.samples[index] = rows
+            samples.index_add_(0, index.clamp(max=count), rows)
         self._batches.clear()
-        all_reduce_sum(self.samples)
+        all_reduce_sum(samples)
+        if not bool((samples[:count, 3] == 1).all()):
+            raise RunError(
+                f"of {count} images that were evaluated some came twice and others not at all; "
+                "give all processes the same data"
+            )
+        self.samples = samples[:count, :3]
 
     def result(self, cls_num_list: Sequence[int] | None = None) -> dict:
         """The figures, as plain numbers.

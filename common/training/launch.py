@@ -342,6 +342,15 @@ def all_reduce_sum(*tensors: torch.Tensor) -> None:
             dist.all_reduce(tensor)
 
 
+def smallest(value: int) -> int:
+    """The smallest of all processes' values, in every process."""
+    if not dist.is_initialized():
+        return value
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return min(values)
+
+
 def broadcast_object(value: object) -> object:
     """Rank 0's value, in every process."""
     if not dist.is_initialized():

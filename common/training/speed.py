@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.training.launch import Process
+from common.training.launch import Process, smallest
 
 # A forward pass with the loss: (model, criterion, images, labels, …) -> loss, what else is needed.
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -38,14 +38,15 @@ def evaluation_batch(nominal: int, device: torch.device, side: int) -> int:
 
     On a CPU that is ``nominal``: larger batches leave its caches and are slower. A GPU takes what
     fits in a sixteenth of its memory, at some 400 bytes a pixel. It is the memory of the device,
-    not what is free of it, so that a run can be repeated.
+    not what is free of it, so that a run can be repeated. The smallest GPU decides for all
+    processes: they take turns with the batches, and have to cut the images at the same places.
 
     Args:
         side: of the images, in pixels.
     """
     if device.type != "cuda":
         return nominal
-    memory = torch.cuda.get_device_properties(device).total_memory
+    memory = smallest(torch.cuda.get_device_properties(device).total_memory)
     fits = min(memory // 16 // (400 * side * side), MOST_AT_ONCE)
     return nominal * max(1, fits // nominal)
 

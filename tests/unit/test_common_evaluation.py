@@ -15,6 +15,7 @@ from common.evaluation import (
     expected_calibration_error,
     many_medium_few,
 )
+from common.training.errors import RunError
 
 
 def test_accuracy_is_the_originals(golden):
@@ -135,6 +136,20 @@ def test_samples_are_in_the_order_of_the_data_set_and_counted_while_running():
     assert tally.samples[:, 1].tolist() == [0, 0, 1, 2, 1]
     largest = logits.softmax(dim=1).amax(dim=1)[[1, 1, 0, 2, 0]]
     np.testing.assert_allclose(tally.samples[:, 2], largest)
+
+
+@pytest.mark.parametrize("index", [[4, 0, 0], [5, 0, 3], [7, 9, 4]])
+def test_an_image_that_is_counted_twice_or_never_is_no_result(index):
+    tally = Tally(2)
+    for places in ([1, 2], index):
+        tally.update(torch.eye(2).repeat(2, 1)[: len(places)], torch.tensor(places) % 2, 0.0,
+                     torch.tensor(places))  # fmt: skip
+    with pytest.raises(RunError) as error:
+        tally.reduce()
+    assert str(error.value) == (
+        "of 5 images that were evaluated some came twice and others not at all; give all processes "
+        "the same data"
+    )
 
 
 def test_probabilities_and_calibration_have_the_scale_of_the_loss():

@@ -4,9 +4,11 @@ from argparse import Namespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from common.training import speed
 from common.training.launch import Process
+from datasets.loaders import epoch_batches
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -37,6 +39,28 @@ def test_evaluation_batches_grow_with_the_memory_of_a_gpu(monkeypatch):
         facts = Namespace(total_memory=gigabytes * 10**9)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
         assert speed.evaluation_batch(nominal, device, side) == expected
+
+
+def evaluated_beside(rank, folder):
+    """The images that this of two processes evaluates: their GPUs have 24 and 48 GB."""
+    facts = Namespace(total_memory=24 * 10**9 * (rank + 1))
+    torch.cuda.get_device_properties = lambda device: facts
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    batch_size = speed.evaluation_batch(100, GPU, 32)
+    dist.destroy_process_group()
+    here = Process(CPU, rank, world_size=2)
+    batches = epoch_batches(torch.arange(10_000), batch_size, here, drop_last=False, even=False)
+    torch.save(batches, folder / f"{rank}.pt")
+
+
+def test_gpus_of_different_memory_evaluate_each_image_once(tmp_path):
+    torch.multiprocessing.start_processes(
+        evaluated_beside, (tmp_path,), nprocs=2, start_method="fork"
+    )
+    one, other = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [len(batch) for batch in (*one, *other)] == [3600, 2800, 3600]
+    assert torch.cat([*one, *other]).unique().tolist() == list(range(10_000))
 
 
 def forward(model, criterion, images, target, factor=1.0):
