@@ -9,8 +9,8 @@ def find(id_: str, split: str = "all") -> Row:
     return next(row for row in read_table() if row.id == id_ and row.split == split)
 
 
-def fingerprint(dataset: str, imb_type: str = "exp", imb_ratio: int = 100) -> str:
-    """The fingerprint of a subset, from the committed table."""
+def fingerprint(dataset: str, imb_type: str = "exp", imb_ratio: int | str = 100) -> str:
+    """The fingerprint of a subset, or of the test images ("test", ""), from the committed table."""
     subset = (dataset, imb_type, str(imb_ratio))
     return next(
         pixels
@@ -29,8 +29,12 @@ def result(
     data: str = "cifar10",
     pixels: str = "0" * 64,
     amp: str = "none",
+    test: str | None = None,
 ) -> dict:
-    """A stored result with these accuracies, on images with this fingerprint."""
+    """A stored result with these accuracies, on images with this fingerprint.
+
+    ``test``: the fingerprint of its test images; None: not kept.
+    """
     final = {"epoch": epochs - 1, "top1": best - 0.5 if last is None else last}
     final |= {name: final["top1"] for name in ("many", "medium", "few")}
     return {
@@ -38,7 +42,8 @@ def result(
         "seed": seed,
         "epochs": epochs,
         "published_epochs": 200,
-        "data": {"dataset": data, "pixels_sha256": pixels},
+        "data": {"dataset": data, "pixels_sha256": pixels}
+        | ({} if test is None else {"test_pixels_sha256": test}),
         "settings": [{"amp": amp}],
         "final": final,
         "best": {**final, "top1": best},

@@ -143,6 +143,20 @@ def remaining(comparisons: Sequence[Comparison], rows: Sequence[Row]) -> str:
     )
 
 
+def test_images(comparisons: Sequence[Comparison], with_paper: bool) -> str:
+    """Sentences on the test images: which they are, and of which runs that is not known."""
+    known = dict.fromkeys(c.test for c in comparisons if c.test)
+    untold = dict.fromkeys(
+        f"{c.row.method} ({NAMES[c.row.paper]})" if with_paper else c.row.method
+        for c in comparisons
+        if c.untold
+    )
+    text = f" Test images: {'; '.join(known)}." if known else ""
+    if untold:
+        text += f" No fingerprint of the test images was kept of {', '.join(untold)}."
+    return text
+
+
 def by_length(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
     """Runs of the published length; and shortened ones that have a baseline, over all classes."""
     full = [c for c in comparisons if c.full_length]
@@ -165,10 +179,9 @@ def section(
             *full_table(shown, with_paper),
             "",
             "Top-1 accuracy in percent on the balanced test set, mean ± standard deviation over "
-            "seeds. The difference is that of the best epoch, which the authors' programs report.",
+            "seeds. The difference is that of the best epoch, which the authors' programs report."
+            + test_images(first_of_each(full), with_paper),
         ]
-        if any("JPEG copy" in c.data for c in full):
-            lines[-1] += " Of the test images of CIFAR-10, 20 in 10,000 are from a JPEG copy too."
     else:
         lines.append(NOTHING)
     lines += ["", remaining(full, rows)]

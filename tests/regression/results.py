@@ -13,12 +13,19 @@ from pathlib import Path
 
 from common.training.errors import UsageError
 from common.training.logs import write_text
+from datasets.listfile import PUBLISHED
 from tools.programs import code_sha256
 from tools.table import Row
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-FINGERPRINTS = HERE / "fingerprints.csv"  # of training pixels, and what they are in words
+# Of training pixels and of test pixels (imb_type "test"), and what they are in words.
+FINGERPRINTS = HERE / "fingerprints.csv"
+# Training images and classes of what is read from lists: no fingerprint of them is known.
+LISTS = {
+    "imagenet_lt": PUBLISHED["ImageNet_LT_train.txt"],
+    "inaturalist2018": PUBLISHED["iNaturalist18_train.txt"],
+}
 CURVES = ("train_loss", "loss", "top1", "many", "medium", "few")  # kept of every epoch
 NEEDED = ("id", "seed", "epochs", "data", "settings", "final", "best")  # of a result
 
@@ -164,7 +171,7 @@ def figures(row: Row, results: Iterable[dict]) -> Figures | None:
 
 @cache
 def read_fingerprints() -> dict[str, dict[str, str]]:
-    """SHA-256 of training pixels -> its line of ``fingerprints.csv``."""
+    """SHA-256 of training or test pixels -> its line of ``fingerprints.csv``."""
     with open(FINGERPRINTS, newline="") as file:
         return {line["pixels_sha256"]: line for line in csv.DictReader(file)}
 
@@ -179,6 +186,53 @@ def trained_on(result: dict) -> tuple[str, str]:
     if known := read_fingerprints().get(pixels):
         return known["words"], known["dataset"]
     return name if pixels is None else f"{name}, unknown pixels {pixels[:8]}", name
+
+
+def is_the_rows_subset(result: dict, row: Row) -> bool:
+    """Whether a result on the row's data set was trained on the part of it that the row names.
+
+    Known pixels tell; of others the sizes of the classes, if the result has them.
+    """
+    if known := read_fingerprints().get(result["data"].get("pixels_sha256")):
+        return (known["imb_type"], known["imb_ratio"]) == (row.imb_type, row.imb_ratio)
+    counts = result.get("cls_num_list")
+    if counts is None:
+        return True
+    if row.dataset in LISTS:
+        return (sum(counts), len(counts)) == LISTS[row.dataset]
+    if row.imb_type in ("exp", "step"):  # the smallest class is rounded to whole images
+        return abs(max(counts) / float(row.imb_ratio) - min(counts)) < 1
+    return True
+
+
+def subset_words(result: dict) -> str:
+    """The part of a data set that is not the row's, in words."""
+    if known := read_fingerprints().get(result["data"].get("pixels_sha256")):
+        return f"{known['imb_type']} {known['imb_ratio']}"
+    counts = result["cls_num_list"]
+    images = f"{sum(counts):,} images of {len(counts):,} classes"
+    return f"{images}, {max(counts):,} to {min(counts):,}"
+
+
+def tested_on(result: dict) -> dict[str, str] | None:
+    """The line of ``fingerprints.csv`` of the test images; None if they are unknown."""
+    return read_fingerprints().get(result["data"].get("test_pixels_sha256"))
+
+
+def is_the_rows_test_set(result: dict, row: Row) -> bool:
+    """Whether a result may be of the row's test images.
+
+    It may where no fingerprint of its own, or of the row's, is there; and, as ``trained_on`` says,
+    where the program read them under the row's name.
+    """
+    pixels = result["data"].get("test_pixels_sha256")
+    if pixels is None:
+        return True
+    if known := tested_on(result):
+        return (known["dataset"], known["imb_type"]) == (row.dataset, "test")
+    lines = read_fingerprints().values()
+    told = any((line["dataset"], line["imb_type"]) == (row.dataset, "test") for line in lines)
+    return not told or result["data"]["dataset"] == row.dataset
 
 
 def precision(result: dict) -> str:
@@ -217,7 +271,10 @@ class Comparison:
 
     Attributes:
         data: what it was trained on, in words. epochs, amp: length and precision.
-        same_data: trained on the images of the published number, as its gain is to be judged.
+        test: what it was tested on, in words; empty if that is unknown. untold: no fingerprint of
+            the test images was kept of some of the runs.
+        same_data: trained and tested on the images of the published number, as its gain is to be
+            judged.
         comparable: trained as the published number was, which therefore is the one to reach.
         difference: to that number; None where not comparable.
         verdict: in words. ok: True or False where something was judged, else None.
@@ -227,6 +284,8 @@ class Comparison:
     data: str
     epochs: int
     amp: str
+    test: str
+    untold: bool
     ours: Figures
     same_data: bool
     comparable: bool
@@ -249,12 +308,10 @@ class Comparison:
 def compare(rows: Sequence[Row], results: Sequence[dict], table: Sequence[Row]) -> list[Comparison]:
     """Compare every row that has results; ``table`` holds the rows' baselines.
 
-    Results on different pixels, of different length or precision never share a comparison.
+    Results on different images, of different length or precision never share a comparison.
     """
     groups: dict[tuple, list[dict]] = {}
-    for result in results:
-        pixels = (result["data"]["dataset"], result["data"].get("pixels_sha256"))
-        conditions = (pixels, result["epochs"], precision(result))
+    for result, conditions in zip(results, _conditions(results), strict=True):
         groups.setdefault((result["id"], conditions), []).append(result)
     found = []
     for row in rows:
@@ -263,7 +320,27 @@ def compare(rows: Sequence[Row], results: Sequence[dict], table: Sequence[Row]) 
                 continue
             rivals = groups.get((row.better_than, conditions), [])
             gain = _gain(row, ours, _baseline(row, table), rivals)
-            found.append(_compare(row, members[0], ours, gain))
+            found.append(_compare(row, members, ours, gain))
+    return found
+
+
+def _conditions(results: Sequence[dict]) -> list[tuple]:
+    """For each result what it has to share with another one: length, precision and images.
+
+    A result that has fewer fingerprints of its data than others (older ones have none of the test
+    images) is taken to be on the images of those that agree with it, if these agree, too.
+    """
+    how = [(result["data"]["dataset"], result["epochs"], precision(result)) for result in results]
+    images = [
+        frozenset((k, v) for k, v in result["data"].items() if k.endswith("_sha256"))
+        for result in results
+    ]
+    found = []
+    for same, own in zip(how, images, strict=True):
+        alike = (more for other, more in zip(how, images, strict=True) if other == same)
+        fuller = {more for more in alike if own <= more}
+        fullest = [one for one in fuller if not any(one < other for other in fuller)]
+        found.append((same, fullest[0] if len(fullest) == 1 else own))
     return found
 
 
@@ -290,10 +367,21 @@ def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict])
     )
 
 
-def _compare(row: Row, result: dict, ours: Figures, gain: Gain | None) -> Comparison:
+def _compare(row: Row, results: Sequence[dict], ours: Figures, gain: Gain | None) -> Comparison:
+    result = max(results, key=lambda result: len(result["data"]))  # with the most fingerprints
     words, dataset = trained_on(result)
     epochs, amp = result["epochs"], precision(result)
     same_data = dataset == row.dataset
+    if same_data and not is_the_rows_subset(result, row):
+        words, same_data = f"{words} ({subset_words(result)})", False
+    test = known["words"] if (known := tested_on(result)) else ""
+    if same_data and not is_the_rows_test_set(result, row):
+        pixels = result["data"]["test_pixels_sha256"]
+        words += f", tested on {test}" if test else f", unknown test images {pixels[:8]}"
+        same_data = False
+    untold = any(
+        "pixels_sha256" in r["data"] and "test_pixels_sha256" not in r["data"] for r in results
+    )
     comparable = same_data and epochs == row.epochs and amp == "none"
     difference = None
     if comparable and row.published is not None:
@@ -321,7 +409,7 @@ def _compare(row: Row, result: dict, ours: Figures, gain: Gain | None) -> Compar
             )
             ok.append(gain.ours > 0)
     return Comparison(
-        row, words, epochs, amp, ours, same_data, comparable, difference, gain,
+        row, words, epochs, amp, test, untold, ours, same_data, comparable, difference, gain,
         "; ".join(judged) or "for orientation", all(ok) if ok else None,
     )  # fmt: skip
 

@@ -97,6 +97,58 @@ def test_what_a_run_was_trained_on_is_said_and_decides_whether_it_is_judged():
         assert comparison.difference == (pytest.approx(77.9 - 78.26) if judged else None)
 
 
+def test_another_long_tail_of_the_same_images_is_not_judged():
+    for kind, ratio in (("exp", 10), ("exp", 200), ("step", 100)):
+        stored = result(IB, 78.3, data="npz", pixels=fingerprint("cifar10", kind, ratio))
+        comparison = judge([stored])
+        assert comparison.data.startswith("CIFAR-10, ") and comparison.data.endswith(
+            f" training images from a JPEG copy ({kind} {ratio})"
+        )
+        assert (comparison.verdict, comparison.ok) == ("not judged: other data", None)
+
+
+def test_where_no_fingerprint_is_known_the_class_sizes_have_to_be_those_of_the_row():
+    lists, npz = "dbm_loss-inaturalist2018-resnet50-bs", "ib_loss-cifar100-exp200-ib"
+    other = [53] * 8142
+    cases = [
+        (IB, "cifar10", [5000, 600, 50], "cifar10, unknown pixels 00000000", True),
+        (IB, "cifar10", [5000, 600, 500], "… (6,100 images of 3 classes, 5,000 to 500)", None),
+        (npz, "cifar100", [500, 2], "cifar100, unknown pixels 00000000", True),  # 2.5 rounded
+        (npz, "cifar100", [500, 5], "… (505 images of 2 classes, 500 to 5)", None),
+        (lists, "inaturalist2018", [*other[1:], 6040], "inaturalist2018", True),
+        (lists, "inaturalist2018", other, "… (431,526 images of 8,142 classes, 53 to 53)", None),
+    ]
+    for id_, dataset, counts, words, ok in cases:
+        stored = result(id_, find(id_).published, data=dataset, epochs=find(id_).epochs)
+        if dataset == "inaturalist2018":
+            del stored["data"]["pixels_sha256"]
+        comparison = judge([stored | {"cls_num_list": counts}], id_)
+        assert comparison.ok is ok and comparison.data.endswith(words.removeprefix("…"))
+
+
+def test_results_on_other_test_images_share_no_comparison():
+    """Where none are told they may be any: they share, and the report says so."""
+    one, other = fingerprint("cifar10", "test", ""), "b" * 64
+    npz = {"data": "npz", "pixels": fingerprint("cifar10")}
+    ib = result(IB, 78.0, test=one, **npz)
+    assert judge([result(CE, 70.0, test=other, **npz), ib]).gain is None
+    assert judge([result(CE, 70.0, test=one, **npz), ib]).gain.ours == 8.0
+    first, second = compare(
+        [find(IB)],
+        [result(IB, 60.5, test=one, **npz), result(IB, 96.0, seed=1, test=other, **npz)],
+        TABLE,
+    )
+    assert (first.ours.best, first.verdict) == ((60.5,), "below ± 1.2")
+    assert (second.ours.best, second.verdict) == ((96.0,), "not judged: other data")
+    assert second.data == f"{first.data}, unknown test images bbbbbbbb"
+    untold = result(IB, 78.0, seed=1, **npz)
+    assert judge([ib]).untold is False and judge([untold]).untold is True
+    both = judge([ib, untold, result(CE, 70.0, **npz)])
+    assert (both.ours.seeds, both.untold, both.gain.ours) == ((0, 1), True, 8.0)
+    three = compare([find(IB)], [ib, untold, result(IB, 78.0, seed=2, test=other, **npz)], TABLE)
+    assert [c.ours.seeds for c in three] == [(0,), (1,), (2,)]  # of which of the two, nobody knows
+
+
 def test_cifar_100_from_an_npz_file_is_judged():
     id_ = "ib_loss-cifar100-step50-ib"
     stored = result(id_, 40.0, data="npz", pixels=fingerprint("cifar100", "step", 50))
