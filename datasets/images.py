@@ -1,7 +1,7 @@
 """One way to read an image file, for all programs: whatever Pillow opens becomes 8-bit RGB.
 
 * 8-bit RGB, grey, CMYK and palette images: Pillow's ``convert("RGB")``, as torchvision's loader.
-* Alpha and transparent palette colours: laid on a white ground.
+* Alpha and transparent palette colours or grey values: laid on a white ground.
 * 16-bit grey: the high byte, as Pillow reads 16-bit colours. Grey values in 32 bits, which say
   nothing of their range: the smallest range of 8, 16 or 31 bits that holds all of the image's.
 * Floating-point grey from 0 to 1: times 255. Other values are refused.
@@ -62,7 +62,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # TIFF's 12-bit values come unscaled.
         bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
-        image = Image.fromarray(_high_byte(np.asarray(image), bits))
+        values = np.asarray(image)
+        grey = _high_byte(values, bits)
+        if isinstance(hidden := image.info.get("transparency"), int):
+            grey[values == hidden] = GROUND[0]
+        image = Image.fromarray(grey)
+    elif image.mode == "I" and image.format == "PPM":  # a PGM, which Pillow has scaled to 16 bits
+        image = Image.fromarray(_high_byte(np.asarray(image), 16))
     elif image.mode == "I":
         image = Image.fromarray(_from_32_bits(np.asarray(image)))
     elif image.mode == "F":
@@ -77,10 +83,14 @@ def remarks(file: str | Path) -> list[str]:
     """What ``read_rgb`` makes of a readable image file that may surprise, in words."""
     with Image.open(file) as image:
         found = []
+        if image.has_transparency_data:
+            found.append("have transparency, laid on white")
         if image.mode.startswith(("I", "F")):
             found.append("have more than 8 bits of grey, scaled to 8")
-        elif image.has_transparency_data:
-            found.append("have transparency, laid on white")
+            if np.asarray(to_rgb(image)).max() < 255 / 10:
+                found.append(
+                    "use less than a tenth of their range of grey values, nearly black in 8 bits"
+                )
         if getattr(image, "n_frames", 1) > 1:
             found.append("have several frames, of which the first is taken")
         with contextlib.suppress(Exception):  # damaged EXIF has no say

@@ -46,6 +46,8 @@ def test_an_image_folder(tmp_path, capsys):
         "note: 1 images have several frames, of which the first is taken "
         f"(such as {tmp_path}/val/a/1.tif)",
         f"note: 1 images have transparency, laid on white (such as {tmp_path}/test/b/1.png)",
+        "note: 1 images use less than a tenth of their range of grey values, nearly black in 8 "
+        f"bits (such as {tmp_path}/train/a/1.png)",
     ]
     assert checked(capsys, 0, tmp_path) == [*lines, *notes, "7 images read, 0 of them broken"]
     (tmp_path / "train/a/2.png").write_bytes(b"no image")

@@ -49,6 +49,45 @@ def test_grey_of_any_depth_is_scaled(tmp_path):
         assert row == [[value] * 3 for value in expected]
 
 
+def test_16_bit_pgm_has_one_scale_whatever_its_values(tmp_path):
+    """Binary and plain; the largest value is said by the file."""
+    for largest, values, expected in (
+        (65535, (0, 248, 255), [0, 0, 0]),
+        (65535, (0, 256, 63736), [0, 1, 248]),
+        (1023, (0, 3, 512), [0, 0, 128]),
+    ):
+        header = f"3 1 {largest}\n".encode()
+        binary = b"P5\n" + header + struct.pack(">3H", *values)
+        plain = b"P2\n" + header + " ".join(map(str, values)).encode() + b"\n"
+        for content in (binary, plain):
+            (tmp_path / "x.pgm").write_bytes(content)
+            row = np.asarray(images.read_rgb(tmp_path / "x.pgm"))[0]
+            assert row.tolist() == [[value] * 3 for value in expected]
+
+
+def test_what_is_transparent_in_16_bits_is_white(tmp_path):
+    for transparent, expected in ((0, [255, 1, 78]), (20000, [0, 1, 255]), (1, [0, 1, 78])):
+        grey("u2", 0, 256, 20000).save(tmp_path / "x.png", transparency=transparent)
+        row = first_row(images.read_rgb(tmp_path / "x.png"))
+        assert row == [[value] * 3 for value in expected]
+        assert "have transparency, laid on white" in images.remarks(tmp_path / "x.png")
+
+
+def test_deep_grey_that_comes_out_nearly_black_is_remarked(tmp_path):
+    deep = "have more than 8 bits of grey, scaled to 8"
+    dark = "use less than a tenth of their range of grey values, nearly black in 8 bits"
+    for image, name, expected in (
+        (grey("u2", 0, 4095), "12_in_16.png", [deep, dark]),
+        (grey("u2", 0, 6400), "x.png", [deep, dark]),
+        (grey("u2", 0, 6700), "x.png", [deep]),
+        (grey("i4", 0, 4095), "x.tif", [deep, dark]),
+        (grey("f4", 0, 0.09), "x.tif", [deep, dark]),
+        (grey("f4", 0, 0.11), "x.tif", [deep]),
+        (grey("u1", 0, 9), "8.png", []),
+    ):
+        assert images.remarks(saved(tmp_path, image, name)) == expected
+
+
 def test_12_bit_tiff_is_scaled(tmp_path):
     """Pillow reads it, but cannot write it: two pixels, 0xFFF and 0x800, in one strip."""
     tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
