@@ -41,7 +41,7 @@ from common.training.logs import Progress, write_json
 from common.training.pictures import picture
 from datasets.augment.recipes import MAX_SIDE, from_description
 from datasets.classes import read_names, require_distinct
-from datasets.folder import ENDINGS, Skipped, image_files
+from datasets.folder import ENDINGS, HELD_OUT, Skipped, image_files
 from datasets.images import SUFFIXES, read_rgb
 from datasets.listfile import ListFile
 from datasets.npz import read_split
@@ -98,7 +98,8 @@ class Model:
     Attributes:
         network: images (N, 3, H, W) -> logits (N, C). scale: of the logits, for probabilities.
         transform: PIL image -> (3, H, W).
-        classes: their names (C,). cls_num_list: training images of each, None if not known.
+        classes: their names (C,). own_names: the checkpoint's own, or numbers (C,).
+        cls_num_list: training images of each, None if not known.
         label_names: what --classes says, or None.
         title: what was trained, in words.
     """
@@ -107,6 +108,7 @@ class Model:
     transform: Callable
     scale: float
     classes: list[str]
+    own_names: list[str]
     cls_num_list: list[int] | None
     label_names: list[str] | None
     title: str
@@ -156,6 +158,7 @@ def load_model(args: argparse.Namespace) -> Model:
         recipe,
         float(about.get("scale", 1.0) if args.scale is None else args.scale),
         classes,
+        about.get("classes") or [str(c) for c in range(len(classes))],
         about.get("cls_num_list"),
         names,
         report.title_of(about | {"network": network}),
@@ -187,23 +190,41 @@ def _about(state: Mapping[str, object], source: str) -> dict[str, object]:
 def _class_names(
     classes: list[str] | None, names: list[str] | None, args: argparse.Namespace
 ) -> list[str]:
-    """Those of the checkpoint; if it has none, or numbers, those of --classes."""
+    """Those of the checkpoint; if it has none, or numbers, those of --classes.
+
+    Raises:
+        UsageError: nothing says them, or the flags contradict the checkpoint or each other.
+    """
     if classes is None and names is None and args.num_classes is None:
         raise UsageError(
             f"{args.checkpoint}: does not say its classes; give --classes FILE with their names, "
             "or --num_classes"
         )
-    if classes is None:
-        return names or [str(c) for c in range(args.num_classes)]
-    numbers = sorted(classes) == sorted(str(c) for c in range(len(classes)))
-    if names and numbers:
-        if len(names) != len(classes):
-            raise UsageError(
-                f"--classes {args.classes}: {len(names)} names; {args.checkpoint} has "
-                f"{len(classes)} classes"
-            )
+    known = classes or names or [str(c) for c in range(args.num_classes)]
+    if args.num_classes not in (None, len(known)):
+        source = args.classes if classes is None else args.checkpoint
+        raise UsageError(
+            f"--num_classes {args.num_classes}: {source} has {len(known)} classes; leave it out"
+        )
+    if classes is None or names is None:
+        return known
+    if len(names) != len(classes):
+        raise UsageError(
+            f"--classes {args.classes}: {len(names)} names; {args.checkpoint} has "
+            f"{len(classes)} classes"
+        )
+    if sorted(classes) == sorted(str(c) for c in range(len(classes))):
         return [names[int(c)] for c in classes]
+    if odd := sorted(set(names) - set(classes)):
+        raise UsageError(
+            f"--classes {args.classes}: {odd[0]!r} is none of the classes of {args.checkpoint} "
+            f"({_some(classes)})"
+        )
     return classes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _network_flags(words: Sequence[str]) -> dict[str, object]:
@@ -240,7 +261,7 @@ def find_samples(args: argparse.Namespace, model: Model) -> list[Sample]:
     for name in args.images:
         path = Path(name)
         if path.is_dir():
-            found += _in_folder(path, model.classes)
+            found += _in_folder(path, model)
         elif not path.is_file():
             raise UsageError(f"{name}: no such file or folder")
         elif path.suffix == ".npz":
@@ -254,18 +275,23 @@ def find_samples(args: argparse.Namespace, model: Model) -> list[Sample]:
     return found
 
 
-def _in_folder(folder: Path, classes: Sequence[str]) -> list[Sample]:
-    """Images below; those below a folder that is named like a class are of it."""
+def _in_folder(folder: Path, model: Model) -> list[Sample]:
+    """Images below; those below a folder that is named like a class are of it, others are noted."""
     skipped = Skipped()
     files = image_files(folder, skipped)
     for note in skipped.notes(folder):
         print(note)
-    labels = {name: c for c, name in enumerate(classes)}
-    tops = [Path(file).relative_to(folder).parts for file in files]
-    return [
-        Sample(file, labels.get(top[0]) if len(top) > 1 else None, file)
-        for file, top in zip(files, tops, strict=True)
-    ]
+    labels = {name: c for names in (model.own_names, model.classes) for c, name in enumerate(names)}
+    parts = [Path(file).relative_to(folder).parts for file in files]
+    tops = [path[0] if len(path) > 1 else None for path in parts]
+    if odd := [top for top in tops if top is not None and top not in labels]:
+        meant = [s for s in HELD_OUT if any((folder / s / name).is_dir() for name in labels)]
+        cure = f"; give {folder / meant[0]} for the figures of those in it" if meant else ""
+        print(
+            f"note: {folder}: {len(odd)} image{'s' * (len(odd) > 1)} without a label: their "
+            f"folders ({_some(sorted(set(odd)))}) are named like none of the classes{cure}"
+        )
+    return [Sample(file, labels.get(top), file) for file, top in zip(files, tops, strict=True)]
 
 
 def _in_npz(path: Path, model: Model) -> list[Sample]:
@@ -313,7 +339,7 @@ def _classes_of(
         if label >= len(names) or names[label] not in place:
             raise UsageError(
                 f"{source}: label {label}, {names[label] if label < len(names) else 'unnamed'}, is "
-                f"none of the checkpoint's classes ({', '.join(model.classes[:3])}, …); give "
+                f"none of the checkpoint's classes ({_some(model.classes)}); give "
                 "--classes FILE with the names of the labels in their order"
             )
     return [place[names[label]] for label in targets.tolist()]

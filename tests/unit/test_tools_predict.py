@@ -93,6 +93,28 @@ def test_folders_named_like_classes_are_labels(capsys):
         assert file.read() == "true class,red,green,blue\nred,1,0,1\ngreen,0,1,0\nblue,0,0,1\n"
 
 
+def test_images_of_folders_that_are_no_class_are_counted(here, capsys):
+    (here / "photos").mkdir()
+    (here / "images" / "teal").rename(here / "images" / "Red")
+    Image.new("RGB", (8, 8)).save("images/Red/2.png")
+    Image.new("RGB", (8, 8)).save("images/loose.png")  # in no folder: nothing is expected of it
+    note = (
+        "note: {}: {} images without a label: their folders ({}) are named like none of the classes"
+    )
+    assert len(run("ckpt", "images")) == 6
+    assert capsys.readouterr().out.startswith(note.format("images", 2, "Red") + "\n")
+    (here / "images").rename(here / "photos" / "test")
+    (here / "photos" / "train").mkdir()
+    run("ckpt", "photos")
+    said = note.format("photos", 6, "test") + "; give photos/test for the figures of those in it\n"
+    assert capsys.readouterr().out.startswith(said)
+    for name in "abcd":
+        (here / "many" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(here / "many" / name / "1.png")
+    run("ckpt", "many")
+    assert capsys.readouterr().out.startswith(note.format("many", 4, "a, b, c, …") + "\n")
+
+
 def test_a_class_without_a_test_image_is_not_one_without_mistakes(here, capsys):
     (here / "list.txt").write_text("red/1.png\t0\tred\nblue/none.png\t2\tblue\n")
     run("ckpt", "list.txt", "--root", "images", "--by_class")
@@ -185,6 +207,40 @@ def test_names_for_a_checkpoint_that_has_numbers(here):
     (here / "names").write_text("green\nblue\n")
     with pytest.raises(UsageError, match=r"^--classes names: 2 names; ckpt has 3 classes"):
         run("ckpt", "images/red/1.png", "--classes", "names")
+
+
+def test_numbered_folders_keep_their_labels_when_numbers_get_names(here):
+    numbered = ABOUT | {"classes": ["2", "0", "1"]}
+    torch.save({"state_dict": Colours(3).state_dict(), "about": numbered}, "ckpt")
+    (here / "names").write_text("green\nblue\nred\n")
+    (here / "images" / "teal").rename(here / "images" / "1")
+    for flags, expected in (
+        (["--classes", "names"], ["blue", "blue", "green", "red"]),
+        ([], ["1", "", "", ""]),
+    ):
+        assert [row["true"] for row in run("ckpt", "images", *flags)] == expected
+    flags = ["--program", PROGRAM, "--network", "arch=resnet20", "use_norm=False"]
+    rows = run("original", "images/1/1.png", "images", *flags, "--classes", "names")
+    assert [row["true"] for row in rows] == ["", "blue", "blue", "green", "red"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ckpt", "--num_classes", "5"], "--num_classes 5: ckpt has 3 classes; leave it out"),
+        (["ckpt", "--classes", "two"], "--classes two: 2 names; ckpt has 3 classes"),
+        (["ckpt", "--classes", "other"], "--classes other: 'Blue' is none of the classes of ckpt "
+         "(red, green, blue)"),
+        (["original", "--classes", "two", "--num_classes", "3", "--program", PROGRAM],
+         "--num_classes 3: two has 2 classes; leave it out"),
+    ],
+)  # fmt: skip
+def test_classes_that_contradict_the_checkpoint(here, words, message):
+    (here / "two").write_text("green\nred\n")
+    (here / "other").write_text("green\nBlue\nred\n")
+    with pytest.raises(UsageError) as error:
+        run(words[0], "images", *words[1:])
+    assert str(error.value) == message
 
 
 def test_what_a_folder_has_beside_images_is_counted(here, capsys):
