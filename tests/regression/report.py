@@ -38,6 +38,9 @@ DATASETS = {
     "isic2019": "ISIC 2019",
 }
 PICTURES = "tests/regression/pictures"
+MIXED = (
+    " A baseline of another source than the method's number is named: no paper publishes that gain."
+)
 NOTHING = "No run of the published length is stored yet."
 
 
@@ -92,7 +95,7 @@ def order(c: Comparison) -> str:
 
 
 def gains_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str]:
-    """Shortened runs: what each method adds to its paper's baseline, ours and published.
+    """Shortened runs: what each method adds to its baseline, ours and published.
 
     What is the same for all stands above the table.
     """
@@ -108,10 +111,7 @@ def gains_table(comparisons: Sequence[Comparison], with_paper: bool) -> list[str
             f"{c.gain.ours:+.2f}" + ("" if math.isnan(c.gain.error) else f" ± {c.gain.error:.2f}")
             for c in comparisons
         ],
-        "gain, published": [
-            "none found" if c.gain.published is None else f"{c.gain.published:+.2f}"
-            for c in comparisons
-        ],
+        "gain, published": [c.gain.published_text for c in comparisons],
         "order": [order(c) for c in comparisons],
     }
     if not with_paper:
@@ -189,10 +189,11 @@ def section(
         lines += [
             "",
             "**Shortened runs: the gain over the baseline.** With schedules stretched to fewer "
-            "epochs, accuracies are not those of the papers; what a method adds to its paper's "
+            "epochs, accuracies are not those of the papers; what a method adds to its "
             "baseline on the same images shows here, in points of top-1 at the best epoch (± its "
             "standard error, over several seeds). The order is judged where the published gain is "
-            "more than half the tolerance of the published number.",
+            "more than half the larger tolerance of the two published numbers."
+            + (MIXED if any(c.gain.source for c in short) else ""),
             "",
             *gains_table(short, with_paper),
         ]
@@ -234,7 +235,8 @@ def draw(figure, full: Sequence[Comparison], short: Sequence[Comparison]) -> Non
     if short:
         pairs = [
             (
-                f"{c.row.method} over {c.gain.over}, {setting(c.row)}\n{c.data}, {c.length} epochs",
+                f"{c.row.method} over {c.gain.over}, {setting(c.row)}\n{c.data}, {c.length} epochs"
+                + (f"\npublished: baseline of {c.gain.source}" if c.gain.source else ""),
                 c.gain.published,
                 c.gain.ours,
                 0.0 if math.isnan(c.gain.error) else c.gain.error,

@@ -255,7 +255,10 @@ class Gain:
 
     Attributes:
         over, seeds: the other method, and how many runs of it there are.
-        ours, error: our gain and its standard error. published: the paper's gain, or None.
+        ours, error: our gain and its standard error. published: the published number less that of
+            the other method, or None.
+        source: where the other method's number is from; empty if from where the method's own is.
+        tolerance: the larger one of the two numbers, if they are judged.
     """
 
     over: str
@@ -263,6 +266,14 @@ class Gain:
     ours: float
     error: float
     published: float | None
+    source: str
+    tolerance: float | None
+
+    @property
+    def published_text(self) -> str:
+        """The published gain; where no paper publishes it, with the source of the baseline."""
+        text = "none found" if self.published is None else f"{self.published:+.2f}"
+        return f"{text}, baseline of {self.source}" if self.source else text
 
 
 @dataclass(frozen=True)
@@ -351,7 +362,13 @@ def _baseline(row: Row, table: Sequence[Row]) -> Row | None:
     ]
     tested = [other for other in candidates if other.status == "tested"]
     same = [other for other in tested if other.source == row.source]
-    return (same or tested or candidates or [None])[0]
+    near = [other for other in tested if publication(other) == publication(row)]
+    return (same or near or tested or candidates or [None])[0]
+
+
+def publication(row: Row) -> str:
+    """The document that a number is from, without the table in it, as short as it is unique."""
+    return row.source.partition(",")[0].rpartition("/")[2].strip()
 
 
 def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict]) -> Gain | None:
@@ -364,6 +381,8 @@ def _gain(row: Row, ours: Figures, baseline: Row | None, rivals: Sequence[dict])
         len(theirs.seeds),
         *difference_of_means(ours.of(row.score), theirs.of(row.score)),
         row.published - baseline.published if tested else None,
+        publication(baseline) if tested and publication(baseline) != publication(row) else "",
+        max(row.tolerance, baseline.tolerance) if tested else None,
     )
 
 
@@ -402,10 +421,10 @@ def _compare(row: Row, results: Sequence[dict], ours: Figures, gain: Gain | None
         elif epochs == row.epochs:
             judged.append(f"not judged: {amp}")
         stated = gain.published if gain and same_data else None
-        if stated is not None and stated > row.tolerance / 2:
+        if stated is not None and stated > gain.tolerance / 2:
             judged.append(
                 f"{'better' if gain.ours > 0 else 'NOT better'} than {gain.over} "
-                f"({gain.ours:+.2f}, published {stated:+.2f})"
+                f"({gain.ours:+.2f}, published {gain.published_text})"
             )
             ok.append(gain.ours > 0)
     return Comparison(

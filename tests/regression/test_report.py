@@ -42,6 +42,8 @@ RESULTS = [
     npz(IB, 66.5, epochs=30),
     npz(DRW, 60.0, epochs=30),
     npz(DBM_DRW, 61.0, epochs=30),
+    npz("arbloss-cifar10-exp100-ce_mixup", 60.0, epochs=30),
+    npz("arbloss-cifar10-exp100-arb_mixup", 61.0, epochs=30),
     npz("hmloss-cifar10-exp100-ce", 61.0, epochs=30),
     npz("hmloss-cifar10-exp100-hml", 60.0, epochs=30),
 ]
@@ -81,6 +83,11 @@ def test_the_front_page_shows_full_length_first_then_gains(built):
     assert "| IB | IB | CE | +6.50 | +7.39 | as published |" in short
     assert "| DBM | DBM-DRW | CE-DRW | +1.00 | +0.58 | too small a gain to judge |" in short
     assert "| HMLoss | HML | CE | -1.00 | none found | not judged |" in short
+    assert (
+        "| ARB-Loss | ARB-Loss | CE + mixup | +1.00 | +10.50, baseline of MiSLAS README | as "
+        "published |" in short
+    )
+    assert "A baseline of another source than the method's number is named" in short
     assert "66.50" not in short and "78.26" not in short  # gains, no accuracies
     assert "| CE | best | 43.52 ± 1.20 |" in short  # the authors' programs
 
@@ -91,7 +98,7 @@ def test_a_papers_page_has_all_its_numbers_and_a_picture(built):
     assert "(../tests/regression/pictures/ib_loss.png)" in text
     assert "there is no number to reproduce" in (built / "hmloss" / "README.md").read_text()
     assert sorted(p.stem for p in (built / report.PICTURES).iterdir()) == [
-        "dbm_loss", "hmloss", "ib_loss", "originals",
+        "arbloss", "dbm_loss", "hmloss", "ib_loss", "originals",
     ]  # fmt: skip
 
 
@@ -122,7 +129,7 @@ def test_gains_on_different_data_and_with_several_seeds():
 
 def test_a_gain_tells_its_order_and_how_many_runs_it_is_of():
     more = [npz(CE, 67.0 + seed, seed=seed, epochs=30) for seed in (1, 2)]  # 60, 68, 69
-    text = front_page([*RESULTS[:-6], npz(IB, 65.0, epochs=30), npz(CE, 60.0, epochs=30), *more])
+    text = front_page([*RESULTS[:-8], npz(IB, 65.0, epochs=30), npz(CE, 60.0, epochs=30), *more])
     assert "; epochs: 30 of 200; seeds: 1, CE 3." in text
     assert "| IB | IB | CE | -0.67 | +7.39 | NOT as published |" in text
 

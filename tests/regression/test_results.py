@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -204,6 +205,26 @@ def test_a_claim_smaller_than_the_spread_is_not_judged():
     drw, dbm = "dbm_loss-cifar10-exp100-ce_drw", "dbm_loss-cifar10-exp100-dbm_drw"
     runs = [result(drw, 60.0, epochs=10), result(dbm, 50.0, epochs=10)]
     assert judge(runs, dbm).ok is None
+
+
+def test_a_baseline_of_another_source_is_named():
+    """ARB-Loss of a paper less the baseline of a README: nobody publishes that gain."""
+    arb, ce = "arbloss-cifar10-exp100-arb_mixup", "arbloss-cifar10-exp100-ce_mixup"
+    gain = judge([result(arb, 60.0, epochs=10), result(ce, 50.0, epochs=10)], arb)
+    assert gain.verdict == (
+        "better than CE + mixup (+10.00, published +10.50, baseline of MiSLAS README)"
+    )
+    # Tables of one paper, some numbers of which are copied: one source.
+    gain = judge([result(IB, 60.0, epochs=10), result(CE, 50.0, epochs=10)]).gain
+    assert gain.source == ""
+
+
+def test_a_gain_is_judged_by_the_larger_tolerance_of_the_two_numbers():
+    arb, ce = (find(f"arbloss-cifar10-exp10-{name}") for name in ("arb_mixup", "ce_mixup"))
+    runs = [result(arb.id, 60.0, epochs=10), result(ce.id, 50.0, epochs=10)]
+    for tolerance, ok in ((2.2, True), (5.1, True), (5.3, None)):  # of a gain of 2.6
+        (comparison,) = compare([arb], runs, [arb, replace(ce, tolerance=tolerance)])
+        assert comparison.ok is ok
 
 
 def test_misprints_and_missing_numbers_are_never_judged():
