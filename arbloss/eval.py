@@ -36,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if not config.resume:
         raise UsageError("name the checkpoint to evaluate: resume CHECKPOINT")
     process, notes = start_process(config, args.local_rank)
+    data = load_data(config)
     stem, resume = opts.stem(args.cfg), config.resume
     if resume == "auto":
-        resume, passed_over = newest_run(stem, config)
+        resume, passed_over = newest_run(stem, config, data.facts)
         notes += passed_over
         if not resume:
             what = ["resume auto: no run with these settings to evaluate", *passed_over]
             raise UsageError("; ".join([*what, "give resume CHECKPOINT"]))
     state = checkpoint.load(resume, "resume")
-    data = load_data(config)
     notes += restore.check_classes(state, data.classes, resume)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)

@@ -258,12 +258,16 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
         )
     if not 0 <= config.val_fraction < 1:
         raise UsageError(f"val_fraction {config.val_fraction}: at least 0 and below 1")
-    for key in ("head_class_idx", "med_class_idx", "tail_class_idx"):
-        if config[key][0] < 0 or config[key][1] > config.num_classes:
+    ranges = ("head_class_idx", "med_class_idx", "tail_class_idx")
+    before, number = 0, config.num_classes
+    for key in ranges:
+        first, end = config[key]
+        if first != before or end > number or (key == ranges[-1] and end != number):
             raise UsageError(
-                f"{key} {config[key]}: num_classes is {config.num_classes}; give head_class_idx, "
-                "med_class_idx and tail_class_idx that share its classes"
+                f"{key} {config[key]}: num_classes is {number}; give head_class_idx, "
+                f"med_class_idx and tail_class_idx that follow one another from 0 to {number}"
             )
+        before = end
     if stage is None:
         return []
     if config.mixup and (config.alpha is None or config.alpha < 0):

@@ -14,7 +14,7 @@ import torch
 from yacs.config import CfgNode
 
 from arbloss import opts
-from common.training import changes, checkpoint, launch, peers
+from common.training import changes, checkpoint, launch, peers, restore
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.data import Data
@@ -85,18 +85,18 @@ class RunFolder(NamedTuple):
     notes: list[str]
 
 
-def run_folder(cfg: str, config: CfgNode, stage: int) -> RunFolder:
+def run_folder(cfg: str, config: CfgNode, stage: int, facts: Mapping[str, object]) -> RunFolder:
     """The folder of this run; the same in every process.
 
     A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory, or, if
     ``model_dir`` is absolute, the folder that it lies in. The ``current.pth.tar`` of an earlier run
     of this stage continues in that run's folder. ``resume auto`` is that of the newest run with
-    these settings, if there is one.
+    these settings on the images of ``facts``, if there is one.
     """
     stem = opts.stem(cfg)
     resume, notes = config.resume, []
     if resume == "auto":
-        resume, notes = newest_run(stem, config)
+        resume, notes = newest_run(stem, config, facts)
         if stage == 2 and not resume:
             raise UsageError(
                 "; ".join(["resume auto: no stage-2 run with these settings to continue", *notes])
@@ -122,22 +122,44 @@ def folder_of(latest: Path, model_dir: str) -> Path:
     return latest.parents[min(above, len(latest.parents) - 1)]
 
 
-def newest_run(stem: str, config: CfgNode) -> tuple[str, list[str]]:
-    """The checkpoint of the newest run with these settings, or "", and a note about a newer one."""
+def newest_run(stem: str, config: CfgNode, facts: Mapping[str, object]) -> tuple[str, list[str]]:
+    """The checkpoint of the newest run with these settings, or "", and a note about a newer one.
+
+    It has to be of the training images of ``facts``, unless ``other_data`` accepts others. In an
+    absolute ``model_dir`` there is one run: whether its images are others the record says.
+    """
+    any_images = config.other_data or Path(config.model_dir).is_absolute()
     if Path(config.model_dir).is_absolute():
         found = filter(Path.is_file, [Path(config.model_dir, LATEST)])
     else:
         found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
     notes = []
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        changed = changed_settings(folder_of(path, config.model_dir), config)
-        if not changed:
+        resume = f"resume {path}"
+        if changed := changed_settings(folder_of(path, config.model_dir), config):
+            what = f"a run with other settings ({', '.join(changed)})"
+        elif not any_images and (changed := changed_images(path, facts)):
+            what = f"a run on other training images (another {', '.join(changed)})"
+            resume += " other_data True"
+        else:
             return str(path), notes
         notes = notes or [
-            f"note: resume auto passes over {path}, a run with other settings "
-            f"({', '.join(changed)}); give resume {path} to go on with it"
+            f"note: resume auto passes over {path}, {what}; give {resume} to go on with it"
         ]
     return "", notes
+
+
+def changed_images(path: Path, facts: Mapping[str, object]) -> list[str]:
+    """The ``facts`` about the training images that the checkpoint ``path`` tells otherwise."""
+    state = checkpoint.load(path, "resume")
+    restore.check_checkpoint(state, path, weights_alone=True)
+    return changed_training(state, facts)
+
+
+def changed_training(state: Mapping[str, object], facts: Mapping[str, object]) -> list[str]:
+    """``changed_data`` of the training images between a checkpoint and ``facts``."""
+    changed = changes.changed_data(state.get("run", {}).get("facts", {}), facts)
+    return [key for key in changed if not key.startswith(("test_", "val_"))]
 
 
 def changed_settings(folder: Path, config: CfgNode) -> list[str]:
@@ -151,8 +173,7 @@ def changed_settings(folder: Path, config: CfgNode) -> list[str]:
 
 def other_images(stage1: Mapping[str, object], facts: Mapping[str, object]) -> list[str]:
     """A note where stage 1 was trained on other images than those of ``facts``, stage 2's."""
-    changed = changes.changed_data(stage1.get("run", {}).get("facts", {}), facts)
-    changed = [key for key in changed if not key.startswith(("test_", "val_"))]
+    changed = changed_training(stage1, facts)
     if not changed:
         return []
     return [

@@ -260,7 +260,7 @@ def test_stretched_milestones(folder, here):
 def test_embedded_digits_need_no_files(here, capsys):
     train_stage1.main(
         [*ARB, *SMALL, "dataset", "digits", "num_classes", "10", "imb_factor", "0.01",
-         "num_epochs", "1", "batch_size", "256"]
+         "num_epochs", "1", "batch_size", "256", "tail_class_idx", "[4, 10]"]
     )  # fmt: skip
     report = json.loads((newest(here) / "logs" / "report.json").read_text())
     assert report["cls_num_list"] == [130, 77, 46, 28, 16, 10, 6, 3, 2, 1]
@@ -279,7 +279,7 @@ def test_bad_input_is_named(finished, folder, here):
     good = str(run / "ckps" / "current.pth.tar")
     bad("no such file", "--cfg", "nowhere.yaml")
     bad("nowhere", *options("nowhere"))
-    bad("num_classes 4", *options(folder, "num_classes", "4", "tail_class_idx", "[3, 4]"))
+    bad("num_classes 4", *options(folder, "num_classes", "4", "tail_class_idx", "[4, 4]"))
     bad("gone.pth", *options(folder, "resume", "gone.pth"))
     bad("choose one of resnet20_fe", *options(folder, "backbone", "resnet20"))
     bad(

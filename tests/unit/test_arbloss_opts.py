@@ -155,6 +155,14 @@ def test_contradictions_are_one_line_errors():
             ["num_classes", "70"],
             "med_class_idx [36, 71]: num_classes is 70; give head_class_idx",
         ),
+        (  # the two rarest classes are in no range
+            1,
+            ["num_classes", "102"],
+            "tail_class_idx [71, 100]: num_classes is 102; give head_class_idx, med_class_idx and "
+            "tail_class_idx that follow one another from 0 to 102",
+        ),
+        (None, ["head_class_idx", "[0, 40]"], "med_class_idx [36, 71]: num_classes is 100; give"),
+        (1, ["head_class_idx", "[1, 36]"], "head_class_idx [1, 36]: num_classes is 100; give"),
         (1, ["mixup", "True", "alpha", "None"], "mixup True needs an alpha"),
         (
             1,

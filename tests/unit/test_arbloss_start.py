@@ -19,14 +19,17 @@ def config(*words):
     return load_config(CFG, words)
 
 
-def made(name, minute, *words):
-    """The checkpoint of a run of these keys, written in this minute."""
+FACTS = {"pixels_sha256": "A", "test_pixels_sha256": "T"}
+
+
+def made(name, minute, *words, pixels="A"):
+    """The checkpoint of a run of these keys and images, written in this minute."""
     folder = Path("saved") / f"cifar10_imb001_{name}"
     for part in ("logs", "ckps"):
         (folder / part).mkdir(parents=True)
     (folder / "logs/config.yaml").write_text(config(*words).dump())
     path = folder / "ckps/current.pth.tar"
-    path.touch()
+    torch.save({"epoch": 1, "run": {"facts": {**FACTS, "pixels_sha256": pixels}}}, path)
     os.utime(path, (60 * minute, 60 * minute))
     return str(path)
 
@@ -37,28 +40,28 @@ def here(tmp_path, monkeypatch):
 
 
 def test_resume_auto_goes_on_with_the_newest_run_of_the_same_settings():
-    assert start.newest_run("cifar10_imb001", config()) == ("", [])
+    assert start.newest_run("cifar10_imb001", config(), FACTS) == ("", [])
     made("202601010000", 1, "lr", "0.05")
     slow = made("202601010001", 2, "lr", "0.05")
     fast = made("202601010001-2", 3, "seed", "1")
     made("202601010002", 4, "num_epochs", "3", "seed", "2")
     words = ("lr", "0.05", "workers", "0", "name", "other", "mode", "stage2")  # three of no effect
-    path, (note,) = start.newest_run("cifar10_imb001", config(*words))
+    path, (note,) = start.newest_run("cifar10_imb001", config(*words), FACTS)
     assert path == slow
     assert note == (
         "note: resume auto passes over saved/cifar10_imb001_202601010002/ckps/current.pth.tar, a "
         "run with other settings (lr 0.1 -> 0.05, num_epochs 3 -> 200, seed 2 -> None); give "
         "resume saved/cifar10_imb001_202601010002/ckps/current.pth.tar to go on with it"
     )
-    assert start.newest_run("cifar10_imb001", config("seed", "1"))[0] == fast
+    assert start.newest_run("cifar10_imb001", config("seed", "1"), FACTS)[0] == fast
     newest = config("num_epochs", "3", "seed", "2", "resume", "auto")
-    assert start.newest_run("cifar10_imb001", newest)[1] == []
+    assert start.newest_run("cifar10_imb001", newest, FACTS)[1] == []
 
 
 def test_a_run_that_nothing_tells_about_is_passed_over():
     path = Path(made("202601010000", 1))
     (path.parents[1] / "logs/config.yaml").unlink()
-    assert start.newest_run("cifar10_imb001", config()) == (
+    assert start.newest_run("cifar10_imb001", config(), FACTS) == (
         "",
         [
             f"note: resume auto passes over {path}, a run with other settings (it has no "
@@ -67,10 +70,33 @@ def test_a_run_that_nothing_tells_about_is_passed_over():
     )
 
 
+def test_a_run_on_other_training_images_is_passed_over(tmp_path):
+    mine = made("202601010000", 1)
+    other = made("202601010001", 2, pixels="B")
+
+    def newest(*words, **facts):
+        return start.newest_run("cifar10_imb001", config(*words), FACTS | facts)
+
+    note = (
+        f"note: resume auto passes over {other}, a run on other training images (another "
+        f"pixels_sha256); give resume {other} other_data True to go on with it"
+    )
+    assert newest() == (mine, [note])
+    assert newest(test_pixels_sha256="U") == (mine, [note])  # the record refuses those
+    assert newest(pixels_sha256="B") == (other, [])
+    assert newest("other_data", "True") == (other, [])
+    assert newest(pixels_sha256="C")[0] == ""
+    # A folder that was named holds one run: the record says how its data have changed.
+    ckps, logs = (str(tmp_path / Path(other).parents[1] / part) for part in ("ckps", "logs"))
+    words = ["model_dir", ckps, "log_dir", logs]
+    Path(logs, "config.yaml").write_text(config(*words).dump())
+    assert newest(*words) == (f"{ckps}/current.pth.tar", [])
+
+
 def test_stage_2_needs_something_to_start_from():
     made("202601010000", 1, "lr", "0.05")
     with pytest.raises(UsageError) as error:
-        start.run_folder(str(CFG), config("resume", "auto"), stage=2)
+        start.run_folder(str(CFG), config("resume", "auto"), 2, FACTS)
     said = str(error.value)
     assert said.startswith("resume auto: no stage-2 run with these settings to continue; note: ")
     assert said.endswith("; give the stage-1 checkpoint")
