@@ -67,26 +67,11 @@ def load_long_tailed(
     found = len(train.classes)
     if num_classes is not None and num_classes != found:
         raise UsageError(f"num_classes {num_classes}: {dataset} in {root} has {found} classes")
-    try:
-        if imb_type == "none":
-            counts = np.bincount(train.targets, minlength=found).tolist()
-        else:
-            counts = class_counts(len(train.targets), found, imb_type, imb_factor)
-        indices = choose_subset(train.targets, counts, rand_number)
-    except ValueError as error:
-        raise UsageError(
-            f"imbalance {imb_type} {imb_factor} on {dataset}: {error}; "
-            f"it is cut out of a balanced set ({whole} takes the images as they are)"
-        ) from None
-    own = dataset in ("imagefolder", "npz") and imb_type != "none"
-    if own and (empty := [train.classes[c] for c, n in enumerate(counts) if n == 0]):
-        raise UsageError(
-            f"imbalance {imb_type} {imb_factor:g} on {dataset}: no image of {_some(empty)} is left;"
-            f" use a milder one, or {whole}, which takes the images as they are"
-        )
+    indices = choose_images(train, imb_type, imb_factor, rand_number, whole)
+    counts = np.bincount(train.targets[indices], minlength=found).tolist()
     notes = [note for source in sources for note in source.notes]
     there = np.bincount(train.targets, minlength=found)
-    if own and there.min() < there.max():
+    if _cut_of_own(train, imb_type) and there.min() < there.max():
         notes.append(
             f"note: the classes have {there.max()} to {there.min()} training images, of which "
             f"imbalance {imb_type} {imb_factor:g} takes {max(counts)} to {min(counts)}; {whole} "
@@ -127,6 +112,42 @@ def load_long_tailed(
         val,
         _name(dataset, root, imb_type, imb_factor),
     )
+
+
+def choose_images(
+    train: Source, imb_type: str, imb_factor: float, rand_number: int, whole: str
+) -> np.ndarray:
+    """Positions of the training images to keep, class by class.
+
+    Args:
+        imb_type, imb_factor, rand_number, whole: see ``load_long_tailed``.
+    Raises:
+        UsageError: too few images in a class, or none of a class of one's own is left.
+    """
+    found = len(train.classes)
+    try:
+        if imb_type == "none":
+            counts = np.bincount(train.targets, minlength=found).tolist()
+        else:
+            counts = class_counts(len(train.targets), found, imb_type, imb_factor)
+        indices = choose_subset(train.targets, counts, rand_number)
+    except ValueError as error:
+        raise UsageError(
+            f"imbalance {imb_type} {imb_factor} on {train.name}: {error}; "
+            f"it is cut out of a balanced set ({whole} takes the images as they are)"
+        ) from None
+    empty = [train.classes[c] for c, n in enumerate(counts) if n == 0]
+    if empty and _cut_of_own(train, imb_type):
+        raise UsageError(
+            f"imbalance {imb_type} {imb_factor:g} on {train.name}: no image of {_some(empty)} is "
+            f"left; use a milder one, or {whole}, which takes the images as they are"
+        )
+    return indices
+
+
+def _cut_of_own(train: Source, imb_type: str) -> bool:
+    """Whether an imbalance is cut out of images of one's own."""
+    return train.name in ("imagefolder", "npz") and imb_type != "none"
 
 
 def _all_images(source: Source) -> Images:

@@ -40,8 +40,10 @@ from common.training.flags import Parser, fraction
 from common.training.logs import write_csv, write_json, write_text
 from common.training.pictures import picture
 from common.training.report import names_fingerprint
-from datasets.folder import HELD_OUT, held_out, read_folder
-from datasets.sources import open_source
+from datasets.folder import HELD_OUT, read_folder
+from datasets.long_tail import choose_images
+from datasets.sources import held_out, open_source, place
+from datasets.validation import refuse_second, require_part, stratified_part
 from tools import comparison
 from tools.comparison import Run, find_reports, read_runs
 from tools.programs import PROGRAMS, fill, settings
@@ -213,8 +215,8 @@ class Images:
     Attributes:
         dataset: as the programs for small images call it. root: absolute; unused by the digits.
         num_classes: of it. lists: folder of the list files, for programs that take large images
-            from such. splits: what a folder has beside train/: the first is evaluated, the second,
-            if it is there, chooses the best epoch.
+            from such. splits: what there is beside the training images: the first is evaluated,
+            the second, if it is there, chooses the best epoch.
     """
 
     dataset: str
@@ -239,13 +241,31 @@ def find_images(args: argparse.Namespace) -> Images:
     if args.digits:
         return Images("digits", str(args.out.resolve()), 10)
     root = Path(args.root).resolve()
-    if root.suffix != ".npz":
-        classes = read_folder(root, "train").classes
-        lists = str(args.out.resolve() / "lists")
-        return Images("imagefolder", str(root), len(classes), lists, held_out(root))
-    if args.large:
+    if root.suffix == ".npz" and args.large:
         raise UsageError(f"--root {args.root}: --large takes a folder of images")
-    return Images("npz", str(root), len(open_source("npz", root, "train").classes))
+    dataset = "npz" if root.suffix == ".npz" else "imagefolder"
+    classes = open_source(dataset, root, "train").classes
+    lists = str(args.out.resolve() / "lists") if dataset == "imagefolder" else ""
+    return Images(dataset, str(root), len(classes), lists, held_out(dataset, root))
+
+
+def check_images(images: Images, args: argparse.Namespace) -> None:
+    """Refuse what the programs would refuse of these images, before any is started.
+
+    Raises:
+        UsageError: the long tail cannot be cut out of them, or images for validation are there
+            already or cannot be held out.
+    """
+    if len(images.splits) == 2:
+        refuse_second(args.val_fraction, place(images.dataset, images.root, images.splits[1]))
+    if args.imb_factor is None and not args.val_fraction:
+        return
+    train = open_source(images.dataset, images.root, "train")
+    targets = train.targets
+    if args.imb_factor is not None:
+        targets = targets[choose_images(train, "exp", args.imb_factor, 0, "no --imb_factor")]
+    if args.val_fraction:
+        require_part(stratified_part(targets, args.val_fraction), args.val_fraction)
 
 
 def write_lists(images: Images) -> None:
@@ -458,6 +478,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(runs, " and ".join(dict.fromkeys(run.data for run in runs)), args.out)
         return
     rows, images = find_methods(args.methods, args.large), find_images(args)
+    check_images(images, args)
     of_row = make_jobs(rows, images, args)
     check_commands(of_row)
     jobs = [job for _, job in of_row]

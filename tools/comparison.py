@@ -54,6 +54,7 @@ class Run:
         classes: their names (C,); empty if an older report does not tell them.
         settings: the flags. data: what it was trained on, in words.
         fingerprints: SHA-256 of the images trained and evaluated on, by their keys in the report.
+        trained: for how many epochs; None if an older report does not tell.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Run:
     fingerprints: dict[str, str]
     folder: Path
     program: str = ""
+    trained: int | None = None
 
 
 def read_run(path: Path, method: str = "", paper: str = "", epoch: str = "") -> Run:
@@ -110,6 +112,7 @@ def read_run(path: Path, method: str = "", paper: str = "", epoch: str = "") -> 
             _fingerprints(report),
             path.parent,
             report.get("program", ""),
+            report.get("epochs"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -318,6 +321,13 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
         )
     if any(one.runs[0].epoch == f"best epoch on the {full(first.split)} set" for one in groups):
         notes.append("An epoch chosen on the set that it is reported on looks better than it is.")
+    lengths: dict[int, list[str]] = {}
+    for one in groups:
+        if one.runs[0].trained is not None:
+            lengths.setdefault(one.runs[0].trained, []).append(one.label)
+    if len(lengths) > 1:
+        of_each = [f"{number} of {', '.join(labels)}" for number, labels in lengths.items()]
+        notes.append(f"Epochs trained: {'; '.join(of_each)}.")
     if not several:
         notes.append("One run each: small differences may be chance, more --seeds tell.")
     found = {pair for one in groups for run in one.runs for pair in run.fingerprints.items()}

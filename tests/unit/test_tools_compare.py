@@ -4,6 +4,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -296,6 +297,48 @@ def test_finished_runs_of_other_images_are_said(folder, tmp_path, capsys):
     ib.result.write_text("{}")
     file.write_bytes(b"two")
     assert said() == note.format(file, ib.folder.name)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["val", "--val_fraction", 0.2], "val_fraction 0.2: {}/val is for validation already; "
+         "leave it out"),
+        (["val", "--large", "--val_fraction", 0.2], "val_fraction 0.2: {}/val is for validation "
+         "already; leave it out"),
+        (["val.npz", "--val_fraction", 0.2], "val_fraction 0.2: val of {}.npz is for validation "
+         "already; leave it out"),
+        (["one", "--val_fraction", 0.2], "val_fraction 0.2: no class has the two images that it "
+         "takes to give one away; leave it out"),
+        (["tail", "--imb_factor", 0.5], "imbalance exp 0.5 on imagefolder: class 1 has 1 images, "
+         "but 2 are asked for; it is cut out of a balanced set (no --imb_factor takes the images "
+         "as they are)"),
+        (["tail.npz", "--imb_factor", 0.5], "imbalance exp 0.5 on npz: class 1 has 1 images, but 2 "
+         "are asked for; it is cut out of a balanced set (no --imb_factor takes the images as they "
+         "are)"),
+        (["val", "--imb_factor", 0.1], "imbalance exp 0.1 on imagefolder: no image of class_001 is "
+         "left; use a milder one, or no --imb_factor, which takes the images as they are"),
+    ],
+)  # fmt: skip
+def test_images_that_every_program_would_refuse(words, message, tmp_path, monkeypatch):
+    """Before any is started, and before a folder is that of a wrong command."""
+    name, *flags = words
+    root = tmp_path / name.removesuffix(".npz")
+    make_image_folder(root, {"val": [2, 2], "one": [1, 1]}.get(root.name, [8, 1]), size=8)
+    if root.name == "val":
+        shutil.copytree(root / "test", root / "val")
+    if name.endswith(".npz"):
+        labels = np.array([0, 0, 1] if root.name == "val" else [0] * 8 + [1])
+        splits = ("train", "test", *["val"] * (root.name == "val"))
+        arrays = {f"{s}_images": np.zeros((len(labels), 8, 8), np.uint8) for s in splits}
+        np.savez(tmp_path / name, **arrays, **{f"{s}_labels": labels for s in splits})
+    monkeypatch.setattr(compare, "train", None)
+    for more in ([], ["--list"]):
+        with pytest.raises(UsageError) as error:
+            compare.main([*map(str, ["--root", tmp_path / name, *flags, "--out", tmp_path / "out"]),
+                          *more])  # fmt: skip
+        assert str(error.value) == message.format(root)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

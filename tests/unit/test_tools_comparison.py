@@ -99,6 +99,21 @@ def test_seeds_are_one_line(tmp_path):
     assert rows[1]["balanced_acc"] == 60.0
 
 
+def test_methods_that_trained_longer_than_others_are_named(tmp_path):
+    lengths = {"CE": 90, "HML": 200, "BCL": 90, "old": None}
+    runs = [
+        read_run(write(tmp_path / name, [80.0, 50.0, 20.0], method=name, epochs=epochs))
+        for name, epochs in lengths.items()
+    ]
+    found = text_table(group(runs)).splitlines()
+    assert found[-2:] == [
+        "Epochs trained: 90 of CE, BCL; 200 of HML.",
+        "One run each: small differences may be chance, more --seeds tell.",
+    ]
+    for same in (runs[::2], runs[3:]):
+        assert "Epochs trained" not in text_table(group(same))
+
+
 def test_labels_tell_runs_apart(tmp_path):
     accuracy = [80.0, 50.0, 20.0]
     of_ours = {"program": "dbm_loss/cifar/main.py", "method": "CE"}
