@@ -160,10 +160,7 @@ def _md5(path: Path) -> str | None:
 
 def _download(url: str, path: Path, md5: str) -> None:
     """Raises ``OSError``: no connection, no place. ``ValueError``: it broke off, other content."""
-    waited_for = ""
-    if dist.is_initialized():
-        waited_for = "; should the other processes give up waiting, fetch it with one process first"
-    print(f"downloading {url} to {path}{waited_for}", flush=True)
+    launch.say_download(url, path)
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=60) as response:
         path.parent.mkdir(parents=True, exist_ok=True)

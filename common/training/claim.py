@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from common.training import launch
+from common.training import launch, peers
 from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.flags import spelled
 
+# How often torchrun's agent or Slurm has started this command anew.
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 STARTS = ("resume", "weights", "path_t")  # settings that name a checkpoint to begin with
 
 
@@ -29,7 +32,8 @@ def claim(
     Raises:
         UsageError: they cannot be written, another process writes them, or they hold a run, with
             ``auto`` one that has lost its latest checkpoint; or the file with which this run
-            begins, which would be removed.
+            begins, which would be removed; or, with ``--overwrite``, a launcher repeats the command
+            of the run that they hold.
     """
     own = flag == "auto" or (flag and files.has(Path(flag)))
     overwrite = settings.get("overwrite")
@@ -38,6 +42,7 @@ def claim(
             f"{spelled('overwrite', dashes)} with {spelled('resume', dashes, flag)}: start again "
             "or go on, leave one of them out"
         )
+    restarted = next((name for name in RESTARTS if peers.number(name)), None)
     begins = flag == "auto" and not files.latest.is_file()
     locks = []
 
@@ -45,6 +50,12 @@ def claim(
         if overwrite or begins:
             _refuse_to_remove_its_start(files, settings, dashes)
         locks.extend(files.lock())
+        if overwrite and restarted and files.hold_a_run():
+            raise UsageError(
+                f"{spelled('overwrite', dashes)}: {restarted} is {os.environ[restarted]}, so the "
+                "launcher repeats this command, and what its first start wrote would be removed; "
+                f"start with {spelled('resume', dashes, 'auto')}"
+            )
         if not (own or overwrite):
             refuse_a_run(files, dashes)
         if begins and files.hold_more_than_an_epoch():

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -277,9 +278,12 @@ def fan_out(
         torch.multiprocessing.spawn(_child, (main, argv, place, spoken), nprocs=processes)
     except torch.multiprocessing.ProcessExitedException as error:
         if not spoken.is_set():
+            why = "out of memory"
+            if error.signal_name == "SIGABRT":  # by NCCL's watchdog, which raises nothing
+                why = f"another process did not answer for {peers.minutes()}"
             raise RunError(
-                f"{error} (of {processes}): out of memory? A training goes on from its last "
-                f"checkpoint with {RESUME}"
+                f"{error} (of {processes}): {why}? A training goes on from its last checkpoint "
+                f"with {RESUME}"
             ) from None
         sys.exit(max(error.exit_code, 1))
     return True
@@ -311,7 +315,12 @@ def _child(
 
 
 def distribute(model: nn.Module, process: Process, **ddp_options: object) -> nn.Module:
-    """Move a model to the process's device and, with several processes, wrap it for DDP."""
+    """Move a model to the process's device and, with several processes, wrap it for DDP.
+
+    DDP adds up the gradients of a process's first step in another order than those of the later
+    ones, in which it knows in what order they come; from three processes on that rounds otherwise.
+    With ``find_unused_parameters`` it does not.
+    """
     model = model.to(process.device)
     if not process.distributed:
         return model
@@ -373,7 +382,16 @@ def in_main(action: Callable[[], object]) -> None:
         raise UsageError(message)
 
 
+def say_download(url: str, path: Path) -> None:
+    """Print what is fetched, and what to do if that takes longer than other processes wait."""
+    waited_for = ""
+    if dist.is_initialized():
+        waited_for = "; should the other processes give up waiting, fetch it with one process first"
+    print(f"downloading {url} to {path}{waited_for}", flush=True)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
-        dist.barrier()
+        on_gpus = dist.get_backend() == "nccl"  # which warns if it is not told the GPU
+        dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpus else None)

@@ -59,7 +59,7 @@ def meet(backend: str, rank: int, world_size: int) -> None:
     cure = "start all of them, with the same MASTER_ADDR and MASTER_PORT"
     try:
         if rank and not _somebody_there():  # torch would print a page for each vain attempt
-            raise NoProcess0(f"process 0 was not at {place} for {_minutes()}; {cure}")
+            raise NoProcess0(f"process 0 was not at {place} for {minutes()}; {cure}")
         dist.init_process_group(backend, timeout=WAIT)
     except ValueError as error:
         raise UsageError(f"MASTER_ADDR:MASTER_PORT {place}: {error}") from None
@@ -67,7 +67,7 @@ def meet(backend: str, rank: int, world_size: int) -> None:
         if "EADDRINUSE" in str(error):
             raise UsageError(f"MASTER_PORT {_place()[1]}: in use, choose another one") from None
         raise RunError(
-            f"not all of the {world_size} processes came to {place} within {_minutes()}; {cure}"
+            f"not all of the {world_size} processes came to {place} within {minutes()}; {cure}"
         ) from None
 
 
@@ -79,7 +79,7 @@ def explain(error: Exception) -> str | None:
     if "Duplicate GPU" in text:
         return "two processes of the run have the same GPU: start one process a GPU, with torchrun"
     if "Timed out" in text or "timeout" in text:
-        return f"another process of the run has not answered for {_minutes()}"
+        return f"another process of the run has not answered for {minutes()}"
     return "another process of the run has ended and said why, or was killed (out of memory?)"
 
 
@@ -145,5 +145,6 @@ def _somebody_there() -> bool:
     return False
 
 
-def _minutes() -> str:
+def minutes() -> str:
+    """How long a process is waited for, in words."""
     return f"{WAIT.total_seconds() / 60:g} minutes"

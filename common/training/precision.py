@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -50,8 +51,10 @@ def first_non_finite(value: object, name: str = "") -> str | None:
     if not found:
         return None
     # A finite sum has no term that is not, and takes a tenth of the time of looking at each.
-    sums = [value.sum().isfinite() for _, value in found]
-    if all(torch.stack([flag.to(sums[0].device) for flag in sums]).tolist()):
+    sums = defaultdict(list)
+    for _, value in found:
+        sums[value.device].append(value.sum().isfinite())
+    if all(torch.stack(flags).all().cpu() for flags in sums.values()):
         return None
     return next((name for name, value in found if not value.isfinite().all()), None)
 

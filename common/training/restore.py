@@ -155,6 +155,7 @@ def _fetch(url: str, path: Path, cure: str) -> None:
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = match[1] if match else None
     if not path.is_file():
+        launch.say_download(url, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), prefix, progress=False)

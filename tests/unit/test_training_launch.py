@@ -305,6 +305,18 @@ def test_options_of_ddp_are_no_warning(tmp_path, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
+def test_processes_wait_on_their_gpus_without_a_warning(monkeypatch):
+    """NCCL's, which guesses a GPU that it is not told, and says so."""
+    waited = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "barrier", lambda **options: waited.append(options))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for backend in ("nccl", "gloo"):
+        monkeypatch.setattr(dist, "get_backend", lambda backend=backend: backend)
+        launch.barrier()
+    assert waited == [{"device_ids": [3]}, {"device_ids": None}]
+
+
 def test_finite_guard_names_the_place():
     model = torch.nn.Linear(1, 1)
     guard = precision.FiniteGuard(model, torch.optim.SGD(model.parameters(), 0.1))

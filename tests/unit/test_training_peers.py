@@ -77,20 +77,25 @@ def test_the_first_process_that_fails_says_why(tmp_path):
         assert (folder / "stderr").read_text() == words
 
 
-@pytest.mark.parametrize(("spoken", "exit_code", "code", "said"), [
-    (False, -9, 1, "process 1 terminated with signal SIGKILL (of 2): out of memory? A training "
-                   "goes on from its last checkpoint with --resume auto (arbloss: resume auto)\n"),
-    (True, -9, 1, ""),
-    (True, 2, 2, ""),
+GOES_ON = "A training goes on from its last checkpoint with --resume auto (arbloss: resume auto)\n"
+
+
+@pytest.mark.parametrize(("spoken", "killed_by", "exit_code", "code", "said"), [
+    (False, "SIGKILL", -9, 1, f"process 1 terminated with signal SIGKILL (of 2): out of memory? "
+                              f"{GOES_ON}"),
+    (False, "SIGABRT", -6, 1, f"process 1 terminated with signal SIGABRT (of 2): another process "
+                              f"did not answer for 10 minutes? {GOES_ON}"),
+    (True, "SIGKILL", -9, 1, ""),
+    (True, "SIGKILL", 2, 2, ""),
 ])  # fmt: skip
-def test_one_command_for_all_gpus(monkeypatch, capsys, spoken, exit_code, code, said):
+def test_one_command_for_all_gpus(monkeypatch, capsys, spoken, killed_by, exit_code, code, said):
     """It says what became of a process that was killed, if none of them has noticed."""
 
     def spawn(child, args, nprocs):
         if spoken:
             args[-1].set()
         raise ProcessExitedException(
-            "process 1 terminated with signal SIGKILL", 1, 0, exit_code, "SIGKILL"
+            f"process 1 terminated with signal {killed_by}", 1, 0, exit_code, killed_by
         )
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)

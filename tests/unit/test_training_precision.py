@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.training.precision import first_non_finite
 
@@ -31,3 +32,28 @@ def test_a_sum_that_overflows_is_no_fault_of_its_terms():
 def test_empty_tensors_are_finite():
     assert first_non_finite({"w": torch.empty(0, 3)}) is None
     assert first_non_finite({}) is None
+
+
+class Waits(TorchDispatchMode):
+    """Counts the values that are read of the pretended GPU ``meta``; all of them are true."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        to_host = func is torch.ops.aten._to_copy.default and kwargs.get("device") != META
+        if args and getattr(args[0], "device", None) == META and to_host:
+            self.count += 1
+            return torch.ones(args[0].shape, dtype=args[0].dtype)
+        return func(*args, **kwargs)
+
+
+META = torch.device("meta")
+
+
+def test_a_gpu_is_waited_for_once_whatever_comes_first():
+    of_gpu = {name: torch.ones(2, device=META) for name in "abc"}
+    for state in (of_gpu, {"best": 0.5, **of_gpu}):
+        with Waits() as waits:
+            assert first_non_finite(state) is None
+        assert waits.count == 1

@@ -259,6 +259,25 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
         Run(tmp_path)
 
 
+@pytest.mark.parametrize("count", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_command_that_a_launcher_repeats_does_not_overwrite_its_own_run(
+    tmp_path, monkeypatch, count
+):
+    Run(tmp_path).train(2).record.close()
+    monkeypatch.setenv(count, "0")
+    Run(tmp_path, overwrite=True).train(2).record.close()
+    monkeypatch.setenv(count, "1")
+    before = files(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Run(tmp_path, overwrite=True)
+    assert str(error.value) == (
+        f"--overwrite: {count} is 1, so the launcher repeats this command, and what its first "
+        "start wrote would be removed; start with --resume auto"
+    )
+    assert files(tmp_path) == before
+    Run(tmp_path, "auto").record.close()
+
+
 @pytest.mark.parametrize("left", [
     ["log/report.json"], ["log/metrics.csv"], ["model/ckpt.best.pth.tar"], ["model/3_ckpt.pth.tar"],
     ["log/metrics.csv", "log/report.json", "model/3_ckpt.pth.tar", "model/ckpt.best.pth.tar"],

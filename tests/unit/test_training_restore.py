@@ -6,6 +6,7 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from common.training import restore
@@ -70,6 +71,21 @@ def test_a_damaged_file_in_the_download_cache_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError) as error:
         restore.download(url, "walk")
     assert str(error.value) == f"{path}: damaged, its SHA-256 is not {prefix}…; delete it"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_download_that_others_wait_for_says_so(tmp_path, monkeypatch, capsys, processes):
+    path, url = tmp_path / "checkpoints" / "net.pth", "https://host.example/net.pth"
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: path.touch())
+    monkeypatch.setattr(restore.launch, "in_main", lambda action: action())
+    monkeypatch.setattr(dist, "is_initialized", lambda: processes > 1)
+    assert restore.download(url, "walk") == path
+    waited_for = "; should the other processes give up waiting, fetch it with one process first"
+    assert capsys.readouterr().out == (
+        f"downloading {url} to {path}{waited_for if processes > 1 else ''}\n"
+    )
+    assert restore.download(url, "walk") == path and capsys.readouterr().out == ""
 
 
 def test_weights_load_with_either_prefix_and_without_counters():
