@@ -123,7 +123,12 @@ class ARBLoss(nn.Module):
 
 
 class ARBFocalLoss(ARBLoss):
-    """ARB-Loss with a focal factor: alpha (1 - p_i)^gamma l_i with p_i = e^{-l_i} (stage 2)."""
+    """ARB-Loss with a focal factor: alpha (1 - p_i)^gamma l_i with p_i = e^{-l_i} (stage 2).
+
+    Args:
+        reduction, validate: as for ``ARBLoss``. alpha: a factor.
+        gamma: γ ≥ 0; between 0 and 1 the gradient of a perfect sample is not finite.
+    """
 
     def __init__(
         self,

@@ -112,7 +112,8 @@ class FocalLoss(nn.Module):
     the sum of weights.
 
     Args:
-        weight: class weights (K,), or None. gamma: γ ≥ 0.
+        weight: class weights (K,), or None.
+        gamma: γ ≥ 0; between 0 and 1 the gradient of a perfect sample is not finite.
     """
 
     def __init__(self, weight: Tensor | Sequence[float] | None = None, gamma: float = 0.0) -> None:
@@ -215,7 +216,9 @@ class IB_FocalLoss(nn.Module):
     """Influence-balanced focal loss: L = mean (1 − q)^γ · l · r, without the focal factor 10.
 
     Args:
-        weight, alpha: as for ``IBLoss``. gamma: γ ≥ 0; the training programs use 1.
+        weight, alpha: as for ``IBLoss``.
+        gamma: γ ≥ 0; the training programs use 1. Between 0 and 1 the gradient of a perfect sample
+            is not finite.
     """
 
     epsilon = 0.001
