@@ -3,8 +3,9 @@
 
     python benchmarks/all.py [--write] [--quick]
 
-About ten minutes on two idle CPU cores; anything else that runs spoils the ratios. --write puts the
-table into README.md beside this file; --quick tries everything in a minute or two, for nothing.
+About a quarter of an hour on two idle CPU cores; anything else that runs spoils the ratios. --write
+puts the table into README.md beside this file; --quick tries everything in a minute or two, for
+nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
 def measure(device: torch.device, quick: bool) -> list[Row]:
-    """Every benchmark, with settings that take a quarter of an hour together on two cores."""
+    """The rows of every benchmark."""
     rounds = 1 if quick else 2
     steps = (
         ("start", lambda: start.rows(2 * rounds)),
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--quick", action="store_true", help="try all; the figures mean nothing")
     args = parser.parse_args(argv)
+    if args.quick and args.write:
+        parser.error("--write: the figures of --quick mean nothing; leave one of them out")
     torch.manual_seed(0)
     device = launch.start().device
     today = datetime.date.today().isoformat()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each paper's loss adds to a training step with cross-entropy, measured in turn.
 
-    python benchmarks/losses.py [--rounds 5] [--device cuda]
+    python benchmarks/losses.py [--rounds 5]
 
 For 10, 100, 1000 and 8142 classes: a whole step (ResNet-32 with batch 128; from 1000 classes on
 ResNet-50 with batch 8 at 224 pixels), and each loss alone, value and gradient, minus cross-entropy.

@@ -14,8 +14,8 @@ from typing import TextIO
 
 import torch
 
+from common.training import lock
 from common.training.errors import writing
-from common.training.lock import lock_file
 from tools.programs import PROGRAMS, ROOT, code_sha256, fill
 
 MAX_WORKERS = 16  # that read the images of a run, as in the papers
@@ -110,9 +110,9 @@ def start(job: Job, slot: int, jobs: int, root: Path | str, gpus: Sequence[str])
     words = [sys.executable, "-u", *fill(words[1:], root=root, out=job.folder, workers=workers)]
     with writing(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
-        if job.lock is None and (lock := _lock(job.folder)) is None:
+        job.lock = job.lock or _lock(job.folder)
+        if job.lock is None:
             return False
-        job.lock = job.lock or lock
         job.code = job.code or code_sha256()
         with open(job.folder / "output.txt", "a") as output:
             output.write(f"$ {shlex.join(words)}\n")
@@ -124,7 +124,7 @@ def start(job: Job, slot: int, jobs: int, root: Path | str, gpus: Sequence[str])
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[job.lock.fileno()],
+                pass_fds=[job.lock.fileno()] if lock.fcntl else [],  # Windows passes none
             )
     job.slot = slot
     return True
@@ -135,11 +135,11 @@ def _lock(folder: Path) -> TextIO | None:
 
     The child inherits the lock: a run whose runner was killed stays locked until it ends.
     """
-    lock = open(folder / "lock", "w")  # noqa: SIM115
-    if not lock_file(lock, folder, inherited=True):
-        lock.close()
+    file = open(folder / "lock", "w")  # noqa: SIM115
+    if not lock.lock_file(file, folder, inherited=True):
+        file.close()
         return None
-    return lock
+    return file
 
 
 def advance(job: Job) -> bool:

@@ -260,10 +260,10 @@ def test_a_recorded_run_of_the_original(golden, here, monkeypatch, capsys):
     assert "==> Preparing imbalanced CIFAR-10" in out  # the original says CIFAR-100
     folder = here / "results" / "cifar10" / "e2e" / "ir_10"
     (log,) = folder.glob("*.txt")
-    lines = [line for line in log.read_text().splitlines()]
     ours = ("loader", "amp", "channels_last", "compile", "eval_every", "stretch_schedule",
             "image_size", "imb_type", "resume", "evaluate", "overwrite", "other_data",
             "margin_norm", "val_fraction")  # fmt: skip
+    lines = log.read_text().splitlines()
     lines = [line for line in lines if line[7:].split(":")[0].strip() not in ours]
     assert figures_masked(lines) == figures_masked(facts["log_lines"][:-1])
     state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)

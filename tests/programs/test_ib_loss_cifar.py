@@ -105,7 +105,7 @@ def test_a_run_leaves_logs_report_and_pictures(finished):
     final = report["final"]
     assert final["epoch"] == 2 and len(final["cls_acc"]) == 10
     assert {"top1", "top5", "ece", "many", "medium", "few", "images_per_s"} <= final.keys()
-    tests = np.bincount(np.repeat(np.arange(10), 1)) * 0 + [48, 52, 47, 53, 51, 52, 51, 49, 44, 50]
+    tests = [48, 52, 47, 53, 51, 52, 51, 49, 44, 50]
     assert final["top1"] == pytest.approx(np.average(final["cls_acc"], weights=tests))
     assert report["best"]["top1"] >= final["top1"]
 

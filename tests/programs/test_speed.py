@@ -52,7 +52,12 @@ def losses(here):
 
 
 @pytest.mark.parametrize("name", small_runs.PROGRAMS)
-def test_a_compiled_run_is_the_eager_one_and_is_compiled_once(here, traced, name, capsys):
+def test_a_compiled_run_is_the_eager_one_and_is_compiled_once(
+    here, traced, name, monkeypatch, capsys
+):
+    # Its seconds are taken off those of the epoch: as if they were many less than none.
+    compile_seconds = speed.compile_seconds
+    monkeypatch.setattr(speed, "compile_seconds", lambda process: compile_seconds(process) - 1e6)
     program, argv = small_runs.command(name)
     program.main(argv)
     eager = losses(here)
@@ -63,13 +68,14 @@ def test_a_compiled_run_is_the_eager_one_and_is_compiled_once(here, traced, name
     program.main(with_flag(name, argv, "compile"))
     assert losses(here) == pytest.approx(eager, rel=1e-4)
     assert "compiled in " in capsys.readouterr().out
+    assert float(metrics(here)[0]["images_per_s"]) < 0.01
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     # One for each kind of batch, CMO's plain and mixed ones; and the one that tries the compiler.
     assert graphs == (3 if name.endswith("cmo") else 2)
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_a_run_compiled_for_real(here, monkeypatch):
+def test_a_run_compiled_for_real(here, monkeypatch, capsys):
     """With the compiler of this machine, anew; the network is tiny, but it takes a while."""
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(here / "cache"))
@@ -79,9 +85,10 @@ def test_a_run_compiled_for_real(here, monkeypatch):
     set_aside(here)
     program.main([*argv, "--compile"])
     assert losses(here) == pytest.approx(eager, rel=1e-5)
-    # Compilation took most of the first epoch, and does not count for its images/s.
-    first = metrics(here)[0]
-    assert 13 / float(first["images_per_s"]) < 0.5 * float(first["epoch_s"])
+    said = capsys.readouterr().out
+    if "there is no working compiler" in said:
+        pytest.skip("there is no C++ compiler")
+    assert "compiled in " in said
 
 
 def test_a_compiled_run_goes_on_where_it_stopped(here, traced):

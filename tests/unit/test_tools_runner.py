@@ -31,21 +31,23 @@ def test_a_run_that_another_process_trains_is_not_started(job):
 
 def test_where_nothing_can_be_locked_the_runs_are_trained(job, monkeypatch, capsys):
     """Lustre without flock; Windows, which has no fcntl."""
-    started = []
-    monkeypatch.setattr(runner.subprocess, "Popen", lambda words, **_: started.append(words))
+    passed = []
+    monkeypatch.setattr(
+        runner.subprocess, "Popen", lambda words, pass_fds, **_: passed.append(pass_fds)
+    )
 
     def refuse(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert runner.start(job, 0, 1, "DIR", [])
+    assert runner.start(job, 0, 1, "DIR", []) and passed == [[job.lock.fileno()]]
     assert capsys.readouterr().out == (
         f"note: {job.folder} cannot be locked (Function not implemented): start no second run "
         "there\n"
     )
     monkeypatch.setattr(lock, "fcntl", None)
     job.lock = None
-    assert runner.start(job, 0, 1, "DIR", []) and len(started) == 2
+    assert runner.start(job, 0, 1, "DIR", []) and passed[1:] == [[]]  # Windows refuses any
     assert capsys.readouterr().out == ""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     for module in (lock, runner):

@@ -1,3 +1,5 @@
+"""Numbers that are not finite are found, and only those."""
+
 import math
 
 import pytest
