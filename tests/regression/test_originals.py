@@ -1,4 +1,7 @@
-"""The authors' own program and ours, on the same files, with the same flags and seeds, agree."""
+"""The stored runs of the authors' own program and of ours: what the README says of them.
+
+No program runs here: what ours computes is guarded by golden numbers and by test_short.py.
+"""
 
 import csv
 
@@ -8,15 +11,7 @@ from tests.regression import originals
 from tests.regression.results import read_results, trained_on
 
 
-def test_accuracies_agree_within_three_standard_errors():
-    for pair in originals.accuracies():
-        recorded = 2 if (pair.method, pair.epoch) == ("IB", "last") else 3
-        assert (len(pair.ours), len(pair.theirs)) == (3, recorded)
-        difference, error = pair.difference
-        assert abs(difference) <= 3 * error
-
-
-def test_ours_are_runs_on_the_same_data_with_the_same_flags():
+def test_the_stored_runs_are_on_the_same_data_with_the_same_flags():
     with open(originals.FOLDER / "results.csv", newline="") as file:
         flags = {(line["flags"], line["seed"]) for line in csv.DictReader(file)}
     ours = read_results(originals.FOLDER)
@@ -27,17 +22,18 @@ def test_ours_are_runs_on_the_same_data_with_the_same_flags():
         assert any(words.startswith(f"{line} --seed {seed} --root") for line, seed in flags)
 
 
-def test_from_the_same_weights_the_training_losses_agree_within_two_percent():
+def test_the_stored_figures_agree():
+    """Accuracies within two standard errors. Losses from the same weights within 2 %; in whole
+    runs, their means within 6 % after the first epoch, in which the authors' two differ by 19 %.
+    """
+    for pair in originals.accuracies():
+        difference, error = pair.difference
+        assert abs(difference) <= 2 * error
     curves = originals.losses()
     for seed, theirs in curves["theirs from ours"].items():
         ours = curves["ours"][seed]
         assert list(theirs) == [8, 9, 10, 11]
         assert [ours[e] for e in theirs] == pytest.approx(list(theirs.values()), rel=0.02)
-
-
-def test_in_whole_runs_the_mean_training_losses_agree_within_six_percent():
-    """After the first epoch, in which the two seeds of the authors' program differ by 19 %."""
-    curves = originals.losses()
     theirs, ours = originals.mean(curves["theirs"]), originals.mean(curves["ours"])
     assert len(theirs) == len(ours) == originals.EPOCHS
     later = range(1, originals.EPOCHS)
@@ -45,7 +41,9 @@ def test_in_whole_runs_the_mean_training_losses_agree_within_six_percent():
 
 
 def test_the_section_shows_means_spread_and_differences():
+    """And of how many seeds, where it is not all three."""
     text = "\n".join(originals.section())
     assert "| CE | best | 43.52 ± 1.20 | 43.52 ± 3.20 | +0.00 ± 1.97 | +0.0 |" in text
     assert "| IB | best | 51.43 ± 1.12 | 50.08 ± 0.67 | -1.35 ± 0.76 | -1.8 |" in text
+    assert "| IB | last | 50.55 ± 1.53 (2 seeds) | 49.77 ± 0.66 | -0.78 ± 1.15 | -0.7 |" in text
     assert "| ours to that |" in text and "+1.1 % | +0.2 % | +1.1 % | -0.1 % |" in text
