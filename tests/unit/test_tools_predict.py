@@ -14,6 +14,7 @@ from common.models import resnet_cifar
 from common.training.errors import UsageError
 from tools import predict
 
+pytestmark = pytest.mark.usefixtures("no_gpu")
 CLASSES = ["red", "green", "blue"]
 PROGRAM = "ib_loss/cifar_train.py"
 ABOUT = {
