@@ -32,6 +32,7 @@ from datasets.loaders import DeviceLoader
 from dbm_loss.cifar.models import KeyQueue, NCLModel
 from dbm_loss.GML.moco import MoCo
 
+pytestmark = pytest.mark.usefixtures("no_gpu")
 COUNTS = [40, 9, 3]
 TARGET = torch.tensor([0, 0, 0, 1, 0, 2, 0, 1])  # every second one: the shares weigh differently
 PIXELS = torch.randn(3, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()

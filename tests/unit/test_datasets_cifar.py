@@ -20,6 +20,7 @@ from datasets import cifar
 from datasets.sources import held_out, open_source
 from tests.programs import tools
 
+pytestmark = pytest.mark.usefixtures("no_gpu")
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 

@@ -16,6 +16,8 @@ from dbm_loss.GML.moco import MoCo, partition_queue
 from tests.programs import tools
 from tests.unit import fill_rules
 
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 
 @pytest.fixture(scope="module")
 def g(golden):
