@@ -17,8 +17,8 @@ from datasets.augment.colours import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGE
 def to_device(parameters: Tensor, device: torch.device) -> Tensor:
     """Send host ``parameters`` to ``device`` without waiting for the device."""
     if device.type == "cuda":
-        return parameters.pin_memory().to(device, non_blocking=True)
-    return parameters.to(device)
+        parameters = parameters.pin_memory()
+    return parameters.to(device, non_blocking=True)
 
 
 def normalize(images: Tensor, mean: Triple, std: Triple) -> Tensor:

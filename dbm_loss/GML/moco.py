@@ -165,6 +165,9 @@ class MoCo(nn.Module):
         with torch.no_grad():
             t_logits, keys = self._key_side(im_cls, im_k)
             self.enqueue(keys, gather_batch(labels), gather_batch(index))
+        # Autocast keeps the half-precision weights of embed_k; in older versions of torch those
+        # made without gradients, with which the next line would not train them.
+        torch.clear_autocast_cache()
         key = F.normalize(full_precision(self.embed_k(self.queue_k)), dim=1)  # K x d
         return {
             "logits": logits[:B],
@@ -185,7 +188,7 @@ class MoCo(nn.Module):
             self._update_key_encoder()
             # Shuffling batch norm (MoCo, section 3.3): keys see the statistics of another batch.
             world_size = dist.get_world_size() if dist.is_initialized() else 1
-            order = torch.randperm(B * world_size).to(im_k.device)
+            order = torch.randperm(B * world_size).to(im_k.device, non_blocking=True)
             if world_size > 1:
                 dist.broadcast(order, src=0)
                 im_k = gather_batch(im_k)[order.view(world_size, B)[dist.get_rank()]]

@@ -1,7 +1,8 @@
 """Every program trains and evaluates on a device that is not there.
 
 The device ``meta`` stands for a GPU: its tensors have shapes and no values. A step that reads a
-value, and so would wait for the GPU, raises there; so does an operation on tensors of two devices.
+value, and so would wait for the GPU, raises there; so does an operation on tensors of two devices,
+and from the second step on a copy to the GPU that does not let the CPU go on.
 What autocast and the streams of a GPU do is left out.
 """
 
@@ -28,7 +29,12 @@ COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses operations on tensors of two devices; numbers of the CPU go with every device."""
+    """Refuses operations on tensors of two devices; numbers of the CPU go with every device.
+
+    Once ``steps`` is set it also refuses copies between them that wait.
+    """
+
+    steps = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -36,6 +42,10 @@ class OneDevice(TorchDispatchMode):
         devices = {x.device.type for x in tensors if x.ndim or x.device != torch.device("cpu")}
         if len(devices) > 1 and func not in COPIES:
             raise AssertionError(f"{func} on tensors of {' and '.join(sorted(devices))}")
+        if self.steps and func in COPIES and not (kwargs.get("non_blocking") or any(args[2:])):
+            devices = {x.device for x in tensors} | {kwargs.get("device") or tensors[0].device}
+            if len(devices) > 1:
+                raise AssertionError(f"{func} between devices waits")
         return func(*args, **kwargs)
 
 
@@ -74,7 +84,14 @@ def train_and_evaluate(name, monkeypatch):
     monkeypatch.setattr(Means, "row", lambda self: {})
     monkeypatch.setattr(Sums, "means", lambda self: {})
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    with OneDevice(), pytest.raises(Evaluated):
+    device, check = OneDevice(), FiniteGuard.check
+
+    def check_and_go_on(*args, **kwargs):
+        check(*args, **kwargs)
+        device.steps = True
+
+    monkeypatch.setattr(FiniteGuard, "check", check_and_go_on)
+    with device, pytest.raises(Evaluated):
         program.main(argv)
 
 

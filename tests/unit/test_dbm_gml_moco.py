@@ -329,6 +329,19 @@ def test_query_and_keys_are_unit_vectors_under_autocast_too():
         torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
 
 
+def test_a_teachers_keys_are_trained_under_autocast_too():
+    images = torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(0))
+    labels, grads = torch.arange(6) % 3, []
+    for half in (False, True):
+        moco = toy_moco()
+        moco.set_distiller(Toy(3, True))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            out = moco(*images, labels, index=torch.arange(6))
+        out["key"][:, 0].sum().backward()
+        grads.append(moco.embed_k[0].weight.grad)
+    assert (grads[1] - grads[0]).norm() < 0.1 * grads[0].norm()
+
+
 def test_teacher_of_another_feature_size():
     moco = toy_moco(feat_t=9)
     with pytest.raises(ValueError, match="features of size 5, feat_t says 9"):
