@@ -67,9 +67,10 @@ RUNS = {
         "IB": f"{IB} --loss_type IB --train_rule IBReweight",
     },
     "dbm_loss": {
-        # The first five epochs of --cos warm up: it needs more of them.
-        "CE": f"{DBM} --loss_fn ce --epochs 14",
-        "DBM-BS": f"{DBM} --loss_fn bs --use_norm --use_dbm --epochs 14",
+        # The first five epochs of --cos warm up: it needs more of them. At the default rate of
+        # 0.1 the top-1 of three seeds goes from 51 to 74.
+        "CE": f"{DBM} --loss_fn ce --epochs 14 --lr 0.05",
+        "DBM-BS": f"{DBM} --loss_fn bs --use_norm --use_dbm --epochs 14 --lr 0.05",
     },
     "hmloss": {
         "CE": f"{HML} --loss_type CE",
@@ -97,7 +98,7 @@ TRACED = {
     "arbloss": {"ARB-Loss": f"{RUNS['arbloss']['ARB-Loss']} mixup False lr 0.001"},
 }
 TRACE_EPOCHS = 1
-LEAST_TOLERANCE = {"top1": 10.0, "few": 20.0}  # points, of 100 and 40 test images
+TOLERANCE = {"top1": 10.0, "few": 20.0}  # points about the mean, of 100 and 40 test images
 
 
 def make_data(folder: Path) -> Path:
@@ -173,14 +174,20 @@ def figures(history: list) -> dict[str, float]:
     return {name: round(history[-1][name], 2) for name in ("top1", "few")}
 
 
-def tolerance(runs: dict[str, dict]) -> dict[str, float]:
-    """Twice the largest distance of a seed from the mean over seeds: they all pass."""
-    found = {}
-    for name, least in LEAST_TOLERANCE.items():
-        values = [run[name] for run in runs.values()]
-        mean = statistics.fmean(values)
-        found[name] = round(max(least, 2 * max(abs(value - mean) for value in values)), 2)
-    return found
+def require_likeness(name: str, runs: dict[str, dict]) -> None:
+    """Refuse seeds that differ by more than the tolerance: a test about their mean says nothing.
+
+    Raises:
+        SystemExit: names the figure and the values of the seeds.
+    """
+    for figure, tolerance in TOLERANCE.items():
+        values = [run[figure] for run in runs.values()]
+        if max(abs(value - statistics.fmean(values)) for value in values) > tolerance:
+            raise SystemExit(
+                f"{name}: {figure} of the seeds is {', '.join(f'{value:g}' for value in values)}, "
+                f"more than {tolerance:g} points about their mean; train longer or at a smaller "
+                "learning rate"
+            )
 
 
 def trace(history: list) -> dict[str, list[float]]:
@@ -219,9 +226,10 @@ def record(papers: list[str], what: list[str], seeds: list[int]) -> None:
                     name: {str(seed): figures(run(command, seed=seed)) for seed in seeds}
                     for name, command in RUNS[paper].items()
                 }
-                tolerances = {name: tolerance(found) for name, found in runs.items()}
-                update(paper, accuracy=runs, tolerance=tolerances)
-                print(paper, runs, tolerances, flush=True)
+                for name, found in runs.items():
+                    require_likeness(f"{paper} {name}", found)
+                update(paper, accuracy=runs)
+                print(paper, runs, flush=True)
 
 
 def main() -> None:
