@@ -350,9 +350,9 @@ def test_a_folder_of_own_images_and_what_its_checkpoint_says(tmp_path, monkeypat
     evaluation = json.loads(Path("out/evaluation.json").read_text())
     assert evaluation["balanced_acc"] == pytest.approx(best["bacc"])
 
-    # In another order the labels are others.
+    # In another order they are other classes.
     (tmp_path / "own" / "classes.txt").unlink()
-    with pytest.raises(UsageError, match="the data are not those of this run, labels_sha256 was"):
+    with pytest.raises(UsageError, match="its class 0 is 'cat', and that of the data 'ant'; give"):
         train_isic.main([*SMALL, *FOLDER, "--resume", "auto"])
 
 
