@@ -40,8 +40,13 @@ def lacking(targets: np.ndarray, classes: Sequence[object], where: object) -> li
     absent = np.flatnonzero(np.bincount(targets, minlength=len(classes)) == 0)
     if not len(absent):
         return []
-    some = ", ".join(str(classes[c]) for c in absent[:3]) + (", …" if len(absent) > 3 else "")
+    names = some([str(classes[c]) for c in absent])
     return [
-        f"note: {where} has no image of {len(absent)} of the {len(classes)} classes ({some}): "
+        f"note: {where} has no image of {len(absent)} of the {len(classes)} classes ({names}): "
         "they have no accuracy"
     ]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from common.training.errors import UsageError
 from common.training.report import names_fingerprint
-from datasets.classes import lacking, read_names
+from datasets.classes import lacking, read_names, some
 from datasets.images import SUFFIXES, read_rgb, read_squares
 from datasets.sources import Source
 
@@ -118,8 +118,7 @@ def _not_read(root: Path) -> list[str]:
     splits = ("train", *HELD_OUT)
     spare = [entry.name for entry in entries(root) if entry.is_dir() and not is_hidden(entry.name)]
     spare = [name for name in spare if name not in splits]
-    shown = ", ".join(spare[:3]) + (", …" if len(spare) > 3 else "")
-    return [f"note: {root}: its folders {shown} are not read"] if spare else []
+    return [f"note: {root}: its folders {some(spare)} are not read"] if spare else []
 
 
 def read_classes(root: Path, layout: str) -> Split:

@@ -15,6 +15,7 @@ from common.training.errors import UsageError
 from common.training.report import fingerprint
 from datasets import augment
 from datasets.augment import batch
+from datasets.classes import some
 from datasets.data import Data, Images
 from datasets.loaders import DeviceLoader, Loader, Order, WorkersLoader
 from datasets.memory import ArrayDataset
@@ -139,7 +140,7 @@ def choose_images(
     empty = [train.classes[c] for c, n in enumerate(counts) if n == 0]
     if empty and _cut_of_own(train, imb_type):
         raise UsageError(
-            f"imbalance {imb_type} {imb_factor:g} on {train.name}: no image of {_some(empty)} is "
+            f"imbalance {imb_type} {imb_factor:g} on {train.name}: no image of {some(empty)} is "
             f"left; use a milder one, or {whole}, which takes the images as they are"
         )
     return indices
@@ -169,12 +170,8 @@ def require_images(cls_num_list: Sequence[int], why: str) -> None:
     if empty:
         raise UsageError(
             f"{why} divides by the class counts, and the imbalance leaves no image of class "
-            f"{_some(empty)}; use a milder imbalance"
+            f"{some(empty)}; use a milder imbalance"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from common.training import drawings
 from common.training.changes import FREE_TO_CHANGE
 from common.training.errors import UsageError
 from common.training.selection import full
+from datasets.classes import some
 from tools.table import PAPERS
 
 FIGURES = {
@@ -315,10 +316,7 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
             if len(untested) == 1
             else "have no test images and count"
         )
-        more = ", …" if len(untested) > 3 else ""
-        notes.append(
-            f"{len(untested)} of them {verbs} in no figure ({', '.join(untested[:3])}{more})."
-        )
+        notes.append(f"{len(untested)} of them {verbs} in no figure ({some(untested)}).")
     if any(one.runs[0].epoch == f"best epoch on the {full(first.split)} set" for one in groups):
         notes.append("An epoch chosen on the set that it is reported on looks better than it is.")
     lengths: dict[int, list[str]] = {}

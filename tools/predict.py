@@ -40,7 +40,7 @@ from common.training.flags import Parser
 from common.training.logs import Progress, write_json
 from common.training.pictures import picture
 from datasets.augment.recipes import MAX_SIDE, from_description
-from datasets.classes import read_names, require_distinct
+from datasets.classes import read_names, require_distinct, some
 from datasets.folder import ENDINGS, HELD_OUT, Skipped, image_files
 from datasets.images import SUFFIXES, read_rgb
 from datasets.listfile import ListFile
@@ -208,23 +208,20 @@ def _class_names(
         )
     if classes is None or names is None:
         return known
-    if len(names) != len(classes):
-        raise UsageError(
-            f"--classes {args.classes}: {len(names)} names; {args.checkpoint} has "
-            f"{len(classes)} classes"
-        )
     if sorted(classes) == sorted(str(c) for c in range(len(classes))):
+        if len(names) != len(classes):
+            raise UsageError(
+                f"--classes {args.classes}: {len(names)} names; {args.checkpoint} has "
+                f"{len(classes)} classes"
+            )
         return [names[int(c)] for c in classes]
-    if odd := sorted(set(names) - set(classes)):
+    # They are those of the labels of a list, which may have other classes than the checkpoint.
+    if set(names).isdisjoint(classes):
         raise UsageError(
-            f"--classes {args.classes}: {odd[0]!r} is none of the classes of {args.checkpoint} "
-            f"({_some(classes)})"
+            f"--classes {args.classes}: none of its names ({some(names)}) is a class of "
+            f"{args.checkpoint} ({some(classes)})"
         )
     return classes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _network_flags(words: Sequence[str]) -> dict[str, object]:
@@ -289,7 +286,7 @@ def _in_folder(folder: Path, model: Model) -> list[Sample]:
         cure = f"; give {folder / meant[0]} for the figures of those in it" if meant else ""
         print(
             f"note: {folder}: {len(odd)} image{'s' * (len(odd) > 1)} without a label: their "
-            f"folders ({_some(sorted(set(odd)))}) are named like none of the classes{cure}"
+            f"folders ({some(sorted(set(odd)))}) are named like none of the classes{cure}"
         )
     return [Sample(file, labels.get(top), file) for file, top in zip(files, tops, strict=True)]
 
@@ -315,7 +312,8 @@ def _in_list(path: Path, args: argparse.Namespace, model: Model) -> list[Sample]
     lines = [line for line in lines if line]
     if all(line.lower().endswith(SUFFIXES) for line in lines):
         return [Sample(line, None, str(root / line)) for line in lines]
-    images = ListFile(path, root, num_classes=len(model.classes), must_exist=False)
+    num_classes = max(len(model.classes), len(model.label_names or ()))
+    images = ListFile(path, root, num_classes=num_classes, must_exist=False)
     labels = _classes_of(images.targets, images.classes, model, path)
     return [
         Sample(os.fsdecode(name), label, images.path(i))
@@ -339,7 +337,7 @@ def _classes_of(
         if label >= len(names) or names[label] not in place:
             raise UsageError(
                 f"{source}: label {label}, {names[label] if label < len(names) else 'unnamed'}, is "
-                f"none of the checkpoint's classes ({_some(model.classes)}); give "
+                f"none of the checkpoint's classes ({some(model.classes)}); give "
                 "--classes FILE with the names of the labels in their order"
             )
     return [place[names[label]] for label in targets.tolist()]

@@ -119,7 +119,9 @@ def check_classes(
     """
     about = state.get("about")
     its = about.get("classes") if isinstance(about, Mapping) else None
-    if not isinstance(its, (list, tuple)) or list(its) == list(classes):
+    if not isinstance(its, (list, tuple)) or not all(isinstance(name, str) for name in its):
+        return []
+    if list(its) == list(classes):
         return []
     if len(its) != len(classes):
         raise UsageError(

@@ -14,7 +14,6 @@ from pathlib import Path
 from common.training.errors import UsageError
 from common.training.logs import write_text
 from datasets.listfile import PUBLISHED
-from tools.programs import code_sha256
 from tools.table import Row
 
 HERE = Path(__file__).resolve().parent
@@ -129,13 +128,13 @@ def read_results(folder: Path = RESULTS) -> list[dict]:
     return [read_result(path) for path in sorted(folder.glob("*.json"))]
 
 
-def other_code(result: dict) -> str | None:
-    """Of which code a result is, in words; None if all of it is of the code that is here.
+def other_code(result: dict, code: str) -> str | None:
+    """Of which code a result is, in words; None if all of it is of ``code``, a ``code_sha256``.
 
     A result is a measurement of its commit, and says nothing about what was changed since.
     """
     commit = result.get("commit", "unknown")  # several, if the run went on with other code
-    if result.get("code_sha256") == code_sha256() and "," not in commit:
+    if result.get("code_sha256") == code and "," not in commit:
         return None
     return f"of other code (commit {commit})"
 

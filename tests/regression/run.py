@@ -35,7 +35,7 @@ from tests.regression.results import (
     text_table,
     write_result,
 )
-from tools.programs import ROOT, fill, settings
+from tools.programs import ROOT, code_sha256, fill, settings
 from tools.runner import Job, command_line, train
 from tools.table import NPZ, PAPERS, STAND_INS, Row, commands, read_table, select
 
@@ -188,10 +188,11 @@ def run(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[list[Comparison]
 def of_other_code(jobs: Sequence[Job]) -> list[tuple[str, str]]:
     """Row id and a sentence for each result that is kept and was trained with other code."""
     results = [(job.result, read_result(job.result)) for job in jobs if job.result.is_file()]
+    code = code_sha256()
     return [
         (result["id"], f"{path}: {words}; remove the file to train again")
         for path, result in results
-        if (words := other_code(result))
+        if (words := other_code(result, code))
     ]
 
 

@@ -33,7 +33,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def trained(request):
-    """Train every row that is still selected (-k included), several side by side."""
+    """Train every row that is still selected (-k included), several side by side.
+
+    Returns: the comparisons, and what was kept of other code (``run.of_other_code``).
+    """
     args = arguments(request.config)
     rows = [
         item.callspec.params["row"]
@@ -42,15 +45,16 @@ def trained(request):
     ]
     root = Path(args.data_root).resolve()
     rows = [row for row in rows if run.missing_data([row], args.data, root) is None]
-    return run.run(args, rows)
+    comparisons, jobs = run.run(args, rows)
+    return comparisons, run.of_other_code(jobs)
 
 
 def test_the_reported_accuracy_is_reached(row, request, trained):
     args = arguments(request.config)
     if lacking := run.missing_data([row], args.data, Path(args.data_root).resolve()):
         pytest.skip(lacking)
-    comparisons, jobs = trained
-    for id_, note in run.of_other_code(jobs):
+    comparisons, of_other_code = trained
+    for id_, note in of_other_code:
         if id_ in (row.id, row.better_than):
             pytest.skip(note)
     same = (row.id, row.split, row.source)
@@ -79,7 +83,8 @@ def test_a_kept_result_of_other_code_does_not_pass(tmp_path):
         for i, (job, top1) in enumerate(zip(jobs, (50.0, 60.0), strict=True)):
             code = {"code_sha256": "0" * 64, "commit": "1234"} if i in paths_of_other_code else ours
             write_result(job.result, made_up.result(rows[i].id, top1, epochs=10) | code)
-        trained = run.run(args, rows)
+        comparisons, jobs = run.run(args, rows)
+        trained = comparisons, run.of_other_code(jobs)
         check = partial(
             test_the_reported_accuracy_is_reached, row, SimpleNamespace(config=config), trained
         )

@@ -17,7 +17,6 @@ from tests.regression.results import (
     text_table,
     write_result,
 )
-from tools.programs import code_sha256
 from tools.table import read_table
 
 TABLE = read_table()
@@ -290,14 +289,14 @@ def test_a_result_is_what_the_program_reported(tmp_path):
 
 def test_a_result_of_other_code_says_so():
     """Also one that went on with other code than it began with, and one that does not say."""
-    same = result(IB, 78.0) | {"code_sha256": code_sha256(), "commit": "1234"}
-    assert other_code(same) is None
+    same = result(IB, 78.0) | {"code_sha256": "1" * 64, "commit": "1234"}
+    assert other_code(same, "1" * 64) is None
     for differs, words in [
         ({"code_sha256": "0" * 64}, "of other code (commit 1234)"),
         ({"commit": "1234, 5678"}, "of other code (commit 1234, 5678)"),
     ]:
-        assert other_code(same | differs) == words
-    assert other_code(result(IB, 78.0)) == "of other code (commit unknown)"
+        assert other_code(same | differs, "1" * 64) == words
+    assert other_code(result(IB, 78.0), "1" * 64) == "of other code (commit unknown)"
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path):

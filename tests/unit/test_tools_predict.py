@@ -124,6 +124,16 @@ def test_a_class_without_a_test_image_is_not_one_without_mistakes(here, capsys):
     assert "\ngreen: no image\n\nblue: no image\n" in out  # the one of blue cannot be read
 
 
+@pytest.mark.parametrize("names", ["blue red", "teal blue none red"])
+def test_a_list_of_fewer_or_more_classes_than_the_checkpoint(here, names):
+    names = names.split()
+    (here / "names").write_text("\n".join(names))
+    lines = [f"{name}/1.png {names.index(name)}\n" for name in ("blue", "red")]
+    (here / "list.txt").write_text("".join(lines))
+    rows = run("ckpt", "list.txt", "--root", "images", "--classes", "names")
+    assert [(row["true"], row["class"]) for row in rows] == [("blue", "blue"), ("red", "red")]
+
+
 def test_lists_with_and_without_labels(here, capsys):
     (here / "images" / "list.txt").write_text("red/1.png\n\nteal/1.png\nnone.png\n")
     rows = run("ckpt", "images/list.txt")
@@ -229,16 +239,15 @@ def test_numbered_folders_keep_their_labels_when_numbers_get_names(here):
     ("words", "message"),
     [
         (["ckpt", "--num_classes", "5"], "--num_classes 5: ckpt has 3 classes; leave it out"),
-        (["ckpt", "--classes", "two"], "--classes two: 2 names; ckpt has 3 classes"),
-        (["ckpt", "--classes", "other"], "--classes other: 'Blue' is none of the classes of ckpt "
-         "(red, green, blue)"),
+        (["ckpt", "--classes", "other"], "--classes other: none of its names (Green, Red) is a "
+         "class of ckpt (red, green, blue)"),
         (["original", "--classes", "two", "--num_classes", "3", "--program", PROGRAM],
          "--num_classes 3: two has 2 classes; leave it out"),
     ],
 )  # fmt: skip
 def test_classes_that_contradict_the_checkpoint(here, words, message):
     (here / "two").write_text("green\nred\n")
-    (here / "other").write_text("green\nBlue\nred\n")
+    (here / "other").write_text("Green\nRed\n")
     with pytest.raises(UsageError) as error:
         run(words[0], "images", *words[1:])
     assert str(error.value) == message

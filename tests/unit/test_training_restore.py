@@ -37,7 +37,7 @@ def test_classes_are_the_same_in_the_same_order():
 
     assert restore.check_classes({"epoch": 1}, ["a", "b"], "C") == []  # the originals say nothing
     assert restore.check_classes({"about": "?"}, ["a", "b"], "C") == []
-    assert check(["a", "b"], ("a", "b")) == check(None, ["a"]) == []
+    assert check(["a", "b"], ("a", "b")) == check(None, ["a"]) == check([[0], 1], ["a"]) == []
     for its, classes, named in (
         (["0", "1"], ["a", "b"], "the data name"),
         (["a", "b"], ["0", "1"], "the checkpoint names"),
