@@ -36,15 +36,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if not config.resume:
         raise UsageError("name the checkpoint to evaluate: resume CHECKPOINT")
     process, notes = start_process(config, args.local_rank)
-    data = load_data(config)
     stem, resume = opts.stem(args.cfg), config.resume
+    if resume != "auto":  # a misspelt name is told at once
+        state = checkpoint.load(resume, "resume")
+    data = load_data(config)
     if resume == "auto":
-        resume, passed_over = newest_run(stem, config, data.facts)
+        resume, passed_over = launch.in_main(lambda: newest_run(stem, config, data))
         notes += passed_over
         if not resume:
             what = ["resume auto: no run with these settings to evaluate", *passed_over]
             raise UsageError("; ".join([*what, "give resume CHECKPOINT"]))
-    state = checkpoint.load(resume, "resume")
+        state = checkpoint.load(resume, "resume")
     notes += restore.check_classes(state, data.classes, resume)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -85,18 +85,21 @@ class RunFolder(NamedTuple):
     notes: list[str]
 
 
-def run_folder(cfg: str, config: CfgNode, stage: int, facts: Mapping[str, object]) -> RunFolder:
-    """The folder of this run; the same in every process.
+def run_folder(cfg: str, config: CfgNode, stage: int, data: Data) -> RunFolder:
+    """The folder of this run, found by process 0.
 
     A new run gets ``saved/<configuration>_<YYYYmmddHHMM>/`` under the working directory, or, if
     ``model_dir`` is absolute, the folder that it lies in. The ``current.pth.tar`` of an earlier run
     of this stage continues in that run's folder. ``resume auto`` is that of the newest run with
-    these settings on the images of ``facts``, if there is one.
+    these settings on the training images of ``data``, if there is one.
     """
-    stem = opts.stem(cfg)
+    return launch.in_main(lambda: _run_folder(opts.stem(cfg), config, stage, data))
+
+
+def _run_folder(stem: str, config: CfgNode, stage: int, data: Data) -> RunFolder:
     resume, notes = config.resume, []
     if resume == "auto":
-        resume, notes = newest_run(stem, config, facts)
+        resume, notes = newest_run(stem, config, data)
         if stage == 2 and not resume:
             raise UsageError(
                 "; ".join(["resume auto: no stage-2 run with these settings to continue", *notes])
@@ -113,7 +116,7 @@ def run_folder(cfg: str, config: CfgNode, stage: int, facts: Mapping[str, object
         if continues and path == (its_folder / config.model_dir / LATEST).resolve():
             folder = its_folder
     folder = folder or new_folder(stem, config.model_dir)
-    return RunFolder(*launch.broadcast_object((folder, resume, continues, notes)))
+    return RunFolder(folder, resume, continues, notes)
 
 
 def folder_of(latest: Path, model_dir: str) -> Path:
@@ -122,38 +125,46 @@ def folder_of(latest: Path, model_dir: str) -> Path:
     return latest.parents[min(above, len(latest.parents) - 1)]
 
 
-def newest_run(stem: str, config: CfgNode, facts: Mapping[str, object]) -> tuple[str, list[str]]:
+def newest_run(stem: str, config: CfgNode, data: Data) -> tuple[str, list[str]]:
     """The checkpoint of the newest run with these settings, or "", and a note about a newer one.
 
-    It has to be of the training images of ``facts``, unless ``other_data`` accepts others. In an
-    absolute ``model_dir`` there is one run: whether its images are others the record says.
+    It has to be of the classes of ``data``, and of the training images, unless ``other_data``
+    accepts others. An absolute ``model_dir`` holds one run, whatever it was made of: training
+    refuses other data there.
     """
-    any_images = config.other_data or Path(config.model_dir).is_absolute()
-    if Path(config.model_dir).is_absolute():
+    only_run = Path(config.model_dir).is_absolute()
+    if only_run:
         found = filter(Path.is_file, [Path(config.model_dir, LATEST)])
     else:
         found = Path("saved").glob(f"{stem}_{'[0-9]' * 12}*/{config.model_dir}/{LATEST}")
     notes = []
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        resume = f"resume {path}"
+        cure = f"; give resume {path} to go on with it"
         if changed := changed_settings(folder_of(path, config.model_dir), config):
             what = f"a run with other settings ({', '.join(changed)})"
-        elif not any_images and (changed := changed_images(path, facts)):
-            what = f"a run on other training images (another {', '.join(changed)})"
-            resume += " other_data True"
-        else:
+        elif only_run:
             return str(path), notes
-        notes = notes or [
-            f"note: resume auto passes over {path}, {what}; give {resume} to go on with it"
-        ]
+        else:
+            state = checkpoint.load(path, "resume")
+            restore.check_checkpoint(state, path, weights_alone=True)
+            if of_other_classes(state, data.classes):
+                what, cure = "a run of other classes, or in another order", ""
+            elif not config.other_data and (changed := changed_training(state, data.facts)):
+                what = f"a run on other training images (another {', '.join(changed)})"
+                cure = f"; give resume {path} other_data True to go on with it"
+            else:
+                return str(path), notes
+        notes = notes or [f"note: resume auto passes over {path}, {what}{cure}"]
     return "", notes
 
 
-def changed_images(path: Path, facts: Mapping[str, object]) -> list[str]:
-    """The ``facts`` about the training images that the checkpoint ``path`` tells otherwise."""
-    state = checkpoint.load(path, "resume")
-    restore.check_checkpoint(state, path, weights_alone=True)
-    return changed_training(state, facts)
+def of_other_classes(state: Mapping[str, object], classes: Sequence[str]) -> bool:
+    """Whether ``check_classes`` refuses a checkpoint, which no setting accepts."""
+    try:
+        restore.check_classes(state, classes, "")
+    except UsageError:
+        return True
+    return False
 
 
 def changed_training(state: Mapping[str, object], facts: Mapping[str, object]) -> list[str]:

@@ -71,7 +71,7 @@ def train(
     data = load_data(config)
     counts = data.cls_num_list
 
-    folder = run_folder(args.cfg, config, stage, data.facts)
+    folder = run_folder(args.cfg, config, stage, data)
     if stage == 1 and not folder.resume:  # which `resume auto` may not have found
         opts.check_published(config)
     log_name = f"{opts.stem(args.cfg)}.txt"

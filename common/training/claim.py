@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from common.training import launch, peers
+from common.training import checkpoint, launch, peers, restore
 from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.flags import spelled
 
-# How often torchrun's agent or Slurm has started this command anew.
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+# How often torchrun or Slurm has started this command anew, and its id. That of a torchrun over
+# several machines is "none", as of all others, unless --rdzv_id gives it one.
+LAUNCHERS = {
+    "TORCHELASTIC_RESTART_COUNT": "TORCHELASTIC_RUN_ID",
+    "SLURM_RESTART_COUNT": "SLURM_JOB_ID",
+}
 STARTS = ("resume", "weights", "path_t")  # settings that name a checkpoint to begin with
 
 
@@ -32,8 +37,8 @@ def claim(
     Raises:
         UsageError: they cannot be written, another process writes them, or they hold a run, with
             ``auto`` one that has lost its latest checkpoint; or the file with which this run
-            begins, which would be removed; or, with ``--overwrite``, a launcher repeats the command
-            of the run that they hold.
+            begins, which would be removed; or, with ``--overwrite``, a launcher that repeats its
+            commands has made the run that they hold.
     """
     own = flag == "auto" or (flag and files.has(Path(flag)))
     overwrite = settings.get("overwrite")
@@ -42,7 +47,6 @@ def claim(
             f"{spelled('overwrite', dashes)} with {spelled('resume', dashes, flag)}: start again "
             "or go on, leave one of them out"
         )
-    restarted = next((name for name in RESTARTS if peers.number(name)), None)
     begins = flag == "auto" and not files.latest.is_file()
     locks = []
 
@@ -50,12 +54,8 @@ def claim(
         if overwrite or begins:
             _refuse_to_remove_its_start(files, settings, dashes)
         locks.extend(files.lock())
-        if overwrite and restarted and files.hold_a_run():
-            raise UsageError(
-                f"{spelled('overwrite', dashes)}: {restarted} is {os.environ[restarted]}, so the "
-                "launcher repeats this command, and what its first start wrote would be removed; "
-                f"start with {spelled('resume', dashes, 'auto')}"
-            )
+        if overwrite:
+            _refuse_to_repeat(files, dashes)
         if not (own or overwrite):
             refuse_a_run(files, dashes)
         if begins and files.hold_more_than_an_epoch():
@@ -68,6 +68,11 @@ def claim(
 
     launch.in_main(lock)
     return locks
+
+
+def launchers() -> list[str]:
+    """``VARIABLE ID`` of each launcher that has started this process."""
+    return [f"{name} {os.environ[name]}" for name in LAUNCHERS.values() if name in os.environ]
 
 
 def refuse_a_run(files: Files, dashes: str) -> None:
@@ -92,4 +97,25 @@ def _refuse_to_remove_its_start(files: Files, settings: Mapping[str, object], da
             raise UsageError(
                 f"{spelled(name, dashes, path)}: this run begins with a file that it would remove; "
                 "copy it elsewhere, or give the run another folder"
+            )
+
+
+def _refuse_to_repeat(files: Files, dashes: str) -> None:
+    counts = [count for count in LAUNCHERS if peers.number(count)]
+    if not counts or not files.latest.is_file():
+        return
+    its: list[str] = []
+    with contextlib.suppress(UsageError):  # a damaged checkpoint is replaced as well
+        state = checkpoint.load(files.latest)
+        restore.check_checkpoint(state, files.latest, weights_alone=True)
+        its = state.get("run", {}).get("launchers", [])
+    for count in counts:
+        name = LAUNCHERS[count]
+        id_ = os.environ.get(name)
+        if f"{name} {id_}" in its:
+            raise UsageError(
+                f"{spelled('overwrite', dashes)}: {count} is {os.environ[count]}, and "
+                f"{files.model_dir} holds a run of the same {name}, {id_}: if the launcher repeats "
+                "this command, what its first start wrote would be removed; go on with "
+                f"{spelled('resume', dashes, 'auto')}, or remove that folder to begin again"
             )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from torch import nn
 
 from common.training import allocator, interrupt, output, peers
 from common.training.errors import RESUME, RunError, UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -369,17 +371,21 @@ def broadcast_object(value: object) -> object:
     return box[0]
 
 
-def in_main(action: Callable[[], object]) -> None:
-    """Do something in process 0; the others wait for it, and a ``UsageError`` ends all of them."""
-    message = None
+def in_main(action: Callable[[], T]) -> T:
+    """Do something in process 0; the others wait for it, and a ``UsageError`` ends all of them.
+
+    Returns: what it returned, in every process.
+    """
+    message = value = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            action()
+            value = action()
         except UsageError as error:
             message = str(error)
-    message = broadcast_object(message)
+    message, value = broadcast_object((message, value))
     if message is not None:
         raise UsageError(message)
+    return value
 
 
 def say_download(url: str, path: Path) -> None:

@@ -28,7 +28,7 @@ from torch import nn
 from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report, restore
 from common.training.changes import FREE_TO_CHANGE, changed_choice, changed_data, changed_settings
-from common.training.claim import claim, refuse_a_run
+from common.training.claim import claim, launchers, refuse_a_run
 from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.files import Files
 from common.training.flags import spelled
@@ -96,6 +96,7 @@ class Record:
         self._continues = False  # a run in these folders, whose logs have these lengths
         self._offsets: dict[str, int] = {}
         self._commits: list[str] = []  # of the code that the run was made with
+        self._launchers: list[str] = []  # that have started it
 
     @property
     def resumed(self) -> bool:
@@ -138,6 +139,7 @@ class Record:
         for epoch, row in enumerate(self.history, start=self.epoch - len(self.history)):
             row["epoch"] = epoch  # some programs counted from 1 once
         self._commits = list(run.get("commits", ["unknown"] if run else []))
+        self._launchers = list(run.get("launchers", []))
         score = self.selection.score
         if self.best_row and not isinstance(self.best_row.get(score), (int, float)):
             raise UsageError(
@@ -153,10 +155,10 @@ class Record:
             self.best_score = max([(self.best_row or {}).get(score, 0.0), *scores])
         after = f" (epoch {self.epoch})" if "epoch" in state else ""
         self.process.say(f"=> loaded checkpoint '{path}'{after}")
-        another = ", or give this run another folder" if flag == "auto" else ""
+        auto = flag == "auto" and not self._only_weights
+        another = ", or give this run another folder" if auto else ""
         if "classes" in self.about:
-            cure = "" if self._only_weights else another
-            for note in restore.check_classes(state, self.about["classes"], path, cure):
+            for note in restore.check_classes(state, self.about["classes"], path, another):
                 self.process.say(note)
         if self._only_weights:
             return state
@@ -205,7 +207,7 @@ class Record:
     def _compare(self, run: Mapping[str, object], another: str) -> None:
         """Refuse, or note, other data than the checkpoint's; note other settings.
 
-        ``another``: what may be done besides, in words.
+        ``another``: ", or …", what may be done besides.
         """
         facts = run.get("facts", {})
         changed = [
@@ -216,8 +218,7 @@ class Record:
             changes = f"{self._source}: the data are not those of this run, {'; '.join(changed)}"
             if not self.settings.get("other_data"):
                 accept = f"accept these with {spelled('other_data', self._dashes)}"
-                cures = f"{accept}{another}" if another else f"or {accept}"
-                raise UsageError(f"{changes}. Bring them back, {cures}")
+                raise UsageError(f"{changes}. Bring them back, or {accept}{another}")
             self.process.say(f"note: {changes}")
         free = FREE_TO_CHANGE
         if self.settings.get("seed") is None:  # the run keeps the one that it has
@@ -307,6 +308,7 @@ class Record:
         writes = self.process.is_main
         if writes:
             self._note_code()
+        self._launchers += [name for name in launchers() if name not in self._launchers]
         if self._continues:
             launch.in_main(self._set_best_back)
         elif writes:
@@ -426,6 +428,7 @@ class Record:
                 "facts": logs.plain(self.facts),
                 "processes": self.process.world_size,
                 "commits": self._commits,
+                "launchers": self._launchers,
             }
             checkpoint.save({**state, "about": self.about, "run": run}, *paths)
         launch.barrier()

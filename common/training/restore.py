@@ -29,6 +29,7 @@ RECORD = {
     "facts": dict,
     "processes": int,
     "commits": list,
+    "launchers": list,
 }
 
 

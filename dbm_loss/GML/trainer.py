@@ -97,7 +97,7 @@ def train(
 
     if args.evaluate:  # what classifies is enough: neither teacher nor queue
         path = checkpoint.find(args.resume, record.latest)
-        model = load_network(state, f"--resume {path}", args.arch, args.num_classes)
+        model = load_network(state, str(path), args.arch, args.num_classes)
         model = launch.distribute(model.to(memory_format=memory_format), process)
         result = evaluate(model, test_loader, args, record).result(data.cls_num_list)
         process.say(result_lines(result))

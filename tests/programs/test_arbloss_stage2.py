@@ -165,6 +165,11 @@ def bad(main, message, *argv):
     assert message in str(error.value)
 
 
+def test_a_misspelt_checkpoint_is_told_before_any_data_are_read(here):
+    words = [*STAGE2, *SMALL, "data_path", "nowhere", "resume", "misspelt.pth"]
+    bad(evaluation.main, "resume misspelt.pth: no such file; give a file that exists", *words)
+
+
 def test_bad_checkpoints_are_named(folder, stage1, here):
     shipped = [*STAGE2, *SMALL, "data_path", str(folder)]
     bad(train_stage2.main, "Path/to/Stage1_checkpoint.pth.tar: no such file", *shipped)

@@ -20,16 +20,18 @@ def config(*words):
 
 
 FACTS = {"pixels_sha256": "A", "test_pixels_sha256": "T"}
+DATA = SimpleNamespace(facts=FACTS, classes=["cat", "dog"])
 
 
-def made(name, minute, *words, pixels="A"):
-    """The checkpoint of a run of these keys and images, written in this minute."""
+def made(name, minute, *words, pixels="A", classes=("cat", "dog")):
+    """The checkpoint of a run of these keys, images and classes, written in this minute."""
     folder = Path("saved") / f"cifar10_imb001_{name}"
     for part in ("logs", "ckps"):
         (folder / part).mkdir(parents=True)
     (folder / "logs/config.yaml").write_text(config(*words).dump())
     path = folder / "ckps/current.pth.tar"
-    torch.save({"epoch": 1, "run": {"facts": {**FACTS, "pixels_sha256": pixels}}}, path)
+    state = {"epoch": 1, "about": {"classes": list(classes)}}
+    torch.save(state | {"run": {"facts": {**FACTS, "pixels_sha256": pixels}}}, path)
     os.utime(path, (60 * minute, 60 * minute))
     return str(path)
 
@@ -40,28 +42,28 @@ def here(tmp_path, monkeypatch):
 
 
 def test_resume_auto_goes_on_with_the_newest_run_of_the_same_settings():
-    assert start.newest_run("cifar10_imb001", config(), FACTS) == ("", [])
+    assert start.newest_run("cifar10_imb001", config(), DATA) == ("", [])
     made("202601010000", 1, "lr", "0.05")
     slow = made("202601010001", 2, "lr", "0.05")
     fast = made("202601010001-2", 3, "seed", "1")
     made("202601010002", 4, "num_epochs", "3", "seed", "2")
     words = ("lr", "0.05", "workers", "0", "name", "other", "mode", "stage2")  # three of no effect
-    path, (note,) = start.newest_run("cifar10_imb001", config(*words), FACTS)
+    path, (note,) = start.newest_run("cifar10_imb001", config(*words), DATA)
     assert path == slow
     assert note == (
         "note: resume auto passes over saved/cifar10_imb001_202601010002/ckps/current.pth.tar, a "
         "run with other settings (lr 0.1 -> 0.05, num_epochs 3 -> 200, seed 2 -> None); give "
         "resume saved/cifar10_imb001_202601010002/ckps/current.pth.tar to go on with it"
     )
-    assert start.newest_run("cifar10_imb001", config("seed", "1"), FACTS)[0] == fast
+    assert start.newest_run("cifar10_imb001", config("seed", "1"), DATA)[0] == fast
     newest = config("num_epochs", "3", "seed", "2", "resume", "auto")
-    assert start.newest_run("cifar10_imb001", newest, FACTS)[1] == []
+    assert start.newest_run("cifar10_imb001", newest, DATA)[1] == []
 
 
 def test_a_run_that_nothing_tells_about_is_passed_over():
     path = Path(made("202601010000", 1))
     (path.parents[1] / "logs/config.yaml").unlink()
-    assert start.newest_run("cifar10_imb001", config(), FACTS) == (
+    assert start.newest_run("cifar10_imb001", config(), DATA) == (
         "",
         [
             f"note: resume auto passes over {path}, a run with other settings (it has no "
@@ -75,7 +77,8 @@ def test_a_run_on_other_training_images_is_passed_over(tmp_path):
     other = made("202601010001", 2, pixels="B")
 
     def newest(*words, **facts):
-        return start.newest_run("cifar10_imb001", config(*words), FACTS | facts)
+        data = SimpleNamespace(facts=FACTS | facts, classes=DATA.classes)
+        return start.newest_run("cifar10_imb001", config(*words), data)
 
     note = (
         f"note: resume auto passes over {other}, a run on other training images (another "
@@ -93,10 +96,30 @@ def test_a_run_on_other_training_images_is_passed_over(tmp_path):
     assert newest(*words) == (f"{ckps}/current.pth.tar", [])
 
 
+def test_a_run_of_other_classes_is_passed_over_whatever_is_accepted():
+    mine = made("202601010000", 1)
+    other = made("202601010001", 2, pixels="B", classes=("car", "plane"))
+    note = f"note: resume auto passes over {other}, a run of other classes, or in another order"
+    for words in ((), ("other_data", "True")):
+        assert start.newest_run("cifar10_imb001", config(*words), DATA) == (mine, [note])
+
+
+def test_the_folder_of_a_run_is_looked_for_in_one_process(monkeypatch):
+    """The others are told: they read no checkpoint, which may be many and large."""
+    mine = made("202601010000", 1)
+    found = start.run_folder(str(CFG), config("resume", "auto"), 1, DATA)
+    assert found.resume == mine
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(launch, "broadcast_object", lambda value: (None, found))
+    monkeypatch.setattr(start.checkpoint, "load", None)
+    assert start.run_folder(str(CFG), config("resume", "auto"), 1, DATA) == found
+
+
 def test_stage_2_needs_something_to_start_from():
     made("202601010000", 1, "lr", "0.05")
     with pytest.raises(UsageError) as error:
-        start.run_folder(str(CFG), config("resume", "auto"), 2, FACTS)
+        start.run_folder(str(CFG), config("resume", "auto"), 2, DATA)
     said = str(error.value)
     assert said.startswith("resume auto: no stage-2 run with these settings to continue; note: ")
     assert said.endswith("; give the stage-1 checkpoint")

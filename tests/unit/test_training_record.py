@@ -259,23 +259,39 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
         Run(tmp_path)
 
 
-@pytest.mark.parametrize("count", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+@pytest.mark.parametrize(("count", "name"), [
+    ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID"), ("SLURM_RESTART_COUNT", "SLURM_JOB_ID"),
+])  # fmt: skip
 def test_a_command_that_a_launcher_repeats_does_not_overwrite_its_own_run(
-    tmp_path, monkeypatch, count
+    tmp_path, monkeypatch, count, name
 ):
-    Run(tmp_path).train(2).record.close()
-    monkeypatch.setenv(count, "0")
-    Run(tmp_path, overwrite=True).train(2).record.close()
-    monkeypatch.setenv(count, "1")
+    def start(id_, times, *flags, **settings):
+        monkeypatch.setenv(name, id_)
+        monkeypatch.setenv(count, times)
+        return Run(tmp_path, *flags, **settings)
+
+    start("6", "0").train(1).record.close()
+    start("7", "1", overwrite=True).record.close()  # whose first start wrote nothing
+    start("7", "0", overwrite=True).train(2).record.close()
+    start("7", "0", overwrite=True).record.close()  # by hand, again
+    start("8", "0", "auto").train(3).record.close()
     before = files(tmp_path)
-    with pytest.raises(UsageError) as error:
-        Run(tmp_path, overwrite=True)
-    assert str(error.value) == (
-        f"--overwrite: {count} is 1, so the launcher repeats this command, and what its first "
-        "start wrote would be removed; start with --resume auto"
-    )
+    for id_ in ("7", "8"):
+        with pytest.raises(UsageError) as error:
+            start(id_, "1", overwrite=True)
+        assert str(error.value) == (
+            f"--overwrite: {count} is 1, and {tmp_path / 'model'} holds a run of the same {name}, "
+            f"{id_}: if the launcher repeats this command, what its first start wrote would be "
+            "removed; go on with --resume auto, or remove that folder to begin again"
+        )
+    start("9", "1", overwrite=True).record.close()
     assert files(tmp_path) == before
-    Run(tmp_path, "auto").record.close()
+    (tmp_path / "model" / "ckpt.pth.tar").write_bytes(b"no checkpoint")
+    start("8", "1", overwrite=True).train(1).record.close()
+    with pytest.raises(UsageError, match="holds a run of the same"):
+        start("8", "2", overwrite=True)
+    (tmp_path / "model" / "ckpt.pth.tar").unlink()  # only metrics are left
+    start("8", "2", overwrite=True).record.close()
 
 
 @pytest.mark.parametrize("left", [
@@ -390,7 +406,7 @@ def test_other_data_are_refused_or_accepted(tmp_path, capsys):
     path = tmp_path / "model" / "ckpt.pth.tar"
     assert str(error.value) == (
         f"{path}: the data are not those of this run, pixels_sha256 was 000000000000… and "
-        "is ffffffffffff…. Bring them back, accept these with --other_data, or give this run "
+        "is ffffffffffff…. Bring them back, or accept these with --other_data, or give this run "
         "another folder"
     )
     with pytest.raises(UsageError, match=r"Bring them back, or accept these with --other_data$"):
