@@ -13,8 +13,8 @@ from common.training.errors import UsageError
 from common.training.files import Files
 from common.training.flags import spelled
 
-# How often torchrun or Slurm has started this command anew, and its id. That of a torchrun over
-# several machines is "none", as of all others, unless --rdzv_id gives it one.
+# How often torchrun or Slurm has started this command anew, and its id. torchrun's may be "none",
+# as that of others, unless --rdzv_id gives it one: with --master_port, say.
 LAUNCHERS = {
     "TORCHELASTIC_RESTART_COUNT": "TORCHELASTIC_RUN_ID",
     "SLURM_RESTART_COUNT": "SLURM_JOB_ID",
