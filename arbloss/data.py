@@ -67,11 +67,12 @@ def _load_lists(config: CfgNode) -> Data:
     folders = [Path(config.list_path)] if config.list_path else [root, SHIPPED_LISTS]
     colours = _colours(config)
     train_name, test_name = LISTS[config.dataset]
-    train_list = find_list(train_name, folders, "list_path DIR", "num_classes C")
+    own = "num_classes C" if config.dataset == "imagenet" else ""
+    train_list = find_list(train_name, folders, "list_path DIR", own)
     val_name = test_name.replace("_test", "_val")  # of one's own images that have no test list
     found = [Path(f) / name for name in (test_name, val_name) for f in folders]
     test_list = next((path for path in found if path.is_file()), None)
-    test_list = test_list or find_list(test_name, folders, "list_path DIR", "num_classes C")
+    test_list = test_list or find_list(test_name, folders, "list_path DIR", own)
     augmentation = augment.recipes.imagenet_train(jitter=0.4, **colours)
     train = ListFile(train_list, root, augmentation, names=config.classes)
     if train.num_classes != config.num_classes:

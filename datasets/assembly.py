@@ -39,7 +39,8 @@ def load_folder(
     split, *others = held_out(root)
     test, *val = (FolderImages(root, part, eval_transform) for part in (split, *others))
     name = root.resolve().name
-    return _assemble(train, test, *val, split=split, name=name, val_fraction=val_fraction)
+    data = _assemble(train, test, *val, split=split, name=name, val_fraction=val_fraction)
+    return replace(data, own=True)
 
 
 def load_lists(

@@ -32,7 +32,7 @@ class Data:
         notes: for the user.
         val: images by which the best epoch is chosen; None: it is chosen on the test set.
         name: what the data are, for the head of a picture.
-        own: whether a list was read that is no published one.
+        own: whether they are the user's: a folder, a file, or a list that is no published one.
     """
 
     train: Dataset | Images

@@ -324,7 +324,7 @@ def find_list(name: str, folders: Sequence[str | Path], flag: str, number: str =
 
     Args:
         flag: by which the user says where it is, for the message.
-        number: by which the user says how many classes it has, if its name is a fixed one.
+        number: by which the user says how many classes it has, if lists of one's own take the name.
     Raises:
         UsageError: none has it.
     """
@@ -359,8 +359,12 @@ def split_name(list_file: Path) -> str:
 
 
 def is_published(data: ListFile) -> bool:
-    """Whether a list has name and size of a published one."""
-    return (len(data), data.num_classes) == PUBLISHED.get(data.list_file.name)
+    """Whether a list has name and classes of a published one, and its images within 1 %.
+
+    Lists without a few damaged images are still the published ones, see ``size_warning``.
+    """
+    images, num_classes = PUBLISHED.get(data.list_file.name, (0, 0))
+    return data.num_classes == num_classes and abs(len(data) - images) <= images / 100
 
 
 def data_name(train: ListFile) -> str:

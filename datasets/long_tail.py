@@ -30,6 +30,8 @@ from datasets.validation import (
     stratified_part,
 )
 
+OWN = ("imagefolder", "npz")  # what the user brings
+
 
 def load_long_tailed(
     dataset: str,
@@ -52,9 +54,9 @@ def load_long_tailed(
         val_fraction: share of the kept images of each class that is for validation.
         whole: what the user says for all images as they are, for messages.
     Raises:
-        UsageError: data missing, too few images in a class for the asked imbalance, which leaves
-            none of a class of one's own, or a ``val_fraction`` of data that have images for
-            validation.
+        UsageError: data missing; too few images in a class for the asked imbalance; an imbalance
+            that leaves no image of a class of one's own; or a ``val_fraction`` of data that have
+            images for validation.
     """
     train = open_source(dataset, root, "train", image_size=image_size)
     split, *others = held_out(dataset, root)
@@ -112,6 +114,7 @@ def load_long_tailed(
         [*notes, *evaluation_notes(facts, split)],
         val,
         _name(dataset, root, imb_type, imb_factor),
+        dataset in OWN,
     )
 
 
@@ -141,14 +144,15 @@ def choose_images(
     if empty and _cut_of_own(train, imb_type):
         raise UsageError(
             f"imbalance {imb_type} {imb_factor:g} on {train.name}: no image of {some(empty)} is "
-            f"left; use a milder one, or {whole}, which takes the images as they are"
+            f"left; use a milder one, or {whole}, which takes the images as they are; a network is "
+            "evaluated with what it was trained with"
         )
     return indices
 
 
 def _cut_of_own(train: Source, imb_type: str) -> bool:
     """Whether an imbalance is cut out of images of one's own."""
-    return train.name in ("imagefolder", "npz") and imb_type != "none"
+    return train.name in OWN and imb_type != "none"
 
 
 def _all_images(source: Source) -> Images:

@@ -6,11 +6,10 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 
 from common.training.errors import UsageError
+from common.training.record import Record
 from datasets.data import Data
 
 LDAM_SCALE = 30.0  # the default of dbm_loss.losses.LDAM
-# As the authors' code takes them, though not all of them end with the rarest class.
-DATA_OF_THE_PAPER = ("cifar10", "cifar100", "imgnet", "imagenet", "inat")
 MARGIN_FLAGS = ("use_dbm", "tau", "lambda_inst", "margin_norm")
 LIST_FLAGS = ("list_dir", "eval_list", "classes")  # of list files
 
@@ -22,15 +21,18 @@ def add_margin_norm(add: Callable[..., object], *spellings: str) -> None:
         *spellings,
         choices=["last", "rarest"],
         help="class that has --max_margin: the one of the highest index, as in the original, or "
-        "the rarest, so that no margin is larger (default: last for the paper's data sets, rarest "
-        "for others)",
+        "the rarest, so that no margin is larger (default: last; rarest for images of your own: a "
+        "folder, an npz file, a list of another number of classes than the published one, or of "
+        "over 1 %% more or fewer images; a resumed run keeps its own)",
     )
 
 
-def margin_norm(args: Namespace, data: Data | None = None) -> str:
-    """``--margin_norm``, or what it is by default for ``--dataset``; lists may be one's own."""
-    of_the_paper = args.dataset in DATA_OF_THE_PAPER and not (data and data.own)
-    return args.margin_norm or ("last" if of_the_paper else "rarest")
+def margin_norm(record: Record, data: Data) -> str:
+    """``--margin_norm``; by default that of the run that goes on, else by whose the images are.
+
+    The paper's are taken as the authors' code does, though not all end with the rarest class.
+    """
+    return record.settle("margin_norm", "rarest" if data.own else "last")
 
 
 def without_dbm(args: Namespace) -> str:
@@ -71,8 +73,6 @@ def no_effect(args: Namespace, parser: ArgumentParser, reasons: Mapping[str, str
     dbm = without_dbm(args)
     ldam = getattr(args, "loss_fn", "").startswith("ldam")
     reasons = dict.fromkeys(MARGIN_FLAGS, dbm) | {"max_margin": "" if ldam else dbm} | reasons
-    default = Namespace(dataset=args.dataset, margin_norm=None)
-    parser.set_defaults(margin_norm=margin_norm(default))
     return [
         f"--{name} has no effect {why}"
         for name, why in reasons.items()

@@ -12,6 +12,9 @@ FREE_TO_CHANGE = {
     "save_every",
 }  # fmt: skip
 
+# Settings that a run keeps where the user leaves them open, as None.
+KEPT = {"seed", "margin_norm"}
+
 
 def changed_data(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Facts about the data that identify them, ending in ``sha256``, and are not what they were.

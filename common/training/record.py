@@ -27,7 +27,13 @@ from torch import nn
 
 from common.evaluation import Tally
 from common.training import checkpoint, launch, logs, precision, report, restore
-from common.training.changes import FREE_TO_CHANGE, changed_choice, changed_data, changed_settings
+from common.training.changes import (
+    FREE_TO_CHANGE,
+    KEPT,
+    changed_choice,
+    changed_data,
+    changed_settings,
+)
 from common.training.claim import claim, launchers, refuse_a_run
 from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.files import Files
@@ -220,15 +226,22 @@ class Record:
                 accept = f"accept these with {spelled('other_data', self._dashes)}"
                 raise UsageError(f"{changes}. Bring them back, or {accept}{another}")
             self.process.say(f"note: {changes}")
-        free = FREE_TO_CHANGE
-        if self.settings.get("seed") is None:  # the run keeps the one that it has
-            free = free | {"seed"}
+        free = FREE_TO_CHANGE | {key for key in KEPT if self.settings.get(key) is None}
         before, settings = run.get("settings", {}), self.settings
         if "processes" in run:
             before = before | {"processes": run["processes"]}
             settings = settings | {"processes": self.process.world_size}
         if changed := changed_settings(before, settings, free):
             self.process.say(f"note: resuming with changed settings: {', '.join(changed)}")
+
+    def settle(self, key: str, default: object) -> object:
+        """A setting that the user may leave open, as None: that of the run that goes on, else
+        ``default``. After ``resume``; checkpoints and report say it then.
+        """
+        if self.settings[key] is None:
+            began = (self._state or {}).get("run", {}).get("settings", {})
+            self.settings[key] = default if began.get(key) is None else began[key]
+        return self.settings[key]
 
     def restore(
         self,

@@ -109,7 +109,7 @@ def check_classes(
     """Refuse a checkpoint whose outputs are, as it says, other classes or in another order.
 
     Checkpoints of the originals say nothing. Numbers 0 to C-1 stand for classes without names,
-    which cannot be held against names.
+    which cannot be held against names, in whatever order they are: arbloss sorts them by size.
 
     Args:
         classes: names of the data's classes, (C,). cure: what may be done besides.

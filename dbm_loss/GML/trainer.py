@@ -64,8 +64,7 @@ def train(
         process.say(note)
 
     data = load_data(args)
-    args.margin_norm = margin_norm(args, data)
-    for note in [*data.notes, *margin_notes(args, data.cls_num_list, data.classes)]:
+    for note in data.notes:
         process.say(note)
     args.num_classes = len(data.cls_num_list)
     args.cls_num_list = data.cls_num_list
@@ -89,6 +88,9 @@ def train(
         selection=Selection(data.split, data.chosen_on),
     )
     state = record.resume(args.resume, args.epochs)
+    args.margin_norm = margin_norm(record, data)
+    for note in margin_notes(args, data.cls_num_list, data.classes):
+        process.say(note)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, val_loader, test_loader = make_loaders(

@@ -52,7 +52,7 @@ from dbm_loss.cifar.engine import (
     train_one_epoch,
 )
 from dbm_loss.cifar.models import build_model
-from dbm_loss.flags import about, margin_notes
+from dbm_loss.flags import about, margin_norm, margin_notes
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -80,8 +80,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
         process.say(note)
     counts = data.cls_num_list
     require_images(counts, f"--imb_ratio {args.imb_ratio}")
-    for note in margin_notes(args, counts, data.classes):
-        process.say(note)
     args.num_class = len(data.classes)
     if args.aug_type != "none":
         process.say(args.aug_type)
@@ -110,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         selection=Selection(data.split, data.chosen_on, later_of_equals=True),
     )
     record.resume(args.resume, args.epochs)
+    args.margin_norm = margin_norm(record, data)
+    for note in margin_notes(args, counts, data.classes):
+        process.say(note)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     process.say(f"Setting {'random' if args.seed is None else 'fixed'} seed: {seed}")
     seeds.set_kernels(process.device, deterministic=args.seed is not None)

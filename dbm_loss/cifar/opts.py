@@ -12,7 +12,7 @@ from common.training.flags import LARGEST, Parser, add_run_flags
 from dbm_loss.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
-from dbm_loss.flags import add_margin_norm, check_scale, margin_norm, no_effect, without_scale
+from dbm_loss.flags import add_margin_norm, check_scale, no_effect, without_scale
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
 DATASETS = ("cifar100", "cifar10", "digits", "imagefolder", "npz")
@@ -189,8 +189,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     """Parse and check a command line.
 
     Returns: the flags, with ``cos_scale`` as the loss will use it (16 for NCL unless given, as in
-    the original), the ``loader`` that knows the policy, and ``out`` as the folder of this run; and
-    the learning rate schedule.
+    the original), the ``loader`` that knows the policy, and ``out`` as the folder of this run;
+    ``margin_norm`` stays None where the user does not say it; and the learning rate schedule.
     Raises:
         UsageError: flags that contradict each other or cannot mean anything.
     """
@@ -201,7 +201,6 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     if args.aug_type not in WHOLE_BATCH_POLICIES:
         args.loader = "workers"
     _check(parser, args)
-    args.margin_norm = margin_norm(args)
     ratio = args.imb_ratio if args.imb_type == "exp" else "none"
     args.out = os.path.join(args.out, args.dataset, args.name, f"ir_{ratio}", "")
     schedule = Schedule(

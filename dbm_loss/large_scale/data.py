@@ -167,7 +167,8 @@ def _find_list(source: Source, name: str) -> Path:
     folders = [source.root, Path(source.root) / config, config, HERE / config]
     if source.list_dir is not None:
         folders = [source.list_dir]
-    return find_list(name, folders, "--list_dir DIR", "--num_classes C")
+    own = "--num_classes C" if source.dataset == "imgnet" else ""
+    return find_list(name, folders, "--list_dir DIR", own)
 
 
 def _fake(source: Source, train_views: Views, test_view: View) -> Data:

@@ -74,9 +74,6 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     data = load_data(Source.of(args), train_recipes(args.loss_fn))
     for note in data.notes:
         process.say(note)
-    args.margin_norm = margin_norm(args, data)
-    for note in margin_notes(args, data.cls_num_list, data.classes):
-        process.say(note)
     args.num_classes = len(data.classes)
     args.cls_num_list = data.cls_num_list
 
@@ -94,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         selection=Selection(data.split, data.chosen_on),
     )
     record.resume(args.resume, args.epochs)
+    args.margin_norm = margin_norm(record, data)
+    for note in margin_notes(args, data.cls_num_list, data.classes):
+        process.say(note)
     seed = seeds.choose_seed(args.seed if args.seed is not None else record.seed)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     train_loader, val_loader, test_loader, balanced_loader = make_loaders(

@@ -90,6 +90,7 @@ AS_THEY_ARE = "--imb_type none"
     ("program", "argv", "whole"),
     [
         (cifar_train, ["--root"], AS_THEY_ARE),
+        (cifar_train, ["--evaluate", "--resume", "ckpt.pth.tar", "--root"], AS_THEY_ARE),
         (tinyimage_train, ["--no-pretrained", "--root"], AS_THEY_ARE),
         (dbm_cifar, ["--data_dir"], AS_THEY_ARE),
         (hmloss_cifar, ["--num_runs", "1", "--root"], AS_THEY_ARE),
@@ -97,19 +98,23 @@ AS_THEY_ARE = "--imb_type none"
         (cifar_main, ["--mark", "s", "--imb-factor", "0.01", "--data"], AS_THEY_ARE),
         (train_stage1, [*STAGE1, *ARB[:-1], "imb_factor", "0.01", ARB[-1]], "imb_factor null"),
     ],
-    ids=["ib", "tiny", "dbm", "hml", "gml_teacher", "gml_student", "arb"],
+    ids=["ib", "evaluated", "tiny", "dbm", "hml", "gml_teacher", "gml_student", "arb"],
 )
 def test_an_imbalance_that_leaves_no_image_of_a_class_is_refused(
     program, argv, whole, path, tmp_path, monkeypatch
 ):
-    """20 images of five classes: the long tail, which is the default, keeps 4, 1, 0, 0 and 0."""
+    """20 images of five classes: the long tail, which is the default, keeps 4, 1, 0, 0 and 0.
+
+    Also to evaluate: many, medium and few would be those of another training set.
+    """
     monkeypatch.chdir(tmp_path)
     data = [] if program is train_stage1 else ["--dataset", "npz", "--epochs", "1"]
     with pytest.raises(UsageError) as error:
         program.main([*data, *argv, path])
     assert str(error.value) == (
         "imbalance exp 0.01 on npz: no image of c, d, e is left; use a milder one, or "
-        f"{whole}, which takes the images as they are"
+        f"{whole}, which takes the images as they are; a network is evaluated with what it was "
+        "trained with"
     )
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 """What every program promises about its checkpoints: nothing that diverged is kept, no run is
 replaced by mistake, a run goes on from wherever it was killed, on the data that it began with."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from common.training import pictures, precision
 from common.training.errors import NonFiniteLoss, RunError, UsageError
 from common.training.record import Record
+from dbm_loss.margin import DBMargin
 from tests.programs import small_runs
 
 NAMES = [
@@ -119,6 +121,26 @@ def test_a_run_killed_before_its_report_is_refused_resumed_and_evaluated_again(
     its_own = {"reliability.png"} if name.startswith("arb") else set()
     assert {"confusion.png", "per_class.png", "curves.png", *its_own} <= set(drawn)
     assert len(list(here.rglob("report.json"))) == 1 + (name == "arb_stage2")
+
+
+@pytest.mark.parametrize("name", ["dbm_cifar", "dbm_large", "gml_teacher", "gml"])
+def test_a_run_keeps_its_margin_where_the_default_is_another(here, name, monkeypatch, capsys):
+    """One that began with ``last``, which for images of one's own was the default once."""
+    program, argv = small_runs.command(name)
+    margins, build = [], DBMargin.__init__
+
+    def noted(self, *args, margin_norm, **options):
+        margins.append(margin_norm)
+        build(self, *args, margin_norm=margin_norm, **options)
+
+    monkeypatch.setattr(DBMargin, "__init__", noted)
+    program.main([*argv, "--use_dbm", "--epochs", "1", "--margin_norm", "last"])
+    capsys.readouterr()
+    program.main([*argv, "--use_dbm", "--epochs", "2", "--resume", "auto"])
+    assert margins and set(margins) == {"last"}
+    (report,) = here.rglob("report.json")
+    assert json.loads(report.read_text())["settings"]["margin_norm"] == "last"
+    assert "resuming with changed settings: epochs 1 -> 2\n" in capsys.readouterr().out
 
 
 CLASSES = [f"class_{c:03d}" for c in range(3)]

@@ -48,10 +48,13 @@ def from_report(
 ) -> dict:
     """The result to keep of a program's ``report.json`` and the ``metrics.csv`` beside it.
 
-    ``command`` is the command line with {root} and {out} still in, ``code`` the ``code_sha256``
-    when it began.
+    ``command`` is the command line with {root} and {out} still in, ``settings`` what each program
+    makes of its own, ``code`` the ``code_sha256`` when it began.
     """
     report = json.loads(path.read_text())
+    *earlier, last = settings
+    if "margin_norm" in last:  # the data decide where the command line does not
+        last = last | {"margin_norm": report["settings"]["margin_norm"]}
     with open(path.with_name("metrics.csv"), newline="") as file:
         history = list(csv.DictReader(file))
     curves = {
@@ -67,7 +70,7 @@ def from_report(
         "data": {"dataset": data or row.dataset}
         | {name: value for name, value in report.items() if name.endswith("_sha256")},
         "command": command,
-        "settings": list(settings),
+        "settings": [*earlier, last],
         "commit": report["versions"]["commit"],
         "code_sha256": code,
         "versions": {k: v for k, v in report["versions"].items() if k != "commit"},

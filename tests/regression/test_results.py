@@ -269,12 +269,14 @@ def test_a_result_is_what_the_program_reported(tmp_path):
         "final": figures, "best": figures, "epochs": 2, "wall_time_s": 3.21,
         "cls_num_list": [4, 2], "pixels_sha256": "ab", "subset_sha256": "cd",
         "versions": {"commit": "1234", "torch": "2"}, "command": "python /home/x/y.py",
+        "settings": {"root": "/home/x", "margin_norm": "rarest"},
     }  # fmt: skip
     (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "metrics.csv").write_text("epoch,top1,few\n0,10.0,\n1,12.3456789,\n")
     stored = from_report(
         tmp_path / "report.json", find(IB), data="imagefolder", epochs=2, seed=7,
-        command="python x --root {root}", settings=[{"lr": 0.1}], code="c0de",
+        command="python x --root {root}",
+        settings=[{"lr": 0.1}, {"root": None, "margin_norm": None}], code="c0de",
     )  # fmt: skip
     write_result(tmp_path / "results" / "a.json", stored)
     (read,) = read_results(tmp_path / "results")
@@ -283,6 +285,7 @@ def test_a_result_is_what_the_program_reported(tmp_path):
     assert read["curves"] == {"top1": [10.0, 12.346]}
     assert read["commit"] == "1234" and read["seed"] == 7 and read["code_sha256"] == "c0de"
     assert math.isclose(read["final"]["top1"], 12.346)
+    assert read["settings"] == [{"lr": 0.1}, {"root": None, "margin_norm": "rarest"}]
     assert read["final"]["cls_acc"] == [0.1235, None]  # a class without test images
     assert "/home" not in json.dumps(read)
 

@@ -29,6 +29,7 @@ def files(split, root):
 def long_tailed(root):
     """split, classes, counts, notes of the programs that hold images in memory."""
     data = load_long_tailed("imagefolder", root, imb_type="none", imb_factor=1.0, image_size=8)
+    assert data.own
     return data.split, data.classes, data.cls_num_list, data.notes
 
 
@@ -36,6 +37,7 @@ def large(root):
     """The same of the programs that read them as they go."""
     source = large_scale.Source("imagefolder", root)
     data = large_scale.load_data(source, large_scale.train_recipes("ce"))
+    assert data.own
     return data.split, data.classes, data.cls_num_list, data.notes
 
 

@@ -375,21 +375,28 @@ def test_find_list(tmp_path):
 
 
 def test_own_lists_are_told_their_name(tmp_path):
-    config = str(CONFIG / "places" / "places_resnet50_arbloss_ugcc_mixup.yaml")
-    config = load_config(config, ["data_path", str(tmp_path)])
-    source = large_scale.Source("imgnet", root=tmp_path)
-    for load, name, flag, count in (
-        (lambda: large_scale.load_data(source, ()), "ImageNet_LT", "--list_dir", "--num_classes"),
-        (lambda: arbloss.data.load_data(config), "Places_LT", "list_path", "num_classes"),
+    """That of ImageNet-LT, in every program: others have colours or a schedule of their own."""
+
+    def large(dataset):
+        large_scale.load_data(large_scale.Source(dataset, root=tmp_path), ())
+
+    def arb(dataset):
+        (config, *_) = sorted((CONFIG / dataset).glob("*.yaml"))
+        arbloss.data.load_data(load_config(str(config), ["data_path", str(tmp_path)]))
+
+    for load, dataset, name, flag, number in (
+        (large, "imgnet", "ImageNet_LT", "--list_dir", "--num_classes"),
+        (large, "inat", "iNaturalist18", "--list_dir", None),
+        (arb, "imagenet", "ImageNet_LT", "list_path", "num_classes"),
+        (arb, "ina2018", "iNaturalist18", "list_path", None),
+        (arb, "places", "Places_LT", "list_path", None),
     ):
         with pytest.raises(UsageError) as error:
-            load()
+            load(dataset)
         message = str(error.value)
         assert message.startswith(f"no {name}_train.txt in {tmp_path} or ")
-        assert message.endswith(
-            f"; put it there, or give {flag} DIR; a list of your own takes this name as well, with "
-            f"{count} C; {listfile.WHERE}"
-        )
+        own = f"; a list of your own takes this name as well, with {number} C" if number else ""
+        assert message.endswith(f"; put it there, or give {flag} DIR{own}; {listfile.WHERE}")
 
 
 @pytest.mark.parametrize("text", ["a, 0\nb, 1\n", "a,\t0\tcat\nb,\t1\tdog\n"])
@@ -423,3 +430,16 @@ def test_only_the_published_list_is_called_by_its_name(make_list, monkeypatch):
     assert data_name(listed) == "iNaturalist 2018"
     assert not load_lists(listed, listed).own
     assert data_name(ListFile(*make_list("a 0\nb 1\n", "own.txt"))) == "images"
+
+
+def test_a_published_list_may_lack_a_hundredth_of_its_images_but_no_class(make_list, monkeypatch):
+    text = "".join(f"{line} {line % 2}\n" for line in range(100))
+    listed = ListFile(*make_list(text, "iNaturalist18_train.txt"))
+    for published, own in (
+        ((99, 2), True), ((100, 2), False), ((101, 2), False), ((102, 2), True), ((100, 3), True)
+    ):  # fmt: skip
+        monkeypatch.setitem(listfile.PUBLISHED, "iNaturalist18_train.txt", published)
+        data = load_lists(listed, listed)
+        assert data.own is own, published
+        assert data.name == ("images" if own else "iNaturalist 2018")
+        assert bool(data.facts.get("warnings")) is (published != (100, 2))

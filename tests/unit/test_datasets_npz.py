@@ -74,6 +74,13 @@ def test_a_long_tail_cut_out_of_a_long_tail_is_worth_a_note(tmp_path):
     assert len(load_long_tailed("npz", path, **cut).notes) == 1
 
 
+def test_a_file_or_folder_is_ones_own(tmp_path):
+    """What DBM's margin takes for its reference hangs on it."""
+    cut = {"imb_type": "none", "imb_factor": 1.0}
+    assert load_long_tailed("npz", write(tmp_path / "x.npz"), **cut).own
+    assert not load_long_tailed("digits", "", **cut).own
+
+
 OBJECTS = np.array([None] * 12, dtype=object)
 BAD = {
     "float images": (

@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -27,18 +26,6 @@ def seed_everything(seed):
 
 def assert_near(actual, expected, tolerance=RESAMPLED):
     np.testing.assert_allclose(np.asarray(actual), expected, atol=tolerance, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def picture():
-    """The synthetic 300 x 260 image of the 224-pixel pipelines."""
-    y, x = np.mgrid[:260, :300]
-    pixels = np.stack((x * 255 // 299, y * 255 // 259, (3 * x + 5 * y) % 256), axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def statistics(view, step=32):
-    return torch.cat((view[:, ::step, ::step].flatten(), view.mean()[None], view.std()[None]))
 
 
 def test_dbm_cifar_views(golden):

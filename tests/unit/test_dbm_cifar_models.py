@@ -68,11 +68,12 @@ def test_outputs_are_the_original(golden):
                     zip(("output_ce", "output_p", "output_k"), model(x, x.flip(0)), strict=True)
                 )
                 outputs["mean_logits"] = outputs["output_ce"].mean(0)
+        outputs_tol, sums_tol = (1e-5, 1e-6) if name == "resnet32" else (2e-4, 1e-3)
         for key, value in outputs.items():
-            assert_close(value, g.tensor(f"{prefix}.{key}"), 2e-4)
+            assert_close(value, g.tensor(f"{prefix}.{key}"), outputs_tol)
         if mode == "train":
             sums = [v.double().sum() for k, v in model.state_dict().items() if "running_" in k]
-            assert_close(torch.stack(sums), g.tensor(f"{prefix}.bn_buffer_sums"), 1e-3)
+            assert_close(torch.stack(sums), g.tensor(f"{prefix}.bn_buffer_sums"), sums_tol)
         else:
             logits = outputs["mean_logits" if name == "ncl" else "logits"]
             assert torch.equal(model.classify(x), logits)

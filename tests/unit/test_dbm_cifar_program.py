@@ -83,7 +83,7 @@ def test_ncl_scale_is_what_the_log_shows():
     assert parse("--loss_fn ncl --cos_scale 32")[0].cos_scale == 32
     assert parse("--loss_fn ncl --cos_scale=24")[0].cos_scale == 24
     assert parse("--loss_fn bcl")[0].cos_scale == 32
-    args, schedule = parse("--loss_fn ncl --use_norm --use_dbm")
+    args, schedule = parse("--loss_fn ncl --use_norm --use_dbm --margin_norm last")
     assert engine.build_criterion(args, [5, 3, 2], schedule).margin.scale == 16
 
 

@@ -13,6 +13,9 @@ import dbm_loss.GML.trainer
 import dbm_loss.large_scale.engine
 import dbm_loss.large_scale.opts
 from common.training.errors import UsageError
+from common.training.files import Files
+from common.training.launch import Process
+from common.training.record import Record
 from dbm_loss.flags import LIST_FLAGS, MARGIN_FLAGS, about, margin_norm, margin_notes
 from dbm_loss.large_scale.schedule import Schedule
 from dbm_loss.margin import DBMargin
@@ -20,15 +23,18 @@ from dbm_loss.margin import DBMargin
 COUNTS = [40, 1280, 5, 64]  # 64 in the last class, 5 in the rarest
 
 
-def data_of(dataset):
-    """What the programs have opened where the margin's reference is chosen."""
-    return argparse.Namespace(own=dataset in ("imagefolder", "npz", "own lists"))
+def settled(args, dataset):
+    """The margin's reference, once the programs have opened data and record."""
+    data = argparse.Namespace(own=dataset in ("imagefolder", "npz", "own lists"))
+    process = Process(torch.device("cpu"))
+    return margin_norm(Record(Files("log", "model"), process, vars(args)), data)
 
 
 def cifar(dataset, *flags):
     args, schedule = dbm_loss.cifar.opts.parse_args(
         ["--dataset", dataset, "--use_norm", "--use_dbm", *flags]
     )
+    args.margin_norm = settled(args, dataset)
     loss = dbm_loss.cifar.engine.build_criterion(args, COUNTS, schedule)
     return args, getattr(loss, "margin", None)
 
@@ -38,7 +44,7 @@ def large_scale(name, *flags):
     args = dbm_loss.large_scale.opts.parse_args(
         ["--dataset", dataset, "--root", ".", "--use_norm", "--use_dbm", *flags]
     )
-    args.margin_norm = margin_norm(args, data_of(name))
+    args.margin_norm = settled(args, name)
     loss = dbm_loss.large_scale.engine.build_criterion(args, COUNTS, 160)
     return args, getattr(loss, "margin", None)
 
@@ -51,7 +57,7 @@ def gml(program, name, *flags):
     args, _ = dbm_loss.GML.opts.parse_args(
         ["--dataset", dataset, "--mark", "m", "--use_dbm", *own, *flags], program
     )
-    args.margin_norm = margin_norm(args, data_of(name))
+    args.margin_norm = settled(args, name)
     return args, dbm_loss.GML.engine.build_criterion(args, COUNTS).margin
 
 
@@ -128,7 +134,7 @@ SAID = {
     "cifar": [
         ("", []),
         ("--use_norm --use_dbm --tau 3 --lambda_inst 9 --max_margin 1 --cos_scale 9", []),
-        ("--margin_norm last", []),  # the default of CIFAR
+        ("--margin_norm last", ["--margin_norm has no effect without --use_dbm"]),
         ("--tau 3 --lambda_inst 9 --margin_norm rarest",
          [f"--{name} has no effect without --use_dbm" for name in MARGIN_FLAGS[1:]]),
         ("--max_margin 0.9", ["--max_margin has no effect without --use_dbm"]),

@@ -15,7 +15,7 @@ from common.training.launch import Process
 from datasets.augment import recipes as shared_recipes
 from datasets.loaders import WorkersLoader
 from dbm_loss.GML import data, imagenet
-from tests.unit.pixels import RESAMPLED
+from tests.unit.pixels import assert_summary
 
 CPU = Process(torch.device("cpu"))
 
@@ -37,10 +37,6 @@ def summary(image, step):
     return torch.cat([sparse, image.mean()[None], image.std()[None]]).numpy()
 
 
-def assert_near(actual, expected, tolerance=RESAMPLED):
-    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=0)
-
-
 def gradient_image():
     y, x = np.mgrid[:260, :300]
     return Image.fromarray(
@@ -54,9 +50,9 @@ def test_cifar_views_are_the_originals(g):
         seed_all(g.facts["seed"] + k)
         views = [view(image) for view in data.cifar_views(3, size=32)]
         for view, row in zip(views, expected, strict=True):
-            assert_near(summary(view, 4), row)
+            assert_summary(summary(view, 4), row)
     image = shared_recipes.cifar_eval()(image)
-    assert_near(summary(image, 4), g["pipe_cifar_val"], 1e-5)
+    np.testing.assert_allclose(summary(image, 4), g["pipe_cifar_val"], atol=1e-5, rtol=0)
 
 
 def test_imagenet_views_are_the_originals(g):
@@ -73,14 +69,14 @@ def test_imagenet_views_are_the_originals(g):
         for k, expected in enumerate(g[f"pipe_{dataset}_{aug}_views"]):
             seed_all(g.facts["seed"] + k)
             for view, row in zip([view(image) for view in views], expected, strict=True):
-                assert_near(summary(view, 32), row)
+                assert_summary(summary(view, 32), row)
 
 
 def test_evaluation_pipeline_is_the_originals(g):
     for dataset in ["imagenet", "inat"]:
         mean, std = imagenet.large_scale.MEAN_STD[{"imagenet": "imgnet"}.get(dataset, dataset)]
         image = shared_recipes.imagenet_eval(mean=mean, std=std)(gradient_image())
-        assert_near(summary(image, 32), g[f"pipe_{dataset}_val"])
+        assert_summary(summary(image, 32), g[f"pipe_{dataset}_val"])
 
 
 def test_device_views_are_drawn_independently():

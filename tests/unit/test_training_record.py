@@ -445,6 +445,21 @@ def test_changed_settings_are_noted(tmp_path, capsys):
     assert said.endswith("note: resuming with changed settings: lr 0.1 -> 0.2, seed 4 -> 5\n")
 
 
+def test_what_the_user_leaves_open_is_what_the_run_began_with(tmp_path, capsys):
+    begun = Run(tmp_path, margin_norm=None)
+    assert begun.record.settle("margin_norm", "last") == "last"
+    begun.train(1)
+    capsys.readouterr()
+    for told, settled in ((None, "last"), ("rarest", "rarest")):
+        again = Run(tmp_path, "auto", margin_norm=told).record
+        assert again.settle("margin_norm", "rarest") == again.settings["margin_norm"] == settled
+        again.close()
+        changed = "note: resuming with changed settings: margin_norm last -> rarest\n"
+        assert capsys.readouterr().out.endswith(changed) is bool(told)
+    only = Run(tmp_path, "auto", margin_norm=None, evaluate=True).record
+    assert only.settle("margin_norm", "rarest") == "last"
+
+
 def change(path, **entries):
     state = torch.load(path, weights_only=True)
     for key, value in entries.items():
