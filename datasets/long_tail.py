@@ -144,8 +144,7 @@ def choose_images(
     if empty and _cut_of_own(train, imb_type):
         raise UsageError(
             f"imbalance {imb_type} {imb_factor:g} on {train.name}: no image of {some(empty)} is "
-            f"left; use a milder one, or {whole}, which takes the images as they are; a network is "
-            "evaluated with what it was trained with"
+            f"left; use a milder one, or {whole}, which takes the images as they are"
         )
     return indices
 

@@ -113,8 +113,7 @@ def test_an_imbalance_that_leaves_no_image_of_a_class_is_refused(
         program.main([*data, *argv, path])
     assert str(error.value) == (
         "imbalance exp 0.01 on npz: no image of c, d, e is left; use a milder one, or "
-        f"{whole}, which takes the images as they are; a network is evaluated with what it was "
-        "trained with"
+        f"{whole}, which takes the images as they are"
     )
     assert not list(tmp_path.iterdir())
 
