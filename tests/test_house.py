@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,11 @@ def test_a_command_line_is_read_with_half_of_the_lines_that_it_once_took():
     assert 0 < int(done.stdout) <= 4737 // 2, done.stderr
 
 
+def heeds_ctrl_c():
+    """What a shell starts in the background ignores it, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_importing_is_one_line(tmp_path):
     """The first library that a program imports is one that interrupts it."""
     for library in ("torch", "numpy", "pandas", "PIL", "yaml", "yacs", "matplotlib"):
@@ -185,7 +191,13 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path):
     ended = {}
     for path in PROGRAMS:
         done = subprocess.run(
-            [sys.executable, path], env=env, text=True, capture_output=True, timeout=60, check=False
+            [sys.executable, path],
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            preexec_fn=heeds_ctrl_c,
         )
         ended[path.name] = done.returncode, done.stdout, done.stderr
     assert ended == {name: (130, "", f"{name}: error: interrupted\n") for name in ended}
