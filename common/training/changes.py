@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from pathlib import Path
+
+from common.training.errors import UsageError
+from common.training.flags import spelled
 
 # Settings whose change on resume is not noted: where files and processes are, how often something
 # is printed, and the first epoch, which the checkpoint decides.
@@ -36,6 +40,15 @@ def changed_choice(
     return any(key.startswith(prefix) for key in changed_data(before, now))
 
 
+def chosen_alike(run: Mapping[str, object], facts: Mapping[str, object], score: str) -> bool:
+    """Whether the best epoch of a ``run`` was chosen by this ``score``: top-1 on the test set and
+    the balanced accuracy on validation images cannot be compared.
+    """
+    if not run:  # an original, which knows no balanced accuracy
+        return score != "balanced_acc"
+    return ("val_set" in run.get("facts", facts)) == ("val_set" in facts)
+
+
 def changed_settings(
     before: Mapping[str, object],
     now: Mapping[str, object],
@@ -47,3 +60,42 @@ def changed_settings(
         for key, value in now.items()
         if key in before and before[key] != value and key not in free
     ]
+
+
+def compare(
+    run: Mapping[str, object],
+    now: Mapping[str, object],
+    source: Path,
+    dashes: str = "--",
+    another: str = "",
+) -> list[str]:
+    """Refuse, or note, other data than those of a ``run`` that goes on; note other settings.
+
+    Args:
+        run, now: "settings", "facts" and "processes", as far as they are known.
+        source: the checkpoint that holds the record of the run.
+        dashes: see ``flags.spelled``. another: ", or …", what may be done besides.
+
+    Returns: the notes.
+    Raises:
+        UsageError: the data are others, and the settings do not accept that.
+    """
+    notes, before = [], run.get("facts", {})
+    changed = [
+        f"{key} was {str(before[key])[:12]}… and is {str(now['facts'][key])[:12]}…"
+        for key in changed_data(before, now["facts"])
+    ]
+    if changed:
+        differ = f"{source}: the data are not those of this run, {'; '.join(changed)}"
+        if not now["settings"].get("other_data"):
+            accept = f"accept these with {spelled('other_data', dashes)}"
+            raise UsageError(f"{differ}. Bring them back, or {accept}{another}")
+        notes.append(f"note: {differ}")
+    free = FREE_TO_CHANGE | {key for key in KEPT if now["settings"].get(key) is None}
+    before, settings = run.get("settings", {}), now["settings"]
+    if "processes" in run:
+        before = before | {"processes": run["processes"]}
+        settings = settings | {"processes": now["processes"]}
+    if changed := changed_settings(before, settings, free):
+        notes.append(f"note: resuming with changed settings: {', '.join(changed)}")
+    return notes

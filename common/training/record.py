@@ -26,18 +26,10 @@ import torch
 from torch import nn
 
 from common.evaluation import Tally
-from common.training import checkpoint, launch, logs, precision, report, restore
-from common.training.changes import (
-    FREE_TO_CHANGE,
-    KEPT,
-    changed_choice,
-    changed_data,
-    changed_settings,
-)
+from common.training import changes, checkpoint, launch, logs, precision, report, restore
 from common.training.claim import claim, launchers, refuse_a_run
 from common.training.errors import NonFiniteLoss, UsageError, writing
 from common.training.files import Files
-from common.training.flags import spelled
 from common.training.launch import Process
 from common.training.selection import Selection
 
@@ -153,8 +145,13 @@ class Record:
                 "of this program"
             )
         scores = [float(state[key]) for key in ("best_acc1", "best_bacc") if key in state]
-        alike, finished = self._chosen_alike(run), self.epoch >= epochs
-        anew = not alike or self._chosen_on_others(run, finished)
+        validated, finished = self.selection.validated, self.epoch >= epochs
+        alike = changes.chosen_alike(run, self.facts, score)
+        # What validation images chose in a finished run stands: all epochs would have to be
+        # evaluated anew.
+        stands = finished and validated
+        before = run.get("facts", {})
+        anew = not alike or (not stands and changes.changed_choice(before, self.facts, validated))
         if anew:
             self.best_row = None
         else:
@@ -168,7 +165,9 @@ class Record:
                 self.process.say(note)
         if self._only_weights:
             return state
-        self._compare(run, another)
+        now = {"settings": self.settings, "facts": self.facts, "processes": self.process.world_size}
+        for note in changes.compare(run, now, path, self._dashes, another):
+            self.process.say(note)
         if self.epoch > epochs or (self.epoch == epochs and not (self.history and alike)):
             raise UsageError(
                 f"{path}: {self.epoch} epochs are done and {epochs} asked for; evaluate it, or ask "
@@ -191,48 +190,6 @@ class Record:
                 + ("the last epoch is reported" if finished else "the best is looked for anew")
             )
         return state
-
-    def _chosen_alike(self, run: Mapping[str, object]) -> bool:
-        """Whether the best epoch of a checkpoint was chosen by this run's score: top-1 on the test
-        set and the balanced accuracy on validation images cannot be compared.
-        """
-        if not run:  # an original, which knows no balanced accuracy
-            return self.selection.score != "balanced_acc"
-        facts = run.get("facts", self.facts)
-        return ("val_set" in facts) == ("val_set" in self.facts)
-
-    def _chosen_on_others(self, run: Mapping[str, object], finished: bool) -> bool:
-        """Whether the best epoch was chosen on other images, which ``--other_data`` accepts. What
-        validation images chose in a finished run stands: all epochs would have to be evaluated.
-        """
-        validated = self.selection.validated
-        if finished and validated:
-            return False
-        return changed_choice(run.get("facts", {}), self.facts, validated)
-
-    def _compare(self, run: Mapping[str, object], another: str) -> None:
-        """Refuse, or note, other data than the checkpoint's; note other settings.
-
-        ``another``: ", or …", what may be done besides.
-        """
-        facts = run.get("facts", {})
-        changed = [
-            f"{key} was {str(facts[key])[:12]}… and is {str(self.facts[key])[:12]}…"
-            for key in changed_data(facts, self.facts)
-        ]
-        if changed:
-            changes = f"{self._source}: the data are not those of this run, {'; '.join(changed)}"
-            if not self.settings.get("other_data"):
-                accept = f"accept these with {spelled('other_data', self._dashes)}"
-                raise UsageError(f"{changes}. Bring them back, or {accept}{another}")
-            self.process.say(f"note: {changes}")
-        free = FREE_TO_CHANGE | {key for key in KEPT if self.settings.get(key) is None}
-        before, settings = run.get("settings", {}), self.settings
-        if "processes" in run:
-            before = before | {"processes": run["processes"]}
-            settings = settings | {"processes": self.process.world_size}
-        if changed := changed_settings(before, settings, free):
-            self.process.say(f"note: resuming with changed settings: {', '.join(changed)}")
 
     def settle(self, key: str, default: object) -> object:
         """A setting that the user may leave open, as None: that of the run that goes on, else
