@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common import models
 from common.models.archs import CIFAR_RESNETS, IMAGENET_RESNETS, constructor
+from common.models.heads import LinearHead
 from common.models.resnet_cifar import ResNetCIFAR, kaiming_redraw
 from common.training import restore
 from common.training.errors import UsageError
@@ -30,7 +31,7 @@ class Classifier(nn.Module):
 
     def __init__(self, feat_in: int, num_classes: int, kaiming: bool = False):
         super().__init__()
-        self.fc = nn.Linear(feat_in, num_classes)
+        self.fc = LinearHead(feat_in, num_classes)
         if kaiming:
             kaiming_redraw(self)
 

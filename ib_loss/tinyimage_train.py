@@ -25,6 +25,7 @@ from torch import nn
 
 from common import lazy
 from common.models import archs
+from common.models.heads import LinearHead
 from common.training import launch
 from ib_loss import opts
 from ib_loss.schedule import TINY_IMAGENET
@@ -36,7 +37,7 @@ def build_model(args: Namespace) -> nn.Module:
     """The 1000-class network, then a new linear head, also for LDAM: the original's order."""
     model = archs.constructor(args.arch)(num_classes=1000)
     head = "fc" if hasattr(model, "fc") else "linear"
-    setattr(model, head, nn.Linear(model.feature_dim, args.num_classes))
+    setattr(model, head, LinearHead(model.feature_dim, args.num_classes))
     return model
 
 

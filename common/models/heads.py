@@ -5,6 +5,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class LinearHead(nn.Linear):
+    """Linear classifier; in evaluation computed in the precision of the weight, under autocast too.
+
+    Rounded to bfloat16 the two largest logits are equal now and then, and argmax takes the lower
+    index: in a long tail mostly the more frequent class.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, out_features) of features (N, in_features)."""
+        if self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 class NormedLinear(nn.Module):
     """Cosine classifier of LDAM (Cao et al., NeurIPS 2019), without scale or bias.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from common.models.heads import NormedLinear
+from common.models.heads import LinearHead, NormedLinear
 
 
 class ResNet(tv.ResNet):
@@ -52,7 +52,7 @@ class ResNet(tv.ResNet):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = None
         if num_classes is not None:
-            classifier = NormedLinear if use_norm else nn.Linear
+            classifier = NormedLinear if use_norm else LinearHead
             self.fc = classifier(self.feature_dim, num_classes)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.heads import NormedLinear
+from common.models.heads import LinearHead, NormedLinear
 
 
 def kaiming_redraw(module: nn.Module) -> None:
@@ -83,7 +83,7 @@ class ResNetCIFAR(nn.Module):
         self.layer3 = self._stage(32, 64, num_blocks, stride=2)
         self.head_name = head if num_classes is not None else None
         if num_classes is not None:
-            classifier = NormedLinear if use_norm else nn.Linear
+            classifier = NormedLinear if use_norm else LinearHead
             self.add_module(head, classifier(self.feature_dim, num_classes))
         if redraw:
             kaiming_redraw(self)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.models.heads import NormedLinear
+from common.models.heads import LinearHead, NormedLinear
 from common.models.resnet_cifar import ResNetCIFAR, kaiming_redraw
 from dbm_loss.margin import full_precision
 
@@ -46,7 +46,7 @@ class BCLModel(nn.Module):
         self.encoder = ResNetCIFAR(BLOCKS, num_classes=None, redraw=False)
         self.head = _projection()
         dim = self.encoder.feature_dim
-        self.fc = NormedLinear(dim, num_classes) if use_norm else nn.Linear(dim, num_classes)
+        self.fc = NormedLinear(dim, num_classes) if use_norm else LinearHead(dim, num_classes)
         self.head_fc = _projection()
         kaiming_redraw(self)
 
@@ -150,7 +150,7 @@ class NCLModel(nn.Module):
         self.classifier = projections()
         self.backbone_MA = trunks()
         self.classifier_MA = projections()
-        head = FCNorm if use_norm else nn.Linear
+        head = FCNorm if use_norm else LinearHead
         self.classifier_ce = nn.ModuleList(head(64, num_classes) for _ in range(self.networks))
         self.backbone_MA.requires_grad_(False)
         self.classifier_MA.requires_grad_(False)

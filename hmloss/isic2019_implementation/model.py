@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torchvision import models as tv
 
+from common.models.heads import LinearHead
 from common.models.resnet_cifar import resnet20
 
 PUBLISHED = ("efficientnet_b0", "efficientnet_b3", "resnet18", "resnet50")
@@ -18,9 +19,9 @@ def build_model(arch: str, num_classes: int = 2) -> nn.Module:
         return resnet20(num_classes=num_classes)
     model = tv.get_model(arch)
     if hasattr(model, "classifier"):
-        model.classifier[1] = nn.Linear(model.classifier[1].in_features, num_classes)
+        model.classifier[1] = LinearHead(model.classifier[1].in_features, num_classes)
     else:
-        model.fc = nn.Linear(model.fc.in_features, num_classes)
+        model.fc = LinearHead(model.fc.in_features, num_classes)
     return model
 
 

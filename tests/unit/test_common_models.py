@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from common.models import pretrained, resnet, resnet_cifar
-from common.models.heads import NormedLinear
+from common.models.heads import LinearHead, NormedLinear
 from common.models.resnet_cifar import BasicBlock, kaiming_redraw, resnet20, resnet32
 from common.training.errors import UsageError
 from tests.unit import fill_rules
@@ -320,6 +320,22 @@ def test_cosine_head_edges():
         from_half = head(x.bfloat16())
     assert out.dtype == from_half.dtype == torch.float32
     assert torch.equal(out, head(x))
+
+
+def test_linear_head_rounds_no_logit_of_an_evaluation():
+    """The second class has the larger logit; in eight bits they are equal, and the first wins."""
+    head = LinearHead(1, 2)
+    head.weight.data.copy_(torch.tensor([[1.0], [1 + 2**-10]]))
+    head.bias.data.zero_()
+    x = torch.ones(1, 1)
+    expected = nn.functional.linear(x, head.weight, head.bias)
+    for train, dtype, best in ((False, torch.float32, 1), (True, torch.bfloat16, 0)):
+        head.train(train)
+        assert torch.equal(head(x), expected)  # without autocast no bit is another
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for features in (x, x.bfloat16()):
+                logits = head(features)
+                assert logits.dtype == dtype and logits.argmax() == best
 
 
 def test_features_and_feature_map():

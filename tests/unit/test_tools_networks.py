@@ -1,5 +1,6 @@
 """Networks out of the checkpoints of every program, as ours and as the originals wrote them."""
 
+from argparse import Namespace
 from itertools import product
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from arbloss.models import Network
 from common.training.errors import UsageError
 from datasets.augment import described
+from ib_loss import tinyimage_train
 from tools import networks
 
 SMALL = {"arch": "resnet20", "num_classes": 3}
@@ -37,6 +39,32 @@ def test_the_network_comes_back():
             expected = getattr(module.eval(), "classify", module)(images)
             assert loaded(images).shape == (2, network["num_classes"])
             torch.testing.assert_close(loaded(images), expected, rtol=0, atol=0)
+
+
+LINEAR = [(program, {**network, "use_norm": False}) for program, network in CASES]
+LINEAR += [
+    ("dbm_loss/cifar/main.py", {**SMALL, "loss_fn": "bcl"}),
+    ("dbm_loss/GML/cifar_main.py", {**SMALL, "use_norm": False}),
+    ("hmloss/isic2019_implementation/train_isic.py", {"arch": "resnet18"}),
+    ("hmloss/isic2019_implementation/train_isic.py", {"arch": "efficientnet_b0"}),
+    ("arbloss/train_stage1.py", {**SMALL, "arch": "resnet20_fe"}),
+    ("arbloss/train_stage2.py", {**SMALL, "arch": "resnet20_fe", "stage": 2}),
+]
+
+
+@pytest.mark.parametrize("program", sorted(networks.KINDS))
+def test_half_precision_leaves_the_logits_of_an_evaluation_in_float32(program):
+    """Of eight bits, equal ones of the two largest would count for the class of lower index."""
+    modules = [networks.KINDS[name].build(**network) for name, network in LINEAR if name == program]
+    if program == "ib_loss/tinyimage_train.py":
+        modules.append(tinyimage_train.build_model(Namespace(**LARGE)))
+    assert modules
+    for module in modules:
+        classify = getattr(module.eval(), "classify", module)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            logits = classify(torch.randn(4, 3, 32, 32))
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        assert logits.dtype == torch.float32 and (logits != logits.bfloat16()).any()
 
 
 def test_the_parts_of_arbloss():
