@@ -12,6 +12,7 @@ from hmloss.schedule import Schedule
 
 WEIGHTINGS = ["None", "CS", "CB"]
 LDAM_SCALE = 30.0  # of the logits
+DELTA = 10000  # the default of --delta
 
 
 def add_training_flags(
@@ -44,7 +45,7 @@ def add_training_flags(
     add(
         "--delta",
         type=int,
-        default=10000,
+        default=DELTA,
         help="δ of HML and HML1: samples with a probability below about 1.2/δ count as outliers "
         "(default: 10000)",
     )
@@ -183,9 +184,23 @@ def check_losses(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--evaluate: name the checkpoint to evaluate with --resume")
 
 
-def loss_notes(args: argparse.Namespace, epochs: int, first: int = 0) -> list[str]:
-    """What may surprise about the chosen loss; ``first`` is the number of the first epoch."""
-    found, last = [], first + epochs - 1
+def loss_notes(
+    args: argparse.Namespace, epochs: int, *, start: int, gamma: float = 0.0, first: int = 0
+) -> list[str]:
+    """What may surprise about the chosen loss, and flags that it does not look at.
+
+    ``start`` and ``gamma`` are the defaults of ``start_hm_epoch`` and ``gamma``, ``first`` is the
+    number of the first epoch.
+    """
+    last = first + epochs - 1
+    unused = {} if args.loss_type == "Focal" else {"gamma": gamma}
+    if "HML" not in args.loss_type:
+        unused |= {"delta": DELTA, "start_hm_epoch": start}
+    found = [
+        f"note: --{name} has no effect with --loss_type {args.loss_type}"
+        for name, default in unused.items()
+        if getattr(args, name) != default
+    ]
     if "HML" in args.loss_type and args.start_hm_epoch > last:
         stage_one = "HML WITHOUT CLASS WEIGHTS" if args.loss_type == "HML2" else "CROSS ENTROPY"
         stretch = ", or leave it out and give --stretch_schedule"
@@ -194,7 +209,7 @@ def loss_notes(args: argparse.Namespace, epochs: int, first: int = 0) -> list[st
             f"{args.start_hm_epoch} of {first} to {last}: THE WHOLE RUN IS {stage_one}. Lower "
             f"--start_hm_epoch{'' if args.stretch_schedule else stretch}"
         )
-    if args.loss_type == "HML2" and args.delta != 10000:
+    if args.loss_type == "HML2" and args.delta != DELTA:
         found.append("note: HML2 has a δ of 1e10; --delta only names its folder")
     if args.loss_type == "Focal" and args.gamma == 0:
         found.append("note: the focal loss with γ = 0 is cross-entropy; --gamma changes that")
@@ -203,7 +218,7 @@ def loss_notes(args: argparse.Namespace, epochs: int, first: int = 0) -> list[st
 
 def notes(args: argparse.Namespace, schedule: Schedule) -> Sequence[str]:
     """What the user should know before the run: stages and steps that it never reaches."""
-    found = loss_notes(args, args.epochs)
+    found = loss_notes(args, args.epochs, start=schedule.start_hm_epoch)
     if note := unreached(schedule.milestones, args.epochs, args.stretch_schedule):
         found.append(note)
     return found

@@ -21,6 +21,7 @@ DATASETS = ["cifar10", "cifar100", "tinyimagenet", "digits", "imagefolder", "npz
 OWN_SIDE = 64  # of one's own images in tinyimage_train.py: the side of Tiny ImageNet's
 FROM_SCRATCH = "start from random weights with --no-pretrained"
 IMB_FACTOR = 0.01
+START_IB_EPOCH = 100  # in both programs
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 
 
@@ -216,12 +217,10 @@ def parse_args(
         args.image_size = OWN_SIDE if args.dataset in ("imagefolder", "npz") else 32
     if args.train_rule == "Reweight":
         args.train_rule = "CBReweight"
-    start_ib_epoch = 100
     if args.stretch_schedule:
         schedule = schedule.stretched(args.epochs)
-        start_ib_epoch = schedule.start_ib_epoch
     if args.start_ib_epoch is None:
-        args.start_ib_epoch = start_ib_epoch
+        args.start_ib_epoch = _default_start(args, schedule)
     args.store_name = "_".join(
         [args.dataset, args.arch, args.loss_type, args.train_rule, args.imb_type,
          str(args.imb_factor), args.exp_str]
@@ -229,13 +228,19 @@ def parse_args(
     return args, schedule
 
 
+def _default_start(args: argparse.Namespace, schedule: Schedule) -> int:
+    return schedule.start_ib_epoch if args.stretch_schedule else START_IB_EPOCH
+
+
 def notes(args: argparse.Namespace, schedule: Schedule) -> list[str]:
-    """What the user should know before the run: phases and steps that it never reaches, and an
-    imbalance without effect.
+    """What the user should know before the run: phases and steps that it never reaches, and flags
+    without effect.
     """
     found = []
     if args.imb_type == "none" and args.imb_factor != IMB_FACTOR:
         found.append("note: --imb_factor has no effect with --imb_type none")
+    if "IB" not in args.loss_type and args.start_ib_epoch != _default_start(args, schedule):
+        found.append(f"note: --start_ib_epoch has no effect with --loss_type {args.loss_type}")
     if "IB" in args.loss_type and args.start_ib_epoch >= args.epochs:
         stretch = ", or leave it out and give --stretch_schedule"
         found.append(

@@ -287,7 +287,7 @@ def load_split(path: str | Path, images: pd.DataFrame) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"{path}: not a split (a csv with image,label,part): {error}; "
-            "make one with preprocessing/split.py"
+            "make one with preprocessing/split.py, or move the file away"
         ) from None
     odd = set(part_of.values()) - set(PARTS)
     if odd:
@@ -300,7 +300,8 @@ def load_split(path: str | Path, images: pd.DataFrame) -> pd.DataFrame:
         if names:
             raise UsageError(
                 f"{path}: {what} ({len(names)}, such as {min(names)}); "
-                "the images changed since: make a new split with preprocessing/split.py"
+                "the images changed since: make a new split with preprocessing/split.py, or move "
+                "the file away"
             )
     return images.assign(part=images["image_id"].map(part_of))
 

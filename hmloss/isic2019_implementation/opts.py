@@ -15,6 +15,7 @@ from hmloss.isic2019_implementation.model import ARCHS, FROM_SCRATCH
 from hmloss.isic2019_implementation.schedule import PAPER_EPOCHS, START_HM_EPOCH
 
 FOLDERS = ("dataset_dir", "model_path", "history_path", "result_dir")
+GAMMA = 1.0  # of the focal loss
 UNUSED = {"momentum": 0.9, "weight_decay": 2e-4}  # the original parses them and trains with Adam
 
 
@@ -141,12 +142,12 @@ def get_parser() -> Parser:
     add(
         "--delta",
         type=int,
-        default=10000,
+        default=flags.DELTA,
         help="δ of HML: samples with a probability below about 1.2/δ count as outliers "
         "(default: 10000)",
     )
     add_run_flags(parser, loader=False, image_size=False, val_fraction=False)
-    flags.add_our_flags(parser, gamma=1.0)
+    flags.add_our_flags(parser, gamma=GAMMA)
     ours = parser.add_argument_group("data, network and run")
     ours.add_argument(
         "--task",
@@ -160,7 +161,7 @@ def get_parser() -> Parser:
         "--split_file",
         metavar="FILE",
         help="split made by preprocessing/split.py (default: DATASET_DIR/split.csv if it is "
-        "there, else a split drawn with the seed)",
+        "there, else the folders' own, or one drawn with the seed)",
     )
     ours.add_argument(
         "--augmented_eval",
@@ -235,9 +236,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not (args.weights or args.random_init or args.resume):
         pretrained.check(args.arch, FROM_SCRATCH)
     if args.start_hm_epoch is None:
-        args.start_hm_epoch = START_HM_EPOCH
-        if args.stretch_schedule:
-            args.start_hm_epoch = stretch(START_HM_EPOCH, args.num_epochs, PAPER_EPOCHS)
+        args.start_hm_epoch = default_start(args)
     for name in FOLDERS:
         # The original puts every folder below the current one; its defaults still go there.
         value = getattr(args, name)
@@ -245,6 +244,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         setattr(args, name, Path.cwd() / value.strip("/") if value == default else Path(value))
     args.store_name = store_name(args)
     return args
+
+
+def default_start(args: argparse.Namespace) -> int:
+    """First epoch, from 1, of the second stage where ``--start_hm_epoch`` does not say it."""
+    if args.stretch_schedule:
+        return stretch(START_HM_EPOCH, args.num_epochs, PAPER_EPOCHS)
+    return START_HM_EPOCH
+
+
+def notes(args: argparse.Namespace) -> list[str]:
+    """``flags.loss_notes``, and a ``--stretch_schedule`` without effect: it moves one epoch."""
+    start = default_start(args)
+    found = flags.loss_notes(args, args.num_epochs, start=start, gamma=GAMMA, first=1)
+    if args.stretch_schedule and "HML" not in args.loss_type:
+        found.append(f"note: --stretch_schedule has no effect with --loss_type {args.loss_type}")
+    elif args.stretch_schedule and args.start_hm_epoch != start:
+        found.append("note: --stretch_schedule has no effect with --start_hm_epoch")
+    return found
 
 
 def store_name(args: argparse.Namespace) -> str:

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     if args.use_cuda and launch.fan_out(main, argv, args.gpu):
         return None
     process = launch.start(args.gpu, use_cuda=args.use_cuda)
-    for note in flags.loss_notes(args, args.num_epochs, first=1):
+    for note in opts.notes(args):
         process.say(note)
     seeds.set_kernels(process.device, deterministic=args.seed is not None)
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
@@ -90,12 +90,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     # Data: one split for all runs.
     first_seed = None
     images = isic.open_task(args.task, args.dataset_dir)
-    table = find_split(args, images.table, history_dir / "split.csv")
+    table, notes = find_split(args, images.table, history_dir / "split.csv")
     if table is None:
         first_seed = seeds.choose_seed(args.seed)
         table = draw_split(images, first_seed)
     data = replace(images, table=table)
-    for note in [*data.notes, *isic.check_parts(table, args.dataset_dir, data.folders)]:
+    for note in [*data.notes, *notes, *isic.check_parts(table, args.dataset_dir, data.folders)]:
         process.say(note)
     train_table = table[table["part"] == "train"]
     args.cls_num_list = [int((train_table["label"] == name).sum()) for name in data.folders]
@@ -179,26 +179,34 @@ def best_model(model_dir: Path) -> Path:
     return model_dir.parent / f"best_model_{model_dir.name}.pth"
 
 
-def find_split(args: argparse.Namespace, images: pd.DataFrame, saved: Path) -> pd.DataFrame | None:
-    """The images with their parts, from where there is a split already; None if one is to be drawn.
+def find_split(
+    args: argparse.Namespace, images: pd.DataFrame, saved: Path
+) -> tuple[pd.DataFrame | None, list[str]]:
+    """The images with their parts, from where there is a split already, and notes on it.
 
-    A resumed or evaluated run keeps its own split: other test images might have been trained on.
+    None if one is to be drawn. A resumed or evaluated run keeps its own split: other test images
+    might have been trained on. A file was made on purpose, and counts before the folders.
     """
-    if args.split_file:
-        return isic.load_split(args.split_file, images)
-    if args.resume and saved.is_file():
-        return isic.load_split(saved, images)
-    if "part" in images:
-        return images
     prepared = args.dataset_dir / "split.csv"
-    if prepared.is_file():
-        return isic.load_split(prepared, images)
-    if args.evaluate:
+    if args.split_file:
+        path = args.split_file
+    elif args.resume and saved.is_file():
+        path = saved
+    elif prepared.is_file():
+        path = prepared
+    elif "part" in images:
+        return images, []
+    elif args.evaluate:
         raise UsageError(
             f"--evaluate: neither {saved} nor {prepared} tells which images are for testing; "
             "give --split_file"
         )
-    return None
+    else:
+        return None, []
+    table = isic.load_split(path, images)
+    moved = int((table["part"] != images["part"]).sum()) if "part" in images else 0
+    note = f"note: {path}: {moved} of {len(table)} images are in another part than in the folders"
+    return table, [f"{note} of {args.dataset_dir}, which do not count"] * (moved > 0)
 
 
 def draw_split(images: isic.Images, seed: int) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from PIL import Image
 from common.training.errors import UsageError
 from hmloss.isic2019_implementation import data as isic
 from hmloss.isic2019_implementation import train_isic
+from hmloss.isic2019_implementation.preprocessing import split
 from tests.programs.tools import ROOT, assert_same_weights, run, run_to_the_end
 from tools import predict
 
@@ -233,6 +234,28 @@ def test_split_from_file_tree_or_seed(images, tmp_path, monkeypatch):
     train_isic.main([*argv, "--resume", "auto"])  # the run's own split, though none is named
     used = isic.load_split(tmp_path / "history" / STORE / "split.csv", table)
     pd.testing.assert_frame_equal(used, drawn)
+
+
+def test_a_split_that_was_made_counts_before_the_folders(images, tmp_path):
+    """TRAIN, VALID and TEST hold one split, preprocessing/split.py wrote another beside them."""
+    tree = tmp_path / "tree"
+    first = ["--output", str(tmp_path / "first.csv"), "--tree", str(tree)]
+    split.main(["--dataset_dir", str(images), "--seed", "0", *first])
+    args = train_isic.opts.parse_args([*SMALL, "--dataset_dir", str(tree)])
+    table = isic.open_task("melanoma", tree).table
+    found, notes = train_isic.find_split(args, table, tmp_path / "saved.csv")
+    assert found is table and notes == []
+    split.main(["--dataset_dir", str(tree), "--seed", "1"])
+    found, notes = train_isic.find_split(args, table, tmp_path / "saved.csv")
+    pd.testing.assert_frame_equal(found, isic.load_split(tree / "split.csv", table))
+    moved = (found["part"] != table["part"]).sum()
+    assert 0 < moved < 50 and notes == [
+        f"note: {tree}/split.csv: {moved} of 50 images are in another part than in the folders of "
+        f"{tree}, which do not count"
+    ]
+    args.split_file = tmp_path / "first.csv"  # says what the folders say
+    found, notes = train_isic.find_split(args, table, tmp_path / "saved.csv")
+    assert found["part"].equals(table["part"]) and notes == []
 
 
 def test_bad_input_is_one_line(here):

@@ -288,8 +288,9 @@ def test_a_second_stage_that_is_never_reached_speaks_up():
         ("--epochs 1 --stretch_schedule", [f"{start} 1 of 0 to 0: {whole}"]),
         ("--epochs 2 --stretch_schedule", []),
     ]:
-        args, _ = cifar_opts.parse_args(["--loss_type", "HML", *words.split()])
-        assert flags.loss_notes(args, args.epochs) == said
+        args, schedule = cifar_opts.parse_args(["--loss_type", "HML", *words.split()])
+        found = flags.loss_notes(args, args.epochs, start=schedule.start_hm_epoch)
+        assert found == said
     for words, said in [
         ("--num_epochs 49", [f"{start} 50 of 1 to 49: {whole}{stretch}"]),
         ("--num_epochs 50", []),
@@ -298,7 +299,7 @@ def test_a_second_stage_that_is_never_reached_speaks_up():
         ("--num_epochs 1 --stretch_schedule", []),
     ]:
         args = isic_opts.parse_args(words.split())
-        assert flags.loss_notes(args, args.num_epochs, first=1) == said
+        assert isic_opts.notes(args) == said
 
 
 def test_bad_flags_are_named():

@@ -175,6 +175,8 @@ def notes(program, words):
     parsed = PARSE[program](words)
     if program == "hmloss/inat":
         return hmloss.flags.notes(*parsed)
+    if program == "hmloss/isic2019":
+        return hmloss.isic2019_implementation.opts.notes(parsed)
     if program == "dbm_loss/large_scale":
         steps = Schedule(parsed.dataset, 0.1, parsed.epochs, parsed.cos, parsed.stretch_schedule)
         return dbm_loss.large_scale.opts.notes(parsed, steps)
@@ -228,6 +230,43 @@ def test_an_imbalance_of_no_effect_is_noted(program, flag):
     assert note in notes(program, ["--imb_type", "none", flag, value])
     assert note not in notes(program, ["--imb_type", "none"])
     assert note not in notes(program, [flag, value])
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "unused"),
+    [
+        ("ib_loss", "--loss_type CE --start_ib_epoch 30", "start_ib_epoch"),
+        ("ib_loss/tiny", "--loss_type LDAM --start_ib_epoch 50", "start_ib_epoch"),
+        ("ib_loss", "--loss_type Focal --stretch_schedule", ""),
+        ("ib_loss", "--loss_type IBFocal --start_ib_epoch 30", ""),
+        ("hmloss/cifar", "--loss_type CE --gamma 2", "gamma"),
+        ("hmloss/inat", "--loss_type HML --gamma 2", "gamma"),
+        ("hmloss/isic2019", "--loss_type LDAM --gamma 2", "gamma"),
+        ("hmloss/cifar", "--loss_type Focal --gamma 2", ""),
+        ("hmloss/isic2019", "--loss_type CE --gamma 1", ""),
+        ("hmloss/cifar", "--loss_type LDAM --delta 50", "delta"),
+        ("hmloss/inat", "--loss_type CE --start_hm_epoch 7", "start_hm_epoch"),
+        ("hmloss/isic2019", "--loss_type Focal --delta 50 --start_hm_epoch 7",
+         "delta start_hm_epoch"),
+        ("hmloss/cifar", "--loss_type CE --stretch_schedule", ""),
+        ("hmloss/cifar", "--loss_type HML2 --start_hm_epoch 7", ""),
+        ("hmloss/isic2019", "--loss_type CE --stretch_schedule", "stretch_schedule"),
+        ("hmloss/isic2019", "--num_epochs 20 --stretch_schedule", ""),
+    ],
+)  # fmt: skip
+def test_flags_that_the_loss_does_not_look_at_are_noted(program, words, unused):
+    its = re.search(r"--loss_type (\w+)", words + " --loss_type HML").group(1)
+    found = [note for note in notes(program, words.split()) if "has no effect" in note]
+    assert found == [
+        f"note: --{flag} has no effect with --loss_type {its}" for flag in unused.split()
+    ]
+
+
+def test_a_stretched_schedule_without_effect_on_isic_is_noted():
+    words = ["--stretch_schedule", "--start_hm_epoch", "7"]
+    said = "note: --stretch_schedule has no effect with --start_hm_epoch"
+    assert notes("hmloss/isic2019", words) == [said]
+    assert notes("hmloss/isic2019", [*words, "--num_epochs", "14"]) == []  # 7 either way
 
 
 @pytest.mark.parametrize("program", [name for name in PARSERS if name != "arbloss"])
