@@ -89,12 +89,13 @@ class _EpochPlan:
         process: Process,
         drop_last: bool,
         even: bool,
+        quiet: bool,
     ) -> None:
         self._order, self._batch_size, self._seed = order, batch_size, seed
         self._process, self._drop_last, self._even = process, drop_last, even
         self._augment = "augment" if even else "augment in evaluation"
         self.set_epoch(0)
-        if even:
+        if even and not quiet:
             self._say_what_is_left_over()
 
     def _say_what_is_left_over(self) -> None:
@@ -162,6 +163,7 @@ class DeviceLoader(_Planned):
         order: samples of an epoch, default each once, shuffled.
         train: equal shares of each batch for all processes; otherwise (evaluation) they take turns
             with whole batches, and no sample is repeated.
+        quiet: say nothing of a last batch that is left out or joins the one before.
         memory_format: of the images that the loader yields.
     """
 
@@ -177,6 +179,7 @@ class DeviceLoader(_Planned):
         order: Order | None = None,
         train: bool = True,
         drop_last: bool = False,
+        quiet: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         layout = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
@@ -187,7 +190,7 @@ class DeviceLoader(_Planned):
         self._transform, self._memory_format = transform, memory_format
         self._device = process.device
         order = order or (shuffled if train else in_order)(len(images))
-        self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
+        self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, train, quiet)
 
     def __iter__(self) -> Iterator[tuple]:
         plan = self._plan
@@ -223,12 +226,13 @@ class WorkersLoader(_Planned):
         order: Order | None = None,
         train: bool = True,
         drop_last: bool = False,
+        quiet: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
         finish: Callable[[Tensor | list[Tensor]], Tensor | list[Tensor]] | None = None,
     ) -> None:
         self._device, self._memory_format, self._finish = process.device, memory_format, finish
         order = order or (shuffled if train else in_order)(len(dataset))
-        self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, even=train)
+        self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, train, quiet)
         self._loader = DataLoader(
             _Seeded(dataset),
             batch_sampler=_KeyedBatches(self._plan),

@@ -194,6 +194,22 @@ class Augmentation:
     eval_image: Callable[[], Callable] | None = None
 
 
+def make_train_loader(
+    data: Data, augmentation: Augmentation, *, loader: str, workers: int, **options: object
+) -> Loader:
+    """Loader of the training images, of batches ``(images or views, target, index)``.
+
+    Args:
+        loader: ``device`` or ``workers``. options: of either, see ``DeviceLoader``.
+    """
+    images, targets = data.train.images, data.train.targets
+    if loader == "device":
+        return DeviceLoader(images, targets, transform=augmentation.train_batch, **options)
+    size = images.shape[1]
+    recipe = augmentation.train_image or partial(augment.recipes.cifar_train, size=size)
+    return WorkersLoader(ArrayDataset(images, targets, recipe()), workers=workers, **options)
+
+
 def make_loaders(
     data: Data,
     augmentation: Augmentation,
@@ -215,7 +231,8 @@ def make_loaders(
         order: which samples an epoch holds (default: each once, shuffled).
         shared: ``seed``, ``process`` and ``memory_format`` of all three, see ``DeviceLoader``.
     """
-    train = {"batch_size": batch_size, "order": order, "drop_last": drop_last, **shared}
+    options = {"batch_size": batch_size, "order": order, "drop_last": drop_last, **shared}
+    train_loader = make_train_loader(data, augmentation, loader=loader, workers=workers, **options)
     test = {"batch_size": test_batch_size, "train": False, **shared}
 
     def evaluation(part: Images) -> Loader:
@@ -230,15 +247,6 @@ def make_loaders(
         images = ArrayDataset(part.images, part.targets, recipe())
         return WorkersLoader(images, workers=workers, **test)
 
-    if loader == "device":
-        train_loader = DeviceLoader(
-            data.train.images, data.train.targets, transform=augmentation.train_batch, **train
-        )
-    else:
-        size = data.train.images.shape[1]
-        recipe = augmentation.train_image or partial(augment.recipes.cifar_train, size=size)
-        images = ArrayDataset(data.train.images, data.train.targets, recipe())
-        train_loader = WorkersLoader(images, workers=workers, **train)
     test_loader = evaluation(data.test)
     val_loader = test_loader if data.val is None else evaluation(data.val)
     return train_loader, val_loader, test_loader

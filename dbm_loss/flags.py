@@ -80,6 +80,19 @@ def no_effect(args: Namespace, parser: ArgumentParser, reasons: Mapping[str, str
     ]
 
 
+def require_classes(args: Namespace, classes: Sequence[str]) -> None:
+    """Refuse a single class with ``bcl``, whose batch norm goes over the class centres.
+
+    Raises:
+        UsageError: names the class.
+    """
+    if args.loss_fn == "bcl" and len(classes) < 2:
+        raise UsageError(
+            f"--loss_fn bcl: it contrasts classes, and the images are of one, {classes[0]}; take "
+            "another loss, or images of two classes or more"
+        )
+
+
 def margin_notes(args: Namespace, cls_num_list: Sequence[int], classes: Sequence[str]) -> list[str]:
     """What the order of the classes does to the margins, if the last one is not the rarest."""
     rarest, last = min(cls_num_list), cls_num_list[-1]

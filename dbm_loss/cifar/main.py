@@ -36,6 +36,7 @@ from datasets.long_tail import (
     Augmentation,
     load_long_tailed,
     make_loaders,
+    make_train_loader,
     require_images,
 )
 from dbm_loss.cifar import opts
@@ -52,7 +53,7 @@ from dbm_loss.cifar.engine import (
     train_one_epoch,
 )
 from dbm_loss.cifar.models import build_model
-from dbm_loss.flags import about, margin_norm, margin_notes
+from dbm_loss.flags import about, margin_norm, margin_notes, require_classes
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     counts = data.cls_num_list
     require_images(counts, f"--imb_ratio {args.imb_ratio}")
     args.num_class = len(data.classes)
+    require_classes(args, data.classes)
     if args.aug_type != "none":
         process.say(args.aug_type)
     process.say(f"#Train: {len(data.train.targets)}, #Test: {len(data.test.targets)}")
@@ -120,13 +122,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     feed = {
         "loader": args.loader,
         "batch_size": args.batch_size,
-        "test_batch_size": speed.evaluation_batch(args.batch_size, process.device, side),
         "workers": args.workers,
         "process": process,
         "drop_last": args.loss_fn == "ncl",
         "memory_format": memory_format,
     }
-    train_loader, val_loader, test_loader = make_loaders(data, augmentation, seed=seed, **feed)
+    test_batch_size = speed.evaluation_batch(args.batch_size, process.device, side)
+    train_loader, val_loader, test_loader = make_loaders(
+        data, augmentation, test_batch_size=test_batch_size, seed=seed, **feed
+    )
     if not len(train_loader) and not args.evaluate:
         raise UsageError(
             f"--batch-size {args.batch_size}: there are {sum(counts)} training images, and "
@@ -137,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         weights = sample_weights(data.train.targets, beta=1.0)
         order = drawn_by_weight(weights, len(weights))
         its_seed = seeds.derive(seed, "balanced")
-        balanced_loader, *_ = make_loaders(data, augmentation, seed=its_seed, order=order, **feed)
+        balanced_loader = make_train_loader(
+            data, augmentation, seed=its_seed, order=order, quiet=True, **feed
+        )
 
     process.say(f"==> creating {args.network}")
     seeds.seed_everything(seed)

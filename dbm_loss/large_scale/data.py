@@ -226,7 +226,9 @@ def make_loaders(
         weights = balanced_weights(data.train.targets, data.cls_num_list, args.weighted_alpha)
         order = drawn_by_weight(weights, len(data.train))
         its_seed = derive(seed, "balanced")
-        balanced = WorkersLoader(data.train, args.batch_size, seed=its_seed, order=order, **shared)
+        balanced = WorkersLoader(
+            data.train, args.batch_size, seed=its_seed, order=order, quiet=True, **shared
+        )
     train_loader = WorkersLoader(data.train, args.batch_size, seed=seed, **shared)
     evaluation = evaluation_loaders(data, test_batch_size, seed=seed, **shared)
     return train_loader, *evaluation, balanced

@@ -31,7 +31,7 @@ from common.training.learner import Learner
 from common.training.logs import write_text
 from common.training.record import Record
 from common.training.selection import Selection
-from dbm_loss.flags import about, margin_norm, margin_notes
+from dbm_loss.flags import about, margin_norm, margin_notes, require_classes
 from dbm_loss.large_scale import opts
 from dbm_loss.large_scale.data import (
     Source,
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     for note in data.notes:
         process.say(note)
     args.num_classes = len(data.classes)
+    require_classes(args, data.classes)
     args.cls_num_list = data.cls_num_list
 
     record = Record(

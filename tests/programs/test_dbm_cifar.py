@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.training.errors import NonFiniteLoss, UsageError
-from datasets import long_tail
+from datasets import loaders, long_tail
 from datasets.sources import Source
 from dbm_loss.cifar import engine, main, models
 from dbm_loss.cifar.opts import LOSSES
@@ -139,6 +139,21 @@ def test_cmo_pastes_rare_classes_in_the_middle_of_the_run(here, small, monkeypat
     assert {step // 2 for step in with_box} <= {4, 5, 6} and len(steps) == 20
     assert 1 <= len(with_box) <= 5  # of 3 epochs of 2 steps
     assert all(0.4 < share <= 1 for _, share in with_box.values())
+
+
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_cmo_has_one_loader_more_and_says_nothing_twice(here, small, monkeypatch, capsys, loader):
+    plans = []
+    original = loaders._EpochPlan.__init__
+
+    def spy(plan, *args, **options):
+        plans.append(plan)
+        original(plan, *args, **options)
+
+    monkeypatch.setattr(loaders._EpochPlan, "__init__", spy)
+    main.main([*small, "--cmo", "--batch-size", "5", "--loader", loader])
+    assert len(plans) == 3  # training, its balanced draws, test
+    assert capsys.readouterr().out.count("16 images in batches of 5 leave 1 over") == 1
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +312,9 @@ def test_bad_data_is_named(images, here, small):
     bad("--imb_ratio 500 .* no image of class 8", "--dataset", "digits", "--imb_ratio", "500")
     bad("--batch-size 32: there are 16 training images", *small, "--loss_fn", "ncl",
         "--batch-size", "32")  # fmt: skip
+    one = tools.make_image_folder(here / "one", [8], size=8, test_per_class=1)
+    bad("--loss_fn bcl: it contrasts classes, and the images are of one, class_000; take another "
+        "loss", *small, "--data_dir", str(one), "--loss_fn", "bcl")  # fmt: skip
     broken = here / "broken"
     shutil.copytree(images, broken)
     (broken / "train" / "class_001" / "0000.jpg").write_bytes(b"")

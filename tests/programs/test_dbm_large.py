@@ -201,12 +201,17 @@ def test_imagefolder_and_fewer_evaluations(here):
 
 def test_bad_usage_is_named_before_training(finished, here):
     shutil.copytree(finished / "data", here / "data")
+    tools.make_image_folder(here / "one", [4], size=8, test_per_class=1)
     checkpoint = str(finished / "checkpoint" / RUN / "ckpt.pth.tar")
     cases = [
         (["--dataset", "inat", "--root", "data"], "iNaturalist18_train.txt"),
         ([*LISTS[:2], "--root", "data"], "--num_classes 1000"),
         ([*LISTS, "--resume", "nowhere.pth"], "nowhere.pth"),
         ([*LISTS, "--loss_fn", "ce", "--resume", checkpoint], "another architecture"),
+        (
+            ["--dataset", "imagefolder", "--root", "one", "--loss_fn", "bcl"],
+            "--loss_fn bcl: it contrasts classes, and the images are of one, class_000; take anot",
+        ),
         ([*LISTS, "--root_log", "data/ImageNet_LT_train.txt"], "cannot write"),
     ]
     for flags, named in cases:

@@ -208,11 +208,14 @@ def test_balanced_draws_are_the_originals(g):
     assert drawn.tolist() == g["wrs_indices"].tolist()
 
 
-def test_cmo_draws_every_class_equally_often():
+def test_cmo_draws_every_class_equally_often(capsys):
     args = flags(loss_fn="ce", cmo=True, fake_data=6, num_classes=3)
     data = opened(args)
     *_, balanced = make_loaders(data, args, seed=0, process=CPU)
     assert sum(len(target) for _, target, _ in balanced) == 6
+    capsys.readouterr()
+    make_loaders(data, flags(cmo=True, batch_size=5), seed=0, process=CPU)
+    assert capsys.readouterr().out.count("6 images in batches of 5 leave 1 over") == 1
     counts = [90, 9, 1]
     targets = np.repeat([0, 1, 2], counts)
     for alpha, shares in ((1.0, [1, 1, 1]), (0.0, counts)):
