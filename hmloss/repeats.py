@@ -51,8 +51,9 @@ def claim(
 ) -> list[Record]:
     """Lock the log and checkpoint folders of all runs before the first of them trains.
 
-    They stay locked as long as the records that are returned. What a kill left of the runs'
-    ``summaries``, beside which others may lie, is removed.
+    They stay locked as long as the records that are returned; the runs' own records are to know
+    that they are ``claimed`` (``Record.resume``). What a kill left of the runs' ``summaries``,
+    beside which others may lie, is removed.
 
     Raises:
         UsageError: see ``Record.claim``.

@@ -21,7 +21,8 @@ def lock_folders(folders: Iterable[Path]) -> list[TextIO]:
     """Lock folders until the returned files are closed or the process ends.
 
     Record locks of POSIX: the workers that a process forks do not inherit them, and none that
-    outlives a killed run by some seconds keeps out the run that goes on.
+    outlives a killed run by some seconds keeps out the run that goes on. A process that locks a
+    folder twice unlocks it when it closes the first of the two files.
 
     Raises:
         UsageError: another run has locked one of them; says which process.

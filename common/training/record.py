@@ -105,7 +105,7 @@ class Record:
         """Lock the folders for this run and refuse those that hold another: see ``claim.claim``."""
         self._locks = claim(self._files, self.settings, flag, self._dashes)
 
-    def resume(self, flag: str, epochs: int) -> dict | None:
+    def resume(self, flag: str, epochs: int, *, claimed: bool = False) -> dict | None:
         """Read the checkpoint that ``--resume`` names and take up its history; None without one.
 
         Files of the original programs, which know nothing of history and seed, are accepted. With
@@ -115,12 +115,13 @@ class Record:
 
         Args:
             epochs: of the whole run.
+            claimed: another record of this process has claimed the folders, and keeps them locked.
 
         Raises:
             UsageError: see ``claim``; the file is no checkpoint of the program, its data are
                 others, or nothing is left to be done.
         """
-        if not self._only_weights:
+        if not (self._only_weights or claimed):
             self.claim(flag)
         path = checkpoint.find(flag, self.latest)
         if path is None:

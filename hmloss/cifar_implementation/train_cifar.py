@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     ]
     history, models = Path(args.path_history), Path(args.path_model)
     resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
-    files = [Files(history / name, models / name) for name in names]
+    logs = ("train_history.csv", "test_history.csv")
+    files = [Files(history / name, models / name, text_logs=logs) for name in names]
     summaries = [history / f"{opts.store_name(args, t, r)}_summary.csv" for r, t in groups]
     claims: list[Record] = []  # kept to the end
     first_seed = None
@@ -93,11 +94,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             args.store_name, args.resume = names[index], resume[index]
             args.cls_num_list = data.cls_num_list
             record = Record(
-                Files(
-                    history / args.store_name,
-                    models / args.store_name,
-                    text_logs=("train_history.csv", "test_history.csv"),
-                ),
+                files[index],
                 process,
                 vars(args),
                 data.facts,
@@ -109,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
                 ),
                 selection=Selection(data.split, data.chosen_on),
             )
-            record.resume(args.resume, args.epochs)
+            record.resume(args.resume, args.epochs, claimed=True)
             seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
             first_seed = seed - run
             loaders = make_loaders(

@@ -56,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     names = [opts.run_name(args, run) for run in range(args.num_runs)]
     history, models = Path(args.path_history), Path(args.path_model)
     resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
+    logs = ("train_history.csv", "test_history.csv")
+    files = [Files(history / name, models / name, text_logs=logs) for name in names]
     if not args.evaluate:
-        files = [Files(history / name, models / name) for name in names]
         summary = history / f"{opts.store_name(args)}_summary.csv"
         claims = repeats.claim(files, resume, args, process, [summary])  # noqa: F841 (kept)
     first_seed = None
@@ -65,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     for run, name in enumerate(names):
         args.store_name, args.resume = name, resume[run]
         record = Record(
-            Files(
-                history / name, models / name, text_logs=("train_history.csv", "test_history.csv")
-            ),
+            files[run],
             process,
             vars(args),
             data.facts,
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             ),
             selection=Selection(data.split, data.chosen_on),
         )
-        record.resume(args.resume, args.epochs)
+        record.resume(args.resume, args.epochs, claimed=True)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run
         shared = {

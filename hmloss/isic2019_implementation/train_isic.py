@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
             about=about(args, data),
             selection=Selection("test", "val", "bacc", later_of_equals=True),
         )
-        record.resume(args.resume, args.num_epochs)
+        record.resume(args.resume, args.num_epochs, claimed=True)
         rows_in_percent(record)
         seed = repeats.run_seed(run, user=args.seed, recorded=record.seed, first=first_seed)
         first_seed = seed - run

@@ -2,6 +2,8 @@
 replaced by mistake, a run goes on from wherever it was killed, on the data that it began with."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from common.training import pictures, precision
 from common.training.errors import NonFiniteLoss, RunError, UsageError
 from common.training.record import Record
 from dbm_loss.margin import DBMargin
+from hmloss import repeats
 from tests.programs import small_runs
 
 NAMES = [
@@ -217,3 +220,35 @@ def test_an_image_that_proves_damaged_ends_the_run_not_the_command(here, name):
     with pytest.raises(RunError, match=rf"{folder}/0\d+\.jpg.*: not a readable image \(cannot.+\); "
                        "repair or remove it$"):  # fmt: skip
         program.main(argv)
+
+
+# Prints the files that another process can lock.
+FREE = """
+import fcntl, sys
+for name in sys.argv[1:]:
+    try:
+        fcntl.lockf(open(name, "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print(name)
+    except BlockingIOError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("name", ["hml_cifar", "hml_folder", "hml_isic"])
+def test_the_folders_of_all_runs_are_locked_until_the_command_ends(here, name, monkeypatch):
+    free = {}
+    real = repeats.summary_line
+
+    def spy(*args):
+        locks = sorted(map(str, here.rglob(".lock")))
+        done = subprocess.run(
+            [sys.executable, "-c", FREE, *locks], capture_output=True, text=True, check=True
+        )
+        free[len(locks)] = done.stdout
+        return real(*args)
+
+    monkeypatch.setattr(repeats, "summary_line", spy)
+    program, argv = small_runs.command(name)
+    epochs = "--num_epochs" if name == "hml_isic" else "--epochs"
+    program.main([*argv, epochs, "1", "--num_runs", "2"])
+    assert free == {4: ""}  # logs and checkpoints of both runs
