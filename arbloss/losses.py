@@ -107,7 +107,8 @@ class ARBLoss(nn.Module):
         """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
         target = _checked_labels(logits, target)
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            return self._reduced(*self._nll(logits, target, class_cnt))
+            nll, _ = self._nll(logits, target, class_cnt)
+            return self._reduced(nll)
 
     def _nll(
         self, logits: Tensor, target: Tensor, class_cnt: Tensor | Sequence[float]
@@ -118,7 +119,7 @@ class ARBLoss(nn.Module):
         balanced = z.clamp(-LOGIT_BOUND, LOGIT_BOUND) + counts.log()  # log 0 = -inf: no repulsion
         return F.cross_entropy(balanced, target, reduction="none"), counts
 
-    def _reduced(self, loss: Tensor, counts: Tensor) -> Tensor:
+    def _reduced(self, loss: Tensor) -> Tensor:
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
 
@@ -149,9 +150,9 @@ class ARBFocalLoss(ARBLoss):
         """Scalar loss of logits (B, C), labels (B,) and class counts (C,)."""
         target = _checked_labels(logits, target)
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            nll, counts = self._nll(logits, target, class_cnt)
+            nll, _ = self._nll(logits, target, class_cnt)
             one_minus_p = -torch.expm1(-nll)
-            return self._reduced(self.alpha * one_minus_p**self.gamma * nll, counts)
+            return self._reduced(self.alpha * one_minus_p**self.gamma * nll)
 
 
 class WARBLoss(ARBLoss):
@@ -174,7 +175,7 @@ class WARBLoss(ARBLoss):
         with torch.autocast(device_type=logits.device.type, enabled=False):
             nll, counts = self._nll(logits, target, class_cnt)
             mean_count = counts.mean() if self.ugcc else len(target) / (counts > 0).sum()
-            return self._reduced(mean_count / counts[target] * nll, counts)
+            return self._reduced(mean_count / counts[target] * nll)
 
 
 class LabelAwareSmoothing(nn.Module):

@@ -23,6 +23,7 @@ from ib_loss.schedule import in_ib_phase
 # Constants of the authors' programs (their class defaults differ).
 ALPHA, GAMMA, LDAM_SCALE = 1000.0, 1.0, 30.0
 EVALUATION_BATCH = 100  # images whose weighted mean is one loss
+INFLUENCE = (IBLoss, IB_FocalLoss)  # these look at the features
 Meter = AverageMeter | Running  # last value and mean
 
 
@@ -71,9 +72,11 @@ def logit_scale(args: Namespace) -> float:
     return LDAM_SCALE if args.loss_type == "LDAM" else 1.0
 
 
-def compute_loss(criterion: nn.Module, logits: Tensor, target: Tensor, features: Tensor) -> Tensor:
-    """The criterion's value; the influence-balanced ones also look at the features."""
-    if isinstance(criterion, (IBLoss, IB_FocalLoss)):
+def compute_loss(
+    criterion: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None
+) -> Tensor:
+    """The criterion's value; the influence-balanced ones also take the features."""
+    if isinstance(criterion, INFLUENCE):
         return criterion(logits, target, features)
     return criterion(logits if logits.dtype == torch.float64 else logits.float(), target)
 
@@ -83,7 +86,8 @@ def forward_pass(
 ) -> tuple[Tensor, Tensor]:
     """Loss of the batch of all processes, logits of this one's images."""
     logits, features = model(images, return_features=True)
-    loss = compute_loss(criterion, *map(gather_batch, (logits, target, features)))
+    parts = (logits, target, features) if isinstance(criterion, INFLUENCE) else (logits, target)
+    loss = compute_loss(criterion, *map(gather_batch, parts))
     return loss, logits
 
 

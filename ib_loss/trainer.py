@@ -141,10 +141,20 @@ def train(
     process.say("cls num list:")
     process.say(data.cls_num_list)
 
+    criteria: dict[tuple[bool, bool], nn.Module] = {}
+
+    def criterion_of(epoch: int) -> nn.Module:
+        """The criterion of ``epoch``, the same one for all epochs of a phase."""
+        deferred = args.train_rule == "DRW" and epoch >= schedule.drw_epoch
+        phase = in_ib_phase(epoch, args.loss_type, args.start_ib_epoch), deferred
+        if phase not in criteria:
+            criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
+            criteria[phase] = criterion.to(process.device)
+        return criteria[phase]
+
     def test(epoch: int) -> Tally:
         """Evaluate on the test set, with the loss of the phase of ``epoch``."""
-        criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
-        criterion = criterion.to(process.device)
+        criterion = criterion_of(epoch)
         return evaluate(model, test_loader, criterion, args.num_classes, args, process)
 
     if args.evaluate:
@@ -167,8 +177,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        criterion = build_criterion(args, data.cls_num_list, epoch, schedule.drw_epoch)
-        criterion = criterion.to(process.device)
+        criterion = criterion_of(epoch)
         row = {"epoch": epoch, "lr": lr}
         row |= train_one_epoch(learner, train_loader, criterion, epoch, args, record)
         seconds = time.perf_counter() - start - speed.compile_seconds(process)

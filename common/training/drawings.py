@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.evaluation import GROUPS, class_groups
+from common.evaluation import GROUPS, class_groups, finite_mean
 from common.training.pictures import literal
 
 # Colours that colour-blind people tell apart (Okabe and Ito).
@@ -47,7 +47,7 @@ def per_class(
         mine = group == name
         if not mine.any():
             continue
-        label = f"{name} ({BOUNDS[name]}): {_mean(accuracy[mine]):.1f} %"
+        label = f"{name} ({BOUNDS[name]}): {finite_mean(accuracy[mine]):.1f} %"
         if number <= MAX_BARS:
             upper.bar(place[mine], accuracy[mine], _width(number), color=COLOURS[name], label=label)
         else:
@@ -208,11 +208,6 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
         np.convolve(part, kernel, mode="same") for part in (np.where(known, values, 0), known)
     )
     return np.where(count > 0.5, sums / np.maximum(count, 1), np.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
 
 
 def _short(name: str, most: int = 28) -> str:

@@ -182,7 +182,7 @@ def get_parser() -> Parser:
         help="checkpoint to go on from; 'auto': this run's own, if there is one",
     )
     ours("-e", "--evaluate", action="store_true", help="evaluate the --resume checkpoint and stop")
-    return parser  # fmt: skip
+    return parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Schedule]:

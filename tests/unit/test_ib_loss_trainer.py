@@ -271,3 +271,18 @@ def test_evaluation_is_the_originals(golden, case, capsys):
     assert engine.result_lines(result) == facts["log_test_text"]
     shown = without_times(capsys.readouterr().out)
     assert facts["stdout"].startswith(shown) and shown.count("Test:") == len(loader)
+
+
+def test_only_a_loss_that_reads_the_features_has_them_gathered(monkeypatch):
+    images, target = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    model = resnet20(num_classes=3)
+    gathered = []
+    monkeypatch.setattr(engine, "gather_batch", lambda x: gathered.append(x.shape[1:]) or x)
+    for criterion, widths in (
+        (torch.nn.CrossEntropyLoss(), [3, ()]),
+        (IBLoss(), [3, (), 64]),
+        (IB_FocalLoss(), [3, (), 64]),
+    ):
+        gathered.clear()
+        engine.forward_pass(model, criterion, images, target)
+        assert gathered == [torch.Size([w] if w else []) for w in widths]
