@@ -140,7 +140,7 @@ def rows(
     rng = np.random.RandomState(0)
     images = rng.randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
     targets = rng.randint(0, 10, count)
-    has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_bf16 = precision.has_bfloat16(device)
     made = (images, targets, arch, device)
     default = WholeBatch(*made)
     ours = {"default": default, "--no-channels_last": WholeBatch(*made, channels_last=False)}

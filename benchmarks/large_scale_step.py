@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 from benchmarks.timing import Row, in_turn, machine, rates, table
 from common.training import speed
 from common.training.launch import Process
-from common.training.precision import autocast
+from common.training.precision import autocast, has_bfloat16
 from datasets.listfile import ListFile
 from datasets.loaders import WorkersLoader
 from dbm_loss.large_scale import data
@@ -150,10 +150,9 @@ def step_rows(arch: str, batch: int, rounds: int, device: torch.device) -> list[
     """Training steps with the default memory format, and with bfloat16 where the machine has it."""
     x = torch.randn(batch, 3, 224, 224, device=device)
     target = torch.arange(batch, device=device)
-    has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     plain = getattr(tv_models, arch)(num_classes=1000).to(device)
     runs = {"plain": training_step(plain, x, target, "none")}
-    for amp in ("none", "bf16") if has_bf16 else ("none",):
+    for amp in ("none", "bf16") if has_bfloat16(device) else ("none",):
         channels_last = speed.use_channels_last(None, device, amp)
         memory_format = speed.memory_format(channels_last)
         model = build_model("ce", arch, 1000, use_norm=False)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from common.training.precision import has_bfloat16
+
 
 @dataclass(frozen=True)
 class Row:
@@ -65,7 +67,7 @@ def machine(device: torch.device) -> str:
     facts = [f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
     if device.type == "cuda":
         facts.append(torch.cuda.get_device_name(device))
-    elif not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    elif not has_bfloat16(device):
         facts.append("no bfloat16 instructions")
     return "; ".join(
         [*facts, f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]

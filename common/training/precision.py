@@ -29,12 +29,20 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, dtype=dtype)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has bfloat16 instructions; of a CPU torch knows it through oneDNN."""
+    if device.type != "cpu":
+        return True
+    mkldnn = torch.backends.mkldnn.is_available()  # else the operator is not there
+    return mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def grad_scaler(device: torch.device, amp: str) -> torch.amp.GradScaler:
     """Loss scaling for fp16; does nothing for the other precisions.
 
     Says so where bf16 was asked of a CPU that has to imitate it.
     """
-    if amp == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if amp == "bf16" and not has_bfloat16(device):
         warnings.warn(
             "amp bf16: this CPU has no bfloat16 instructions, float32 is faster here",
             stacklevel=2,

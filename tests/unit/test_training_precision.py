@@ -1,12 +1,14 @@
 """Numbers that are not finite are found, and only those."""
 
 import math
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.training.precision import first_non_finite
+from common.training.precision import first_non_finite, grad_scaler
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -59,3 +61,21 @@ def test_a_gpu_is_waited_for_once_whatever_comes_first():
         with Waits() as waits:
             assert first_non_finite(state) is None
         assert waits.count == 1
+
+
+def test_bfloat16_on_a_cpu_that_imitates_it_is_said_also_without_onednn(monkeypatch):
+    """Where torch was built without it, its operator is not there either."""
+    cpu = torch.device("cpu")
+    for built, instructions in ((True, True), (True, False), (False, None)):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda built=built: built)
+        operators = SimpleNamespace()
+        if built:
+            operators._is_mkldnn_bf16_supported = lambda said=instructions: said
+        monkeypatch.setattr(torch.ops, "mkldnn", operators)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert not grad_scaler(cpu, "bf16").is_enabled()
+            assert not grad_scaler(cpu, "none").is_enabled()
+        texts = [str(warning.message) for warning in said]
+        line = "amp bf16: this CPU has no bfloat16 instructions, float32 is faster here"
+        assert texts == ([] if instructions else [line])
