@@ -16,6 +16,10 @@ from common.training.errors import RunError, UsageError
 WAIT = timedelta(minutes=10)  # for a process that does not come, or does not answer
 FAREWELL = timedelta(seconds=5)  # process 0 keeps the store: the others shall still learn of it
 
+# Before torch 2.9 a gloo group that goes waits for its threads with Python's lock in hand, and a
+# thread that has just finished may wait for that lock to free its tensor: both for ever.
+SETTLE = 0.1  # seconds
+
 
 class NoProcess0(RunError):
     """The process at which all others meet is not there."""
@@ -63,9 +67,11 @@ def meet(backend: str, rank: int, world_size: int) -> None:
         dist.init_process_group(backend, timeout=WAIT)
     except ValueError as error:
         raise UsageError(f"MASTER_ADDR:MASTER_PORT {place}: {error}") from None
-    except dist.DistError as error:
-        if "EADDRINUSE" in str(error):
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error):  # no DistError before torch 2.7
             raise UsageError(f"MASTER_PORT {_place()[1]}: in use, choose another one") from None
+        if not isinstance(error, dist.DistError):
+            raise
         raise RunError(
             f"not all of the {world_size} processes came to {place} within {minutes()}; {cure}"
         ) from None
@@ -106,6 +112,7 @@ def part(failed: bool) -> None:
     if not dist.is_initialized():
         return
     store, rank, world_size = _store(), dist.get_rank(), dist.get_world_size()
+    time.sleep(SETTLE)
     dist.destroy_process_group()  # who waits for this process is told so
     if failed and rank == 0:
         end = time.monotonic() + FAREWELL.total_seconds()

@@ -82,7 +82,8 @@ class MoCo(nn.Module):
         align_labels: bool = True,
     ):
         super().__init__()
-        self.K, self.m, self.num_classes = K, m, num_classes
+        self.K, self.num_classes = K, num_classes
+        self._ema = get_ema_multi_avg_fn(m)
         self.align_labels = align_labels
         self.base_k = 0
         self.has_teacher = False
@@ -166,8 +167,10 @@ class MoCo(nn.Module):
             t_logits, keys = self._key_side(im_cls, im_k)
             self.enqueue(keys, gather_batch(labels), gather_batch(index))
         # Autocast keeps the half-precision weights of embed_k; in older versions of torch those
-        # made without gradients, with which the next line would not train them.
-        torch.clear_autocast_cache()
+        # made without gradients, with which the next line would not train them. A compiled step
+        # keeps none, and in older versions this call would cut it in two.
+        if not torch.compiler.is_compiling():
+            torch.clear_autocast_cache()
         key = F.normalize(full_precision(self.embed_k(self.queue_k)), dim=1)  # K x d
         return {
             "logits": logits[:B],
@@ -205,7 +208,7 @@ class MoCo(nn.Module):
         """θ_k <- m θ_k + (1 - m) θ_q (Equation 2 of MoCo, arXiv 1911.05722); not the buffers."""
         key_side = [*self.encoder_k.parameters(), *self.embed_k.parameters()]
         query_side = [*self.encoder_q.parameters(), *self.embed_q.parameters()]
-        get_ema_multi_avg_fn(self.m)(key_side, query_side, None)
+        self._ema(key_side, query_side, None)
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> None:

@@ -28,6 +28,7 @@ from common.gather import gather_batch
 from common.training.launch import Process, distribute, unwrap
 from common.training.learner import Learner
 from common.training.logs import TextLog
+from common.training.peers import part
 from datasets.loaders import DeviceLoader
 from dbm_loss.cifar.models import KeyQueue, NCLModel
 from dbm_loss.GML.moco import MoCo
@@ -299,7 +300,7 @@ def child(rank, folder):
         found = everything(Process(torch.device("cpu"), rank, world_size=2))
         torch.save(found, Path(folder) / f"{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        part(failed=False)
 
 
 @pytest.fixture(scope="module")

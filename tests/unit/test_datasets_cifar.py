@@ -16,6 +16,7 @@ from torchvision import datasets as tv
 
 from common.training import checkpoint
 from common.training.errors import RunError, UsageError
+from common.training.peers import part
 from datasets import cifar
 from datasets.sources import held_out, open_source
 from tests.programs import tools
@@ -211,7 +212,7 @@ def _open(rank, port, data, results):
         open_source("cifar10", data / "data_batch_1", "train")
     except UsageError as error:
         results.put((rank, str(error)))
-    torch.distributed.destroy_process_group()
+    part(failed=False)
 
 
 def test_of_several_processes_the_first_alone_downloads_and_all_hear_of_an_error(tmp_path, made_up):

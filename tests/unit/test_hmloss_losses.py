@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hmloss.losses import (
+    HIGHEST,
     CELoss,
     FocalLoss,
     HMLoss,
@@ -78,7 +79,11 @@ def test_hml_curve_over_all_regimes(g):
                 loss.append(out.item())
                 grad.append(ce.grad.item())
             assert_golden(loss, g[f"curve_loss_{kind}"][row], kind, atol=2e-4)
-            assert_golden(grad, g[f"curve_grad_{kind}"][row], kind, atol=2e-4)
+            # On the very bound of p the last bit of exp decides whether m carries gradient.
+            inside = np.abs(np.exp(-g["curve_ce"]) - HIGHEST) > 1e-15
+            assert inside.sum() >= len(inside) - 1
+            grad, expected = np.array(grad)[inside], g[f"curve_grad_{kind}"][row][inside]
+            assert_golden(grad, expected, kind, atol=2e-4)
 
 
 def test_defaults_are_the_originals(g):

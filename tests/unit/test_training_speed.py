@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from common.training import speed
 from common.training.launch import Process
+from common.training.peers import part
 from datasets.loaders import epoch_batches
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -48,7 +49,7 @@ def evaluated_beside(rank, folder):
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     batch_size = speed.evaluation_batch(100, GPU, 32)
-    dist.destroy_process_group()
+    part(failed=False)
     here = Process(CPU, rank, world_size=2)
     batches = epoch_batches(torch.arange(10_000), batch_size, here, drop_last=False, even=False)
     torch.save(batches, folder / f"{rank}.pt")
