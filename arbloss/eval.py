@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     network.load_parts(state, resume)
     network = network.to(process.device, memory_format=memory_format)
 
-    folder = launch.broadcast_object(new_folder(stem, "")) / config.log_dir
+    # Never the folder of a run, whose files would be lost: of log_dir only the name counts.
+    folder = launch.broadcast_object(new_folder(stem, "")) / Path(config.log_dir).name
     if process.is_main:
         prepare_folders(folder)
     log = TextLog(folder / f"{stem}.txt" if process.is_main else None)

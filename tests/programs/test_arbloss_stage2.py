@@ -1,6 +1,7 @@
 """Stage 1 -> stage 2 -> evaluation, with MiSLAS's recipes, on small made data."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,23 @@ def test_stage_2_and_evaluation(folder, stage1, here, capsys, shift_bn, monkeypa
     assert again["loss"] == figures["loss"]
     assert f"=> loaded checkpoint '{path.relative_to(here)}'" in capsys.readouterr().out
     assert drawn["reliability.png"][-1].splitlines()[1] == "test set"
+
+
+@pytest.mark.parametrize("log_dir", ["{run}/logs", "../{run.name}/logs"])
+def test_an_evaluation_leaves_the_files_of_a_run_alone(folder, stage1, here, log_dir):
+    """Though it is told the folders of that run, with the words that it was trained by."""
+    run = here / "saved" / "run"
+    shutil.copytree(stage1.parents[1], run)
+
+    def files():
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = files()
+    words = ["log_dir", log_dir.format(run=run), "model_dir", str(run / "ckps")]
+    evaluation.main(options(folder, run / "ckps" / "current.pth.tar", *words))
+    assert files() == before
+    (own,) = set(here.glob("saved/*")) - {run}
+    assert (own / "logs" / "eval.json").is_file()
 
 
 def test_classes_are_sampled_equally_often(folder, stage1, here, monkeypatch):
