@@ -231,6 +231,8 @@ class WorkersLoader(_Planned):
         finish: Callable[[Tensor | list[Tensor]], Tensor | list[Tensor]] | None = None,
     ) -> None:
         self._device, self._memory_format, self._finish = process.device, memory_format, finish
+        # One for all epochs: what was copied on a stream is freed for the same stream alone.
+        self._copying = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         order = order or (shuffled if train else in_order)(len(dataset))
         self._plan = _EpochPlan(order, batch_size, seed, process, drop_last, train, quiet)
         self._loader = DataLoader(
@@ -244,7 +246,7 @@ class WorkersLoader(_Planned):
 
     def __iter__(self) -> Iterator[tuple]:
         try:
-            yield from prefetch(self._loader, self._to_device, self._device)
+            yield from prefetch(self._loader, self._to_device, self._copying)
         except UsageError as error:  # torch puts the worker's traceback before the message
             # An image that proves damaged now ends a run that could not foresee it.
             raise RunError(str(error).rsplit("UsageError: ", 1)[-1].strip()) from None
@@ -285,14 +287,14 @@ def in_format(
 
 
 def prefetch(
-    batches: Iterable[tuple], prepare: Callable[..., tuple], device: torch.device
+    batches: Iterable[tuple], prepare: Callable[..., tuple], copying: torch.cuda.Stream | None
 ) -> Iterator[tuple]:
-    """``prepare(*batch)`` of each batch; on a GPU one batch ahead, on a stream of its own."""
-    if device.type != "cuda":
+    """``prepare(*batch)`` of each batch; on a GPU one batch ahead, on the stream ``copying``."""
+    if copying is None:
         for loaded in batches:
             yield prepare(*loaded)
         return
-    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    computing = torch.cuda.current_stream(copying.device)
     ahead = None
     for loaded in batches:
         ready = ahead

@@ -3,7 +3,6 @@
 import contextlib
 import subprocess
 import sys
-from argparse import Namespace
 from itertools import product
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from common.training.launch import Process
 from common.training.seeds import derive, seed_everything
+from datasets import loaders
 from datasets.loaders import (
     DeviceLoader,
     WorkersLoader,
@@ -284,8 +284,7 @@ def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
     events = []
 
     class Stream:
-        def __init__(self, device):
-            pass
+        device = "cuda"
 
         def wait_stream(self, other):
             events.append("wait")
@@ -301,10 +300,9 @@ def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
         events.append(f"copy {name}")
         return ([OnDevice(name)], OnDevice(name.upper()))
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    for (first,), _ in prefetch(["a", "b", "c"], prepare, Namespace(type="cuda")):
+    for (first,), _ in prefetch(["a", "b", "c"], prepare, Stream()):
         events.append(f"compute {first.name}")
     expected = (
         "copy a,wait,own a,own A,copy b,compute a,wait,own b,own B,copy c,compute b,wait,own c,"
@@ -312,7 +310,18 @@ def test_on_a_gpu_the_next_batch_is_copied_while_one_is_computed(monkeypatch):
     )
     assert events == expected.split(",")
     events.clear()
-    assert not list(prefetch([], prepare, Namespace(type="cuda"))) and not events
+    assert not list(prefetch([], prepare, Stream())) and not events
+
+
+def test_a_loader_copies_on_one_stream_in_all_epochs(monkeypatch):
+    """The allocator keeps memory by stream: with a new one each epoch, a new set of buffers."""
+    made, used = [], []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or len(made))
+    monkeypatch.setattr(loaders, "prefetch", lambda *args: used.append(args[-1]) or [])
+    for loader in [workers(Process(torch.device("cuda", 0))), workers()]:
+        for _ in range(3):
+            list(loader)
+    assert made == [torch.device("cuda", 0)] and used == [1, 1, 1, None, None, None]
 
 
 def test_more_workers_than_cores_are_no_warning():
