@@ -44,6 +44,16 @@ def without_dbm(args: Namespace) -> str:
     return "" if getattr(args, "gamma", 1) > 0 else "with --gamma 0"
 
 
+def check_nesterov(args: Namespace) -> None:
+    """Refuse Nesterov's momentum without any, which torch does in an error of its own.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    if args.nesterov and not args.momentum:
+        raise UsageError("--nesterov: needs --momentum above 0")
+
+
 def check_scale(args: Namespace) -> None:
     """Refuse a ``--cos_scale`` of 0, with which all logits are the same.
 

@@ -12,7 +12,7 @@ from common.training.flags import LARGEST, Parser, add_run_flags
 from dbm_loss.augment.policies import AUTO_AUGMENT_NAMES, POLICY_NAMES
 from dbm_loss.cifar.models import NCLModel
 from dbm_loss.cifar.schedule import LR_DECAY, Schedule
-from dbm_loss.flags import add_margin_norm, check_scale, no_effect, without_scale
+from dbm_loss.flags import add_margin_norm, check_nesterov, check_scale, no_effect, without_scale
 
 LOSSES = ("ce", "ce_drw", "bs", "ldam", "ldam_drw", "bcl", "ncl")
 DATASETS = ("cifar100", "cifar10", "digits", "imagefolder", "npz")
@@ -222,9 +222,8 @@ def _default_scale(loss_fn: str) -> float:
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
     parser.check_numbers(args, batch_size=(2, LARGEST), imb_ratio=(1, sys.float_info.max))
+    check_nesterov(args)
     check_scale(args)
-    if args.nesterov and not args.momentum:
-        raise UsageError("--nesterov: needs --momentum above 0")
     if args.use_dbm and not args.use_norm:
         raise UsageError("--use_dbm: the margin is an angle and needs cosines; add --use_norm")
     if args.cmo and args.loss_fn in ("bcl", "ncl"):

@@ -16,6 +16,7 @@ from common.training.schedules import unreached
 from dbm_loss.flags import (
     LIST_FLAGS,
     add_margin_norm,
+    check_nesterov,
     check_scale,
     no_effect,
     without_scale,
@@ -213,6 +214,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.cmo = args.cmo or args.data_aug == "CMO"
     _check_loss(args, parser)
     parser.check_numbers(args, test_epoch=(1, LARGEST), mixup_prob=(0, 1))
+    check_nesterov(args)
     check_scale(args)
     check_start_epoch(args.start_epoch, args.epochs)
     check_pretrained(args, ARCHITECTURES[args.arch])

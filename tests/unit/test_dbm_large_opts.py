@@ -84,6 +84,7 @@ def test_refusals_name_the_flag_and_the_cure():
         ("--dataset inat --cmo --mixup_prob 1.3", "--mixup_prob"),
         ("--dataset inat --cmo --beta 2", "--beta"),
         ("--dataset inat --evaluate", "--resume"),
+        ("--dataset inat --nesterov --momentum 0", "--nesterov: needs --momentum above 0"),
         ("--dataset inat --epochs 0", "--epochs"),
         ("--dataset inat --batch_size 0", "--batch_size"),
         ("--dataset inat --lr nan", "--lr"),
