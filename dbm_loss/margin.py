@@ -48,12 +48,13 @@ def checked_labels(
                 f"{name} has shape {tuple(values.shape)}, expected ({shape[1]},) "
                 "as the logits have that many columns"
             )
+    target = target.long()  # of unsigned ones torch has no minimum
     # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
     if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
             if not 0 <= label < shape[1]:
                 raise ValueError(f"label {label} with logits of {shape[1]} classes")
-    return target.long()
+    return target
 
 
 class DBMargin(nn.Module):

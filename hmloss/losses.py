@@ -52,12 +52,13 @@ def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) 
                 f"{name} has shape {tuple(values.shape)}, expected ({logits.shape[1]},) "
                 "as the logits have that many columns"
             )
+    target = target.long()  # of unsigned ones torch has no minimum
     # Elsewhere looking would wait for the device, and while compiling it would cut the graph.
     if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
         for label in (int(target.min()), int(target.max())):
             if not 0 <= label < logits.shape[1]:
                 raise ValueError(f"label {label} with logits of {logits.shape[1]} classes")
-    return target.long()
+    return target
 
 
 class _ClassWeighted(nn.Module):

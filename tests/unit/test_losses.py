@@ -32,9 +32,8 @@ def centers(z):
 
 def gml(of, z, y):
     unit, index = F.normalize(z, dim=1), torch.arange(len(z), device=z.device)
-    k_labels = torch.arange(len(z), device=z.device) % 4
     loss = GMLLoss(of(COUNTS), alpha=1.0).to(z.device)
-    return loss(z, y, z.flip(0), unit, index, unit, k_labels.to(y.dtype), index.flip(0))
+    return loss(z, y, z.flip(0), unit, index, unit, y, index.flip(0))
 
 
 # How a loss is built and called: `of` turns a list into what is given for counts and weights,
@@ -95,9 +94,19 @@ def test_counts_and_weights_are_lists_arrays_or_tensors(batch):
 
 
 def test_labels_are_integers_of_any_kind(batch):
-    for loss, dtype in product(LOSSES.values(), [torch.int32, torch.int16, torch.uint8]):
-        logits, target = batch
-        assert torch.equal(loss(list, logits, target.to(dtype)), loss(list, logits, target))
+    logits, target = batch
+    signed = [torch.int32, torch.int16, torch.int8]
+    unsigned = [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+    for loss, dtype in product(LOSSES.values(), [*signed, *unsigned]):
+        values, gradients = [], []
+        for labels in (target, target.to(dtype)):
+            leaf = logits.clone().requires_grad_()
+            values.append(loss(list, leaf, labels))
+            gradients.append(*torch.autograd.grad(values[-1], leaf))
+        assert torch.equal(*values) and torch.equal(*gradients)
+    for loss in LOSSES.values():
+        two = target % 2
+        assert torch.equal(loss(list, logits, two.bool()), loss(list, logits, two))
 
 
 def test_labels_that_do_not_fit_are_named(batch):
