@@ -15,6 +15,7 @@ from common.training.launch import Process
 from common.training.logs import write_csv
 from common.training.record import Record
 from common.training.seeds import choose_seed
+from datasets.classes import some
 
 COLUMNS = ("best_top1", "top1", "many", "medium", "few")  # of the CIFAR and iNaturalist summaries
 
@@ -65,6 +66,20 @@ def claim(
         for summary in summaries:
             remove_parts(summary.parent, of=summary.name)
     return records
+
+
+def left_out(resume: str, latest: Sequence[Path]) -> list[str]:
+    """A note on the runs that ``--evaluate --resume auto`` leaves out: all but the first.
+
+    ``latest``: the checkpoint of each.
+    """
+    others = [str(path) for path in latest[1:] if path.is_file()]
+    if resume != "auto" or not others:
+        return []
+    return [
+        f"note: --evaluate --resume auto evaluates {latest[0]} alone; the other runs by --resume "
+        f"with their checkpoint: {some(others)}"
+    ]
 
 
 def run_seed(run: int, *, user: int | None, recorded: int | None, first: int | None) -> int:

@@ -62,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     args.channels_last = speed.use_channels_last(args.channels_last, process.device, args.amp)
 
     groups = [(r, t) for r in args.ir_list for t in opts.imb_types(args.imb_type)]
-    if args.evaluate:
-        groups, args.num_runs = groups[:1], 1
     names = [
         opts.run_name(args, opts.store_name(args, imb_type, ratio), run)
         for ratio, imb_type in groups
         for run in range(args.num_runs)
     ]
     history, models = Path(args.path_history), Path(args.path_model)
-    resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
+    latest = [models / name / "ckpt.pth.tar" for name in names]
+    if args.evaluate:  # one of them, by the name that it was trained under
+        for note in repeats.left_out(args.resume, latest):
+            process.say(note)
+        groups, names, latest, args.num_runs = groups[:1], names[:1], latest[:1], 1
+    resume = repeats.resume_flags(args.resume, latest)
     logs = ("train_history.csv", "test_history.csv")
     files = [Files(history / name, models / name, text_logs=logs) for name in names]
     summaries = [history / f"{opts.store_name(args, t, r)}_summary.csv" for r, t in groups]

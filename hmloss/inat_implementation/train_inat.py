@@ -51,11 +51,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
     process.say(f"{images}, {len(data.classes)} classes")
     args.cls_num_list = data.cls_num_list
 
-    if args.evaluate:
-        args.num_runs = 1
     names = [opts.run_name(args, run) for run in range(args.num_runs)]
     history, models = Path(args.path_history), Path(args.path_model)
-    resume = repeats.resume_flags(args.resume, [models / name / "ckpt.pth.tar" for name in names])
+    latest = [models / name / "ckpt.pth.tar" for name in names]
+    if args.evaluate:
+        for note in repeats.left_out(args.resume, latest):
+            process.say(note)
+        names, latest = names[:1], latest[:1]
+    resume = repeats.resume_flags(args.resume, latest)
     logs = ("train_history.csv", "test_history.csv")
     files = [Files(history / name, models / name, text_logs=logs) for name in names]
     if not args.evaluate:

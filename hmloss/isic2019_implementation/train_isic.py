@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         process.say(note)
 
     if args.evaluate:
-        return [evaluate_file(args, data, process)]
+        return [evaluate_file(args, data, process, latest)]
 
     # The folders of all runs are this program's before it writes there.
     args.run_list = [f"run{run}" for run in range(args.num_runs)]
@@ -394,15 +394,20 @@ def print_test(test: Predictions, classes: Sequence[str]) -> None:
 
 
 def evaluate_file(
-    args: argparse.Namespace, data: isic.Images, process: Process
+    args: argparse.Namespace, data: isic.Images, process: Process, latest: Sequence[Path]
 ) -> dict[str, float]:
-    """Test the checkpoint that ``--resume`` names: a run's own or a ``best_model_run*.pth``."""
-    latest = args.model_path / args.store_name / "run0" / "ckpt.pth.tar"
-    path = checkpoint.find(args.resume, latest)
+    """Test the checkpoint that ``--resume`` names: a run's own or a ``best_model_run*.pth``.
+
+    ``latest``: the checkpoint of each run; ``auto`` is the first.
+    """
+    path = checkpoint.find(args.resume, latest[0])
     if path is None:
-        raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest} yet")
+        raise UsageError(f"--evaluate --resume {args.resume}: there is no {latest[0]} yet")
     state = checkpoint.load(path)
-    for note in restore.check_classes(state, data.classes, path):
+    after = f" (epoch {state['epoch']})" if "epoch" in state else ""
+    process.say(f"=> loaded checkpoint '{path}'{after}")
+    notes = repeats.left_out(args.resume, latest)
+    for note in [*notes, *restore.check_classes(state, data.classes, path)]:
         process.say(note)
     model = build_model(args.arch, len(data.classes))
     restore.load_weights(model, restore.weights_in(state, path), path)

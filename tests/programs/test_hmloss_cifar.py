@@ -160,6 +160,30 @@ def test_evaluate_gives_the_figures_of_the_run(finished, folder, here):
     assert result["loss"] == pytest.approx(report["loss"], rel=1e-5)  # the stage's own criterion
 
 
+def test_evaluate_auto_takes_run_0_by_the_name_of_several_runs(finished, folder, here, capsys):
+    """Beside it lies what an earlier ``--num_runs 1`` left, which is another run."""
+    where, rows = finished
+    store = "imagefolder_exp_0.25_resnet20_CE_W_None"
+    for name, run in (("", 1), ("_run0", 0), ("_run1", 1)):
+        (here / "checkpoint" / f"{store}{name}").mkdir(parents=True)
+        shutil.copy(
+            where / "checkpoint" / f"{STORE}_run{run}" / "ckpt.pth.tar",
+            here / "checkpoint" / f"{store}{name}",
+        )
+    argv = [*small(folder), "--evaluate", "--resume", "auto", "--num_runs"]
+    (result,) = train_cifar.main([*argv, "2"])
+    assert result["top1"] == rows[0]["top1"]
+    run0, run1 = (f"checkpoint/{store}_run{run}/ckpt.pth.tar" for run in (0, 1))
+    said = capsys.readouterr().out
+    assert f"=> loaded checkpoint '{run0}' (epoch 3)\n" in said
+    assert (
+        f"note: --evaluate --resume auto evaluates {run0} alone; the other runs by --resume with "
+        f"their checkpoint: {run1}\n"
+    ) in said
+    (result,) = train_cifar.main([*argv, "1"])
+    assert result["top1"] == rows[1]["top1"] and "other runs" not in capsys.readouterr().out
+
+
 def test_checkpoint_of_another_run_needs_num_runs_1(finished, folder, here):
     where, _ = finished
     path = where / "checkpoint" / f"{STORE}_run1" / "ckpt.pth.tar"

@@ -125,6 +125,14 @@ def test_figures_are_those_of_the_saved_model(finished, monkeypatch, capsys):
         assert again[name] == pytest.approx(rows[1][name], abs=1e-12)
     out = capsys.readouterr().out
     assert f"[test bacc {again['bacc']:.5f}] ,  [test auc {again['auc']:.5f}]" in out
+    assert f"=> loaded checkpoint '{best}'\n" in out and "other runs" not in out
+    train_isic.main([*TWO_RUNS, "--evaluate", "--resume", "auto"])
+    run0, run1 = (folder / "checkpoint" / STORE / f"run{run}" / "ckpt.pth.tar" for run in (0, 1))
+    out = capsys.readouterr().out
+    assert f"=> loaded checkpoint '{run0}' (epoch 3)\n" in out
+    assert (
+        f"evaluates {run0} alone; the other runs by --resume with their checkpoint: {run1}" in out
+    )
 
 
 def test_original_lines(here, capsys, golden):
