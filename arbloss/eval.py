@@ -103,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, trains=False)

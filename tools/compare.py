@@ -508,4 +508,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, trains=False)

@@ -54,32 +54,43 @@ class Process:
             print(text, flush=True)
 
 
-def run(main: Callable[[Sequence[str] | None], object]) -> None:
-    """Run a program's ``main``. Exit code: 2 bad usage, 1 a run that cannot go on, 130 Ctrl-C."""
+# What the last line of a program says of the way to go on.
+OF_A_TRAINING = re.compile(rf"[;.,] [aA] training [^;]*{re.escape(RESUME)}$")
+
+
+def run(main: Callable[[Sequence[str] | None], object], *, trains: bool = True) -> None:
+    """Run a program's ``main``. Exit code: 2 bad usage, 1 a run that cannot go on, 130 Ctrl-C.
+
+    A program that never ``trains`` says nothing of a training to go on with, and a reader of its
+    output that goes away (``| head``) ends it without a word, as other tools: exit code 141.
+    """
     output.prepare()
     code = 1
     try:
         interrupt.from_now_on_raised()
         main(None)
     except UsageError as error:
-        _say(error)
+        _say(error, trains)
         code = 2
     except RunError as error:
-        _say(error)
+        _say(error, trains)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
-        _say(f"interrupted; a training goes on from its last checkpoint with {RESUME}")
+        _say(f"interrupted; a training goes on from its last checkpoint with {RESUME}", trains)
         code = 130
     except OSError as error:
         reason = _explain_refusal(error)
         if reason is None:
             raise
-        _say(reason)
+        if not trains and isinstance(error, BrokenPipeError):
+            code = 141  # a shell's number for SIGPIPE
+        else:
+            _say(reason, trains)
     except (RuntimeError, ValueError, MemoryError) as error:
         reason = _explain(error)
         if reason is None:
             raise
-        _say(reason)
+        _say(reason, trains)
     else:
         code = 0
     finally:
@@ -104,8 +115,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _say(message: object) -> None:
+def _say(message: object, trains: bool) -> None:
     """Say why the run ends, unless another process has done so."""
+    if not trains:
+        message = OF_A_TRAINING.sub("", str(message))
     if peers.first_to_fail(message):
         name = os.path.basename(sys.argv[0]) or "python"
         with contextlib.suppress(OSError):
@@ -192,7 +205,7 @@ def _join(gpu: int | None, backend: str | None, use_cuda: bool, flag: str) -> Pr
     rank, world_size = peers.number("RANK"), peers.number("WORLD_SIZE")
     local_rank, local_world_size = peers.number("LOCAL_RANK"), peers.number("LOCAL_WORLD_SIZE", 1)
     if gpu not in (None, local_rank) and rank == 0:
-        warnings.warn(f"{flag} {gpu}: a launcher gives each process its own GPU", stacklevel=3)
+        print(f"note: {flag} {gpu}: a launcher gives each process its own GPU", flush=True)
     gpus = torch.cuda.device_count() if use_cuda else 0
     device = torch.device("cpu")
     if gpus:
@@ -230,7 +243,7 @@ def _pick_device(gpu: int | None, flag: str) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus and gpu in (None, 0):  # the papers' commands say --gpu 0
         if gpu == 0:
-            warnings.warn(f"{flag} 0: no CUDA device here, running on the CPU", stacklevel=4)
+            print(f"note: {flag} 0: no CUDA device here, running on the CPU", flush=True)
         return torch.device("cpu")
     if gpu is not None and not 0 <= gpu < gpus:
         here = f"GPUs 0 to {gpus - 1}" if gpus else f"no GPU; leave {flag} out to use the CPU"

@@ -56,7 +56,6 @@ def test_readme_has_the_five_published_commands():
     ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:--gpu 0")
 @pytest.mark.parametrize("number", range(5))
 def test_readme_commands(here, small, number):
     """As printed, on small data for two epochs of the stretched schedule."""

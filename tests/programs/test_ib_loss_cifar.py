@@ -76,7 +76,7 @@ def test_readme_commands(cifar100, tmp_path, monkeypatch, golden, number):
              "--root_log", tmp_path / "log", "--root_model", tmp_path / "model"]  # fmt: skip
     done = tools.run([SCRIPT.name, *command, *small], SCRIPT.parent)
     assert done.returncode == 0, done.stderr
-    assert "--gpu 0: no CUDA device here" in done.stderr
+    assert "--gpu 0: no CUDA device here" in done.stdout
     loss, rule = (command[command.index(flag) + 1] for flag in ("--loss_type", "--train_rule"))
     run = f"cifar100_resnet20_{loss}_{rule}_exp_0.25_0"
     report = json.loads((tmp_path / "log" / run / "report.json").read_text())
@@ -316,10 +316,11 @@ def test_a_diverging_run_stops_and_keeps_the_checkpoint(here, monkeypatch, capsy
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
-def test_no_gpu_is_said_once_and_the_cpu_takes_over(finished, here):
+def test_no_gpu_is_said_once_and_the_cpu_takes_over(finished, here, capsys):
     checkpoint = str(finished / "checkpoint" / RUN / "ckpt.pth.tar")
-    with pytest.warns(UserWarning, match="--gpu 0: no CUDA device here, running on the CPU"):
-        cifar_train.main([*IB, "--gpu", "0", "--evaluate", "--resume", checkpoint])
+    cifar_train.main([*IB, "--gpu", "0", "--evaluate", "--resume", checkpoint])
+    said = capsys.readouterr().out
+    assert said.count("note: --gpu 0: no CUDA device here, running on the CPU\n") == 1
 
 
 def test_two_processes_evaluate_like_one(finished, tmp_path):

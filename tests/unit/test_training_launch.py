@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from common.training import launch, precision, seeds
-from common.training.errors import NonFiniteLoss, UsageError
+from common.training.errors import NonFiniteLoss, UsageError, writing
 from datasets.loaders import WorkersLoader
 from tests.programs import tools
 
@@ -70,6 +70,37 @@ def test_what_a_file_system_refuses_is_one_line(capsys):
     ):
         with pytest.raises(type(error)):
             launch.run(stop_with(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (PermissionError(13, "Permission denied", "a.jpg"),
+         "a.jpg: Permission denied; fix that and start again"),
+        (MemoryError(), "out of memory: a smaller batch needs less, and where all images are held "
+         "in memory a smaller image_size (of a new run)"),
+        (OSError(28, "No space left on device"),
+         "the output cannot be written any more (No space left on device)"),
+        (UsageError("--lr -1: must be positive"), "--lr -1: must be positive"),
+    ],
+)  # fmt: skip
+def test_a_tool_that_trains_nothing_speaks_of_no_training(capsys, error, words):
+    with pytest.raises(SystemExit):
+        launch.run(stop_with(error), trains=False)
+    assert capsys.readouterr().err.partition(": error: ")[2] == words + "\n"
+
+
+def test_a_file_that_a_tool_cannot_write(tmp_path, capsys):
+    def main(_):
+        with writing(tmp_path / "out"):
+            (tmp_path / "no" / "out").touch()
+
+    with pytest.raises(SystemExit):
+        launch.run(main, trains=False)
+    assert capsys.readouterr().err.endswith(
+        "out: cannot be written (No such file or directory); fix that and start again\n"
+    )
 
 
 def errors_of(main, capsys):
@@ -180,15 +211,16 @@ def test_a_gpu_that_is_not_there(gpus):
         assert str(error.value) == words
 
 
-def test_a_gpu_that_is_there(gpus):
+def test_a_gpu_that_is_there(gpus, capsys):
     chosen = gpus(2)
     assert launch.start(1).device == torch.device("cuda", 1) and chosen == [1]
     assert launch.start(None).device == torch.device("cuda", 0)
     assert launch.start(1, use_cuda=False).device == torch.device("cpu")
     gpus(0)
     assert launch.start(None).device == torch.device("cpu")
-    with pytest.warns(UserWarning, match="--gpu 0: no CUDA device here, running on the CPU"):
-        assert launch.start(0).device == torch.device("cpu")
+    assert capsys.readouterr().out == ""
+    assert launch.start(0).device == torch.device("cpu")
+    assert capsys.readouterr().out == "note: --gpu 0: no CUDA device here, running on the CPU\n"
 
 
 @pytest.fixture

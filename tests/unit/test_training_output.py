@@ -59,6 +59,16 @@ def test_a_reader_that_goes_away_is_one_line():
         )
 
 
+def test_a_reader_that_goes_away_ends_a_tool_without_a_word():
+    def act(read, write):
+        gone, out = os.pipe()
+        os.close(gone)
+        sys.stdout, sys.stderr = stream(out), stream(write)
+        launch.run(lambda _: print("a line", flush=True), trains=False)
+
+    assert forked(act) == (141, "")
+
+
 def test_a_full_disk_below_the_output_is_one_line():
     def act(read, write):
         sys.stdout, sys.stderr = open("/dev/full", "w"), stream(write)  # noqa: SIM115
