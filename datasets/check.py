@@ -33,7 +33,7 @@ from common.training.logs import Progress
 from datasets import npz
 from datasets.folder import ENDINGS, Skipped, held_out, image_files, read_folder
 from datasets.images import read_rgb, remarks
-from datasets.listfile import ListFile, check_names
+from datasets.listfile import ListFile, check_names, require_some
 
 
 @dataclass
@@ -104,11 +104,7 @@ def look(data: Sequence[str], root: str | None) -> Found:
             part = ListFile(path, start, num_classes=num_classes, must_exist=False)
             train = train or part
             check_names(train, part)
-            if not any(map(os.path.exists, part.files)):
-                raise UsageError(
-                    f"{path}: none of its {len(part)} images is in {start}; give by --root the "
-                    "folder that its paths start from"
-                )
+            require_some(path, part.files, start)
             counts = f"{len(part)} images of {part.num_classes} classes"
             found.lines += [f"{path}: {counts}", *part.notes]
             found.images += [(part.path(i), part.place(i)) for i in range(len(part))]

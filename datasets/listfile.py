@@ -336,6 +336,19 @@ def find_list(name: str, folders: Sequence[str | Path], flag: str, number: str =
     raise UsageError(f"no {name} in {where}; put it there, or give {flag}{own}; {WHERE}")
 
 
+def require_some(list_file: object, files: Sequence[str], root: object) -> None:
+    """Refuse a list whose paths start elsewhere: none of its ``files`` is there.
+
+    Raises:
+        UsageError: names the list and the folder.
+    """
+    if files and not any(map(os.path.exists, files)):
+        raise UsageError(
+            f"{list_file}: none of its {len(files)} images is in {root}; give by --root the folder "
+            "that its paths start from"
+        )
+
+
 def check_names(train: ListFile, other: ListFile) -> None:
     """Refuse a list that calls a class otherwise than the training list; numbers are no names.
 

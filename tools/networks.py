@@ -26,12 +26,14 @@ class Kind:
         transform: side of the images -> see the function of that name. image_size: the program's
             own side.
         needs: entries that a user has to name for a checkpoint that does not say them.
+        folders: -> {folder of the program's own images: class}, where the two are named otherwise.
     """
 
     build: Callable[..., nn.Module]
     transform: Callable[[int], dict[str, object]]
     image_size: int
     needs: tuple[str, ...] = ("arch",)
+    folders: Callable[[], dict[str, str]] = dict
 
 
 def _resnet(arch: str, **network: object) -> nn.Module:
@@ -84,6 +86,12 @@ def _isic_images(size: int) -> dict[str, object]:
     return described.squeezed(size, MEAN, STD)
 
 
+def _isic_folders() -> dict[str, str]:
+    from hmloss.isic2019_implementation.data import TASKS
+
+    return {name: column.lower() for task in TASKS.values() for name, column in task.items()}
+
+
 KINDS = {
     "ib_loss/cifar_train.py": Kind(_resnet, described.cifar, 32),
     "ib_loss/tinyimage_train.py": Kind(_resnet, lambda size: described.imagenet(square=size), 64),
@@ -94,7 +102,9 @@ KINDS = {
     "dbm_loss/GML/main.py": Kind(_gml, _imagenet, 224),
     "hmloss/cifar_implementation/train_cifar.py": Kind(_resnet, described.cifar, 32),
     "hmloss/inat_implementation/train_inat.py": Kind(_resnet, _inat, 224),
-    "hmloss/isic2019_implementation/train_isic.py": Kind(_isic, _isic_images, 300),
+    "hmloss/isic2019_implementation/train_isic.py": Kind(
+        _isic, _isic_images, 300, folders=_isic_folders
+    ),
     "arbloss/train_stage1.py": Kind(_arb, described.cifar, 32),
     "arbloss/train_stage2.py": Kind(_arb, described.cifar, 32),
 }

@@ -5,8 +5,9 @@
 
 Network, classes and treatment of the images come from the checkpoint. DIR/predictions.csv has a row
 an image: its path, the class, its probability and the next ones, or why it could not be read. Where
-folders are named like the classes, or a list or npz file (its test images) has labels, the figures
-of these images are shown, too, and stand with confusion matrix and pictures in DIR.
+folders are named like the classes (in any case of the letters), or a list or npz file (its test
+images) has labels, the figures of these images are shown, too, and stand with confusion matrix and
+pictures in DIR; those of an earlier call are removed. Exit code 1 if no image could be read.
 
 A checkpoint of an original says little of itself: name the --program whose task it had, its
 --network and its --classes.
@@ -35,20 +36,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.evaluation import GROUPS, Tally
 from common.training import checkpoint, drawings, launch, report
-from common.training.errors import UsageError, writing
+from common.training.errors import RunError, UsageError, writing
 from common.training.flags import Parser
 from common.training.logs import Progress, write_json
 from common.training.pictures import picture
 from datasets.augment.recipes import MAX_SIDE, from_description
 from datasets.classes import read_names, require_distinct, some
-from datasets.folder import ENDINGS, HELD_OUT, Skipped, image_files
+from datasets.folder import ENDINGS, Skipped, image_files
 from datasets.images import SUFFIXES, read_rgb
-from datasets.listfile import ListFile
+from datasets.listfile import ListFile, require_some
 from datasets.npz import read_split
 from tools import networks
 from tools.runner import usable_cores
 
 TOP = 5
+# What is written of images with a label; the first, which no other program writes, goes last.
+FIGURES = ("evaluation.json", "per_class.csv", "confusion.csv", "per_class.png", "confusion.png")
 SHOWN = 20  # so many predictions are printed
 MISTAKES = 5  # and so many of each class
 # What a checkpoint says of itself, as far as it counts here.
@@ -101,6 +104,7 @@ class Model:
         classes: their names (C,). own_names: the checkpoint's own, or numbers (C,).
         cls_num_list: training images of each, None if not known.
         label_names: what --classes says, or None.
+        folders: {folder of the program's own images: class}, where the two are named otherwise.
         title: what was trained, in words.
     """
 
@@ -111,7 +115,23 @@ class Model:
     own_names: list[str]
     cls_num_list: list[int] | None
     label_names: list[str] | None
+    folders: dict[str, str]
     title: str
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the classes have no names."""
+        return sorted(self.classes) == sorted(map(str, range(len(self.classes))))
+
+    def labels(self) -> tuple[dict[str, int], dict[str, int]]:
+        """{name of a folder: class}; the same in lower case, of names that mean one class alone."""
+        place = {name: c for c, name in enumerate(self.classes)}
+        exact = {f: place[name] for f, name in self.folders.items() if name in place}
+        exact |= {name: c for c, name in enumerate(self.own_names)} | place
+        alike: dict[str, set[int]] = {}
+        for name, c in exact.items():
+            alike.setdefault(name.lower(), set()).add(c)
+        return exact, {name: c for name, (c, *others) in alike.items() if not others}
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -161,6 +181,7 @@ def load_model(args: argparse.Namespace) -> Model:
         about.get("classes") or [str(c) for c in range(len(classes))],
         about.get("cls_num_list"),
         names,
+        kind.folders(),
         report.title_of(about | {"network": network}),
     )
 
@@ -269,7 +290,20 @@ def find_samples(args: argparse.Namespace, model: Model) -> list[Sample]:
             found += _in_list(path, args, model)
     if not found:
         raise UsageError(f"{' '.join(args.images)}: no images, {ENDINGS}")
-    return found
+    return _once(found)
+
+
+def _once(samples: Sequence[Sample]) -> list[Sample]:
+    """Each image once, with its label if any of its places has one."""
+    kept: dict[str, Sample] = {}
+    for sample in samples:
+        file = sample.image if isinstance(sample.image, str) else sample.path
+        key = os.path.abspath(file)
+        if key not in kept or kept[key].label is None:
+            kept[key] = sample
+    if again := len(samples) - len(kept):
+        print(f"note: {again} image{'s' * (again > 1)} named more than once, counted once")
+    return list(kept.values())
 
 
 def _in_folder(folder: Path, model: Model) -> list[Sample]:
@@ -278,17 +312,28 @@ def _in_folder(folder: Path, model: Model) -> list[Sample]:
     files = image_files(folder, skipped)
     for note in skipped.notes(folder):
         print(note)
-    labels = {name: c for names in (model.own_names, model.classes) for c, name in enumerate(names)}
+    exact, alike = model.labels()
+
+    def label(name: str) -> int | None:
+        return exact.get(name, alike.get(name.lower()))
+
     parts = [Path(file).relative_to(folder).parts for file in files]
     tops = [path[0] if len(path) > 1 else None for path in parts]
-    if odd := [top for top in tops if top is not None and top not in labels]:
-        meant = [s for s in HELD_OUT if any((folder / s / name).is_dir() for name in labels)]
-        cure = f"; give {folder / meant[0]} for the figures of those in it" if meant else ""
+    if odd := [top for top in tops if top is not None and label(top) is None]:
+        holds = {path[0] for path in parts if len(path) > 2 and label(path[1]) is not None}
+        cure = ""
+        if meant := sorted(name for name in holds.intersection(odd) if name.lower() != "train"):
+            cure = f"; give {folder / meant[0]} for the figures of those in it"
+        elif model.numbered and model.label_names is None:
+            cure = ", which are numbers; give --classes FILE with their names"
         print(
             f"note: {folder}: {len(odd)} image{'s' * (len(odd) > 1)} without a label: their "
             f"folders ({some(sorted(set(odd)))}) are named like none of the classes{cure}"
         )
-    return [Sample(file, labels.get(top), file) for file, top in zip(files, tops, strict=True)]
+    return [
+        Sample(file, None if top is None else label(top), file)
+        for file, top in zip(files, tops, strict=True)
+    ]
 
 
 def _in_npz(path: Path, model: Model) -> list[Sample]:
@@ -311,9 +356,11 @@ def _in_list(path: Path, args: argparse.Namespace, model: Model) -> list[Sample]
         ) from None
     lines = [line for line in lines if line]
     if all(line.lower().endswith(SUFFIXES) for line in lines):
+        require_some(path, [str(root / line) for line in lines], root)
         return [Sample(line, None, str(root / line)) for line in lines]
     num_classes = max(len(model.classes), len(model.label_names or ()))
     images = ListFile(path, root, num_classes=num_classes, must_exist=False)
+    require_some(path, images.files, root)
     labels = _classes_of(images.targets, images.classes, model, path)
     return [
         Sample(os.fsdecode(name), label, images.path(i))
@@ -391,6 +438,13 @@ def predict(
     return logits, reasons
 
 
+def remove_figures(out: Path) -> None:
+    """Remove what an earlier call wrote of images with a label: this one may have none."""
+    if (out / FIGURES[0]).is_file():
+        for name in reversed(FIGURES):
+            (out / name).unlink(missing_ok=True)
+
+
 def write_predictions(
     path: Path, model: Model, samples: Sequence[Sample], logits: Tensor, reasons: Sequence[str]
 ) -> None:
@@ -412,8 +466,8 @@ def write_predictions(
 
 def evaluate(
     model: Model, samples: Sequence[Sample], logits: Tensor, reasons: Sequence[str], out: Path
-) -> Tally | None:
-    """Show and write the figures of the images with a label; None if there are none."""
+) -> dict[str, object] | None:
+    """Write the figures of the images with a label, and return them; None if there are none."""
     known = [i for i, sample in enumerate(samples) if sample.label is not None and not reasons[i]]
     if not known:
         return None
@@ -422,17 +476,9 @@ def evaluate(
     tally.update(logits[known], labels, loss=0.0)
     tally.reduce()
     counts = model.cls_num_list
-    figures = tally.result(counts)
-    print(
-        f"\n{len(known)} images with a label: top-1 {figures['top1']:.2f} %, balanced accuracy "
-        f"{figures['balanced_acc']:.2f} %, macro F1 {figures['macro_f1']:.2f} %"
-    )
-    if counts is not None:
-        print("accuracy of the classes with many (> 100), medium and few (< 20) training images: "
-              + ", ".join(f"{name} {figures[name]:.2f} %" for name in GROUPS
-                          if not math.isnan(figures[name])))  # fmt: skip
+    figures = {"images": len(known)} | tally.result(counts)
     del figures["loss"]  # which was not computed
-    write_json(out / "evaluation.json", {"images": len(known), **report.in_percent(figures)})
+    write_json(out / FIGURES[0], report.in_percent(figures))
     table = report.class_table(tally, counts or [0] * len(model.classes), model.classes)
     report.write_class_tables(out, tally, table)
     title = f"{model.title}\n{len(known)} images"
@@ -444,7 +490,19 @@ def evaluate(
             out / "confusion.png", drawings.confusion, tally.confusion.numpy(),
             counts or tally.total.tolist(), model.classes, title,
         )  # fmt: skip
-    return tally
+    return figures
+
+
+def show_figures(model: Model, figures: Mapping[str, object]) -> None:
+    """Print what ``evaluate`` returned."""
+    print(
+        f"\n{figures['images']} images with a label: top-1 {figures['top1']:.2f} %, balanced "
+        f"accuracy {figures['balanced_acc']:.2f} %, macro F1 {figures['macro_f1']:.2f} %"
+    )
+    if model.cls_num_list is not None:
+        print("accuracy of the classes with many (> 100), medium and few (< 20) training images: "
+              + ", ".join(f"{name} {figures[name]:.2f} %" for name in GROUPS
+                          if not math.isnan(figures[name])))  # fmt: skip
 
 
 def show(model: Model, samples: Sequence[Sample], logits: Tensor, reasons: Sequence[str]) -> None:
@@ -482,7 +540,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program.
 
     Raises:
-        UsageError: flags, checkpoint or images that cannot be. RunError: nothing can be written.
+        UsageError: flags, checkpoint or images that cannot be. RunError: no image can be read, or
+            nothing written.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
@@ -494,21 +553,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     logits, reasons = predict(model, samples, args, device)
 
+    # All is written before a word is printed: a reader may go away.
+    with writing(args.out):
+        remove_figures(args.out)
+    predictions = args.out / "predictions.csv"
+    write_predictions(predictions, model, samples, logits, reasons)
+    figures = evaluate(model, samples, logits, reasons, args.out)
+
     print(model.title)
     if not args.by_class:
         show(model, samples, logits, reasons)
-    write_predictions(args.out / "predictions.csv", model, samples, logits, reasons)
-    tally = evaluate(model, samples, logits, reasons, args.out)
+    unreadable = sum(map(bool, reasons))
+    if unreadable == len(samples):
+        raise RunError(f"none of the {len(samples)} images could be read; {predictions} says why")
+    if figures is not None:
+        show_figures(model, figures)
     if args.by_class:
-        if tally is None:
+        if figures is None:
             raise UsageError(
                 "--by_class: none of the images has a label; give folders that are named like the "
                 "classes, or a list with labels"
             )
         show_mistakes(model, samples, logits, reasons)
-    if unreadable := sum(map(bool, reasons)):
+    if unreadable:
         print(f"\n{unreadable} of {len(samples)} images could not be read")
-    print(f"\n{args.out / 'predictions.csv'}", flush=True)
+    print(f"\n{predictions}", flush=True)
 
 
 if __name__ == "__main__":

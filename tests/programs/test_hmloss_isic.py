@@ -417,6 +417,9 @@ def test_two_classes_predicted_from_the_checkpoint(finished, monkeypatch):
     predict.main([best, *(row["image"] for row in ours), "--out", "out", "-j", "0"])
     said = rows_of("out/predictions.csv")
     assert [row["class"] for row in said] == [row["predicted"] for row in ours]
+    predict.main([best, str(folder / "dataset"), "--out", "out", "-j", "0"])  # its folders are the labels
+    true = {row["path"]: row["true"] for row in rows_of("out/predictions.csv")}
+    assert len(true) == 50 and all(true[row["image"]] == row["true"] for row in ours)
     assert {row["class"] for row in said} <= {"nv", "mel"}
     probabilities = [[float(row["probability"]) for row in rows] for rows in (ours, said)]
     np.testing.assert_allclose(*probabilities, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from common.models import resnet_cifar
-from common.training.errors import UsageError
+from common.training.errors import RunError, UsageError
 from tools import predict
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -96,14 +97,14 @@ def test_folders_named_like_classes_are_labels(capsys):
 
 def test_images_of_folders_that_are_no_class_are_counted(here, capsys):
     (here / "photos").mkdir()
-    (here / "images" / "teal").rename(here / "images" / "Red")
-    Image.new("RGB", (8, 8)).save("images/Red/2.png")
+    (here / "images" / "teal").rename(here / "images" / "crimson")
+    Image.new("RGB", (8, 8)).save("images/crimson/2.png")
     Image.new("RGB", (8, 8)).save("images/loose.png")  # in no folder: nothing is expected of it
     note = (
         "note: {}: {} images without a label: their folders ({}) are named like none of the classes"
     )
     assert len(run("ckpt", "images")) == 6
-    assert capsys.readouterr().out.startswith(note.format("images", 2, "Red") + "\n")
+    assert capsys.readouterr().out.startswith(note.format("images", 2, "crimson") + "\n")
     (here / "images").rename(here / "photos" / "test")
     (here / "photos" / "train").mkdir()
     run("ckpt", "photos")
@@ -114,6 +115,99 @@ def test_images_of_folders_that_are_no_class_are_counted(here, capsys):
         Image.new("RGB", (8, 8)).save(here / "many" / name / "1.png")
     run("ckpt", "many")
     assert capsys.readouterr().out.startswith(note.format("many", 4, "a, b, c, …") + "\n")
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        (["red", "green", "blue"], {"Red": 0, "red": 0, "BLUE": 2, "teal": None}),
+        (["red", "Red", "RED"], {"Red": 1, "rED": None}),  # which of them?
+        (["nv", "mel", "bcc"], {"BEN": 0, "MAL": 1, "NV": 0, "MEL": 1, "Bcc": 2, "AK": None}),
+        (["BEN", "nv", "mel"], {"BEN": 0, "MAL": 2}),  # the class's own name goes first
+    ],
+)
+def test_names_of_folders_in_any_case_and_of_the_programs_own(here, classes, labels):
+    """preprocessing/preprocess.py sorts nv into BEN, mel into MAL; of eight classes into NV …"""
+    kind = predict.networks.KINDS["hmloss/isic2019_implementation/train_isic.py"]
+    folders = kind.folders() if "nv" in classes else {}
+    model = predict.Model(Colours(3), None, 1.0, classes, classes, None, None, folders, "")
+    for name in labels:
+        (here / "own" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(here / "own" / name / "1.png")
+    found = predict.find_samples(Namespace(images=["own"]), model)
+    assert {Path(sample.path).parts[1]: sample.label for sample in found} == labels
+
+
+def test_classes_that_are_numbers_want_names(here, capsys):
+    state = torch.load("ckpt", weights_only=True)
+    state["about"]["classes"] = ["0", "1", "2"]
+    torch.save(state, "numbers")
+    (here / "names").write_text("red\ngreen\nblue\n")
+    run("numbers", "images")
+    assert capsys.readouterr().out.startswith(
+        "note: images: 4 images without a label: their folders (blue, green, red, …) are named "
+        "like none of the classes, which are numbers; give --classes FILE with their names\n"
+    )
+    assert [row["true"] for row in run("numbers", "images", "--classes", "names")] == [
+        "blue", "green", "red", ""
+    ]  # fmt: skip
+
+
+def test_what_an_earlier_call_wrote_of_labelled_images_is_removed(here):
+    Path("predictions").mkdir()
+    Path("predictions/per_class.csv").write_text("of a run, as long as there is no evaluation")
+    run("ckpt", "images/red/1.png")
+    assert Path("predictions/per_class.csv").is_file()
+    run("ckpt", "images")
+    assert {path.name for path in Path("predictions").iterdir()} == {
+        "predictions.csv", *predict.FIGURES
+    }  # fmt: skip
+    run("ckpt", "images/red/1.png")
+    assert [path.name for path in Path("predictions").iterdir()] == ["predictions.csv"]
+
+
+def test_all_is_written_when_the_reader_goes_away(here, monkeypatch):
+    (here / "images" / "teal" / "1.png").unlink()
+
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(BrokenPipeError):
+        predict.main(["ckpt", "images", "-j", "0"])
+    assert len(Path("predictions/predictions.csv").read_text().splitlines()) == 4
+    assert json.loads(Path("predictions/evaluation.json").read_text())["top1"] == 100.0
+
+
+def test_nothing_could_be_read(here):
+    (here / "list").write_text("red/1.png\nblue/1.png\n")
+    (here / "labels").write_text("red/1.png\t0\tred\n")
+    for name, number in (("list", 2), ("labels", 1)):
+        with pytest.raises(UsageError) as error:
+            run("ckpt", name)
+        assert str(error.value) == (
+            f"{name}: none of its {number} images is in .; give by --root the folder that its "
+            "paths start from"
+        )
+        assert len(run("ckpt", name, "--root", "images")) == number
+    for name in ("a.png", "b.png"):
+        (here / name).write_text("no image")
+    with pytest.raises(RunError) as error:
+        run("ckpt", "a.png", "b.png")
+    assert str(error.value) == (
+        "none of the 2 images could be read; predictions/predictions.csv says why"
+    )
+    assert "not a readable image" in Path("predictions/predictions.csv").read_text()
+
+
+def test_an_image_named_twice_counts_once(here, capsys):
+    rows = run("ckpt", "images/red/1.png", "images", "./images", "images/blue")
+    assert [row["true"] for row in rows] == ["red", "blue", "green", ""]
+    said = capsys.readouterr().out
+    assert said.count("without a label") == 2  # of teal, in both spellings of the folder
+    assert "note: 6 images named more than once, counted once\n" in said
+    assert "3 images with a label" in said
 
 
 def test_a_class_without_a_test_image_is_not_one_without_mistakes(here, capsys):
@@ -232,7 +326,7 @@ def test_numbered_folders_keep_their_labels_when_numbers_get_names(here):
         assert [row["true"] for row in run("ckpt", "images", *flags)] == expected
     flags = ["--program", PROGRAM, "--network", "arch=resnet20", "use_norm=False"]
     rows = run("original", "images/1/1.png", "images", *flags, "--classes", "names")
-    assert [row["true"] for row in rows] == ["", "blue", "blue", "green", "red"]
+    assert [row["true"] for row in rows] == ["blue", "blue", "green", "red"]
 
 
 @pytest.mark.parametrize(
