@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from arbloss.opts import CIFAR_LIKE, DEFAULTS
+from arbloss.opts import CIFAR_LIKE, DEFAULTS, check_number
 from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets import augment, long_tail
@@ -48,9 +49,9 @@ def load_data(config: CfgNode) -> Data:
             imb_type="none" if config.imb_factor is None else "exp",
             imb_factor=config.imb_factor,
             image_size=config.image_size,
-            num_classes=config.num_classes,
             val_fraction=config.val_fraction,
             whole="imb_factor null",
+            check_number=partial(check_number, config),
         )
         long_tail.require_images(data.cls_num_list, f"dataset {config.dataset}")
         return data
@@ -75,10 +76,7 @@ def _load_lists(config: CfgNode) -> Data:
     test_list = test_list or find_list(test_name, folders, "list_path DIR", own)
     augmentation = augment.recipes.imagenet_train(jitter=0.4, **colours)
     train = ListFile(train_list, root, augmentation, names=config.classes)
-    if train.num_classes != config.num_classes:
-        raise UsageError(
-            f"num_classes {config.num_classes}: {train_list} has {train.num_classes} classes"
-        )
+    check_number(config, train.num_classes, train_list)
     evaluation = augment.recipes.imagenet_eval(**colours)
     lists = [train, ListFile(test_list, root, evaluation, train.num_classes)]
     if config.val_list:

@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         report.write_tables(folder, tally, table, data.test.files)
         title = f"{report.title_of(about)}\n{full(data.split)} set"
         draw_reliability_diagram(tally.bins, folder / "reliability.png", title)
+    say(f"report in {folder}")
     test_loader.close()
     log.close()
     return figures

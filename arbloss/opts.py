@@ -265,7 +265,8 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
         if first != before or end > number or (key == ranges[-1] and end != number):
             raise UsageError(
                 f"{key} {config[key]}: num_classes is {number}; give head_class_idx, "
-                f"med_class_idx and tail_class_idx that follow one another from 0 to {number}"
+                f"med_class_idx and tail_class_idx that follow one another from 0 to {number}, "
+                f"such as {_thirds(number)}"
             )
         before = end
     if stage is None:
@@ -284,6 +285,28 @@ def check(config: CfgNode, stage: int | None = None) -> list[str]:
     if smooths(config, stage) and None in (config.smooth_head, config.smooth_tail):
         raise UsageError("label-aware smoothing needs numbers for smooth_head and smooth_tail")
     return _notes(config, stage)
+
+
+def check_number(config: CfgNode, found: int, source: object) -> None:
+    """Refuse data of another number of classes than ``num_classes``.
+
+    Raises:
+        UsageError: names all keys that go with the number.
+    """
+    if found != config.num_classes:
+        raise UsageError(
+            f"num_classes {config.num_classes}: {source} has {found} classes; give num_classes "
+            f"{found} and three groups of its classes, largest first, such as {_thirds(found)}"
+        )
+
+
+def _thirds(number: int) -> str:
+    """Three groups of about as many classes each, as words of a command line."""
+    first, second = -(-number // 3), -(-2 * number // 3)
+    return (
+        f"head_class_idx [0,{first}] med_class_idx [{first},{second}] "
+        f"tail_class_idx [{second},{number}]"
+    )
 
 
 def takes_counts(config: CfgNode, stage: int) -> bool:

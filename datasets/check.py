@@ -5,6 +5,8 @@
     python -m datasets.check ImageNet_LT_train.txt ImageNet_LT_test.txt --root DIR
     python -m datasets.check FILE.npz
 
+from the repository's root; from anywhere with its path, python PATH/datasets/check.py DIR.
+
 DIR/train/<class>/* with val/ or test/ is checked as the programs take it; of any other folder all
 images below it are read. Exit code 1 if an image is broken, 2 if the data have another layout.
 """

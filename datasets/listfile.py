@@ -33,6 +33,8 @@ PUBLISHED = {
 SETS = {"ImageNet_LT": "ImageNet-LT", "iNaturalist18": "iNaturalist 2018", "Places_LT": "Places-LT"}
 
 LINE = re.compile(rb"(.*\S)\s+(\d+)(?:\s+(.*\S))?")  # path, label, class name
+COMMAS = re.compile(rb".+,\s*\d+\s*(,.*)?")  # the same, separated otherwise
+BLANKS = "separate path, label and name by a blank or a tab"
 DETOUR = re.compile(rb"//|(?:^|/)\.\.?(?:/|$)")  # a//b, ./a, ../a
 
 
@@ -153,7 +155,7 @@ class ListFile(Dataset):
                     found = line.decode(errors="replace")
                     raise UsageError(
                         f"{self.list_file}, line {number}: expected `relative/path label`, "
-                        f"found {found}"
+                        f"found {found}{_cure(line, header=not paths)}"
                     )
                 if name is not None and named.setdefault(label, (name, number))[0] != name:
                     other, before = named[label]
@@ -172,7 +174,7 @@ class ListFile(Dataset):
         if all(path.endswith(b",") for path in paths):
             raise UsageError(
                 f"{self.list_file}, line {lines[0]}: a comma behind the path, "
-                f"{os.fsdecode(paths[0])}; separate path, label and name by a blank or a tab"
+                f"{os.fsdecode(paths[0])}; {BLANKS}"
             )
         if backslashes:
             self._note(f"{backslashes} paths with backslashes, read as slashes")
@@ -282,6 +284,15 @@ def _columns(line: bytes) -> tuple[bytes, int | None, str | None]:
         path, label, name = match.groups()
     name = name.decode(errors="replace") if name else None
     return path, int(label) if int(label) < 2**31 else None, name
+
+
+def _cure(line: bytes, header: bool) -> str:
+    """What may help a line without a label; ``header``: it is the first one."""
+    if COMMAS.fullmatch(line):
+        return f"; {BLANKS}, not by a comma"
+    if header and not re.search(rb"\d", line):
+        return "; if it is a header, remove it" + (f", and {BLANKS}" if b"," in line else "")
+    return ""
 
 
 class _LeadsOut:

@@ -44,15 +44,18 @@ def load_long_tailed(
     num_classes: int | None = None,
     val_fraction: float = 0.0,
     whole: str = "--imb_type none",
+    check_number: Callable[[int, str], None] | None = None,
 ) -> Data:
     """Load a data set and keep ``class_counts(…, imb_type, imb_factor)`` training images per class.
 
     Args:
         dataset, root, image_size: see ``open_source``.
         imb_type: ``exp``, ``step``, or ``none`` for all images as they are.
-        num_classes: what the user said; contradicting the data is an error.
+        num_classes: what the user said by ``--num_classes``; contradicting the data is an error.
         val_fraction: share of the kept images of each class that is for validation.
         whole: what the user says for all images as they are, for messages.
+        check_number: ``check_number(C, place)`` refuses data of a number of classes that the user
+            contradicted otherwise.
     Raises:
         UsageError: data missing; too few images in a class for the asked imbalance; an imbalance
             that leaves no image of a class of one's own; or a ``val_fraction`` of data that have
@@ -69,7 +72,11 @@ def load_long_tailed(
         refuse_second(val_fraction, val_set)
     found = len(train.classes)
     if num_classes is not None and num_classes != found:
-        raise UsageError(f"num_classes {num_classes}: {dataset} in {root} has {found} classes")
+        raise UsageError(
+            f"--num_classes {num_classes}: {dataset} in {root} has {found} classes; leave it out"
+        )
+    if check_number is not None:
+        check_number(found, f"{dataset} in {root}")
     indices = choose_images(train, imb_type, imb_factor, rand_number, whole)
     counts = np.bincount(train.targets[indices], minlength=found).tolist()
     notes = [note for source in sources for note in source.notes]

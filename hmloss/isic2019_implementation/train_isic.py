@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict] | None:
         process.say(note)
     train_table = table[table["part"] == "train"]
     args.cls_num_list = [int((train_table["label"] == name).sum()) for name in data.folders]
-    process.say(table.groupby(["part", "label"], sort=False).size().to_string())
+    sizes = table.groupby(["part", "label"], sort=False).size().rename("images").reset_index()
+    process.say(sizes.to_string(index=False))
     evaluated = evaluation_facts_of(args, table)
     for note in evaluation_notes(evaluated, "test"):
         process.say(note)
@@ -348,6 +349,9 @@ def test_run(
         f"Restore best model on epoch {best_epoch} with Best bacc Val: "
         f"{record.best_score / 100:.3f}"
     )
+    process.say(
+        f"note: the epochs of a report count from 0: there, epoch {best_epoch} is {best_epoch - 1}"
+    )
     weights = best_model(record.model_dir)
     if process.is_main and not record.best.is_file() and weights.is_file():
         # Runs of earlier versions kept the weights alone.
@@ -425,12 +429,14 @@ def evaluate_file(
 
 def write_results(folder: Path, rows: Sequence[dict]) -> None:
     """``test_history.csv`` as the original writes it: fractions, epochs from 1; ``summary.csv``:
-    percent, epochs from 0.
+    percent, epochs from 0 as in the reports, and named so.
     """
     lines = [",run,best_epoch,bacc,auc"]
     lines += [f"0,run{r['run']},{r['best_epoch'] + 1},{r['bacc']},{r['auc']}" for r in rows]
     write_text(folder / "test_history.csv", "\n".join(lines) + "\n")
-    repeats.write_summary(folder / "summary.csv", [percentages(row) for row in rows])
+    names = {"best_epoch": "best_epoch_from_0"}
+    summary = [{names.get(key, key): value for key, value in row.items()} for row in rows]
+    repeats.write_summary(folder / "summary.csv", [percentages(row) for row in summary])
 
 
 def write_distributions(record: Record, melanoma: bool) -> None:

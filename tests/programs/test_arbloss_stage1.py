@@ -279,7 +279,12 @@ def test_bad_input_is_named(finished, folder, here):
     good = str(run / "ckps" / "current.pth.tar")
     bad("no such file", "--cfg", "nowhere.yaml")
     bad("nowhere", *options("nowhere"))
-    bad("num_classes 4", *options(folder, "num_classes", "4", "tail_class_idx", "[4, 4]"))
+    right = "head_class_idx [0,2] med_class_idx [2,4] tail_class_idx [4,5]"
+    bad(
+        f"num_classes 4: imagefolder in {folder} has 5 classes; give num_classes 5 and three "
+        f"groups of its classes, largest first, such as {right}",
+        *options(folder, "num_classes", "4", "tail_class_idx", "[4, 4]"),
+    )
     bad("gone.pth", *options(folder, "resume", "gone.pth"))
     bad("choose one of resnet20_fe", *options(folder, "backbone", "resnet20"))
     bad(

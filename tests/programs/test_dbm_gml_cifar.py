@@ -159,7 +159,10 @@ def test_every_combination_of_terms_trains_on_generated_images(here):
 def test_bad_input_is_one_line_before_training(here, student, monkeypatch):
     cases = [
         (["--path_t", "nowhere.pth.tar"], "--path_t nowhere.pth.tar: no such file"),
-        (["--num_classes", "100"], "^num_classes 100: imagefolder in .* has 4 classes"),
+        (
+            ["--num_classes", "100"],
+            "^--num_classes 100: imagefolder .* has 4 classes; leave it out$",
+        ),
         (["--base_k", "17"], "--base_k 17: a queue of 64 gives 4 classes at most 16 slots"),
         (["-b", "1000"], "--batch-size 1000: the training set has only 82 images"),
         (["--resume", "nowhere"], "--resume nowhere: no such file"),

@@ -108,6 +108,8 @@ def test_summary_over_runs(finished):
     folder, rows = finished
     table = pd.read_csv(folder / "results" / STORE / "summary.csv")
     assert table["run"].tolist() == ["0", "1", "mean", "std"]
+    assert table["best_epoch_from_0"].tolist()[:2] == [row["best_epoch"] for row in rows]
+    assert "best_epoch" not in table  # which test_history.csv counts from 1, as the original
     assert table["seed"].tolist()[:2] == [4, 5]
     auc = np.array([row["auc"] for row in rows])
     np.testing.assert_allclose(
@@ -145,6 +147,10 @@ def test_original_lines(here, capsys, golden):
     assert "Increase of best bacc on [epoch 1] from [0.00000] to [" in out
     assert f"{rule}\nSaving current best model\n{rule}" in out
     assert "Evaluating the model\nRestore best model on epoch 1 with Best bacc Val: 0." in out
+    assert "note: the epochs of a report count from 0: there, epoch 1 is 0\n" in out
+    assert "; best on the validation set, epoch 0: " in out
+    assert " part label  images\n" in out and "\ntrain   BEN      24\n" in out
+    assert "\ntrain   MAL      16\n" in out
     header = golden("hmloss").facts["metric_classification_report"][0]
     assert header in out
 
@@ -417,7 +423,7 @@ def test_two_classes_predicted_from_the_checkpoint(finished, monkeypatch):
     predict.main([best, *(row["image"] for row in ours), "--out", "out", "-j", "0"])
     said = rows_of("out/predictions.csv")
     assert [row["class"] for row in said] == [row["predicted"] for row in ours]
-    predict.main([best, str(folder / "dataset"), "--out", "out", "-j", "0"])  # its folders are the labels
+    predict.main([best, str(folder / "dataset"), "--out", "out", "-j", "0"])  # folders are labels
     true = {row["path"]: row["true"] for row in rows_of("out/predictions.csv")}
     assert len(true) == 50 and all(true[row["image"]] == row["true"] for row in ours)
     assert {row["class"] for row in said} <= {"nv", "mel"}

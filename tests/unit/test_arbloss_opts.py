@@ -8,7 +8,7 @@ import pytest
 
 from arbloss import trainer
 from arbloss.data import load_data
-from arbloss.opts import DEFAULTS, check, load_config, parse_args
+from arbloss.opts import DEFAULTS, check, check_number, load_config, parse_args
 from common.training.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2] / "arbloss"
@@ -159,7 +159,8 @@ def test_contradictions_are_one_line_errors():
             1,
             ["num_classes", "102"],
             "tail_class_idx [71, 100]: num_classes is 102; give head_class_idx, med_class_idx and "
-            "tail_class_idx that follow one another from 0 to 102",
+            "tail_class_idx that follow one another from 0 to 102, such as head_class_idx [0,34] "
+            "med_class_idx [34,68] tail_class_idx [68,102]",
         ),
         (None, ["head_class_idx", "[0, 40]"], "med_class_idx [36, 71]: num_classes is 100; give"),
         (1, ["head_class_idx", "[1, 36]"], "head_class_idx [1, 36]: num_classes is 100; give"),
@@ -180,6 +181,14 @@ def test_contradictions_are_one_line_errors():
             check(load_config(CIFAR, words), stage)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 7, 10])
+def test_the_groups_that_a_wrong_number_of_classes_proposes_are_taken(number):
+    with pytest.raises(UsageError) as error:
+        check_number(load_config(CIFAR), number, "DIR")
+    words = str(error.value).partition("such as ")[2].split()
+    check(load_config(CIFAR, ["num_classes", str(number), *words]), 1)
 
 
 def test_keys_without_effect_are_said():

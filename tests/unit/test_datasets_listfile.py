@@ -198,8 +198,16 @@ def test_malformed_line_is_named(make_list):
         ("a 0\nb 1.0\n", 2, "b 1.0"),
         ("a 0\nb -1\n", 2, "b -1"),
         ("a 0\nb 99999999999999999999\n", 2, "b 99999999999999999999"),
-        ("a,0\n", 1, "a,0"),
         ("0\n", 1, "0"),
+        ("a,0\n", 1, f"a,0; {listfile.BLANKS}, not by a comma"),
+        ("a 0\nb, 1, dog\n", 2, f"b, 1, dog; {listfile.BLANKS}, not by a comma"),
+        ("path label\na 0\n", 1, "path label; if it is a header, remove it"),
+        (
+            "path,label\na,0\n",
+            1,
+            f"path,label; if it is a header, remove it, and {listfile.BLANKS}",
+        ),
+        ("a 0\npath label\n", 2, "path label"),  # no header
     ]
     for text, line, found in cases:
         list_file, root = make_list(text, images=False)
