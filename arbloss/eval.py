@@ -80,8 +80,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
         say(note)
     tally = evaluate(network, test_loader, config, process, say)
     figures = results(tally, data.cls_num_list, config)
-    for line in result_lines(figures, tally, data.cls_num_list, config):
-        say(line)
     if process.is_main:
         about = trainer.about(config, data, stage)
         table = report.class_table(tally, data.cls_num_list, data.classes)
@@ -97,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         report.write_tables(folder, tally, table, data.test.files)
         title = f"{report.title_of(about)}\n{full(data.split)} set"
         draw_reliability_diagram(tally.bins, folder / "reliability.png", title)
+    # After the files: a reader may go away.
+    for line in result_lines(figures, tally, data.cls_num_list, config):
+        say(line)
     say(f"report in {folder}")
     test_loader.close()
     log.close()

@@ -84,6 +84,7 @@ def run(main: Callable[[Sequence[str] | None], object], *, trains: bool = True) 
             raise
         if not trains and isinstance(error, BrokenPipeError):
             code = 141  # a shell's number for SIGPIPE
+            peers.first_to_fail(error)  # the others stay silent, too
         else:
             _say(reason, trains)
     except (RuntimeError, ValueError, MemoryError) as error:
@@ -117,10 +118,10 @@ def _leave(code: int) -> NoReturn:
 
 def _say(message: object, trains: bool) -> None:
     """Say why the run ends, unless another process has done so."""
-    if not trains:
-        message = OF_A_TRAINING.sub("", str(message))
     if peers.first_to_fail(message):
         name = os.path.basename(sys.argv[0]) or "python"
+        if not trains:
+            message = OF_A_TRAINING.sub("", str(message))
         with contextlib.suppress(OSError):
             print(f"{name}: error: {message}", file=sys.stderr, flush=True)
         if _spoken is not None:
