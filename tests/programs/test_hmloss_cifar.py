@@ -281,7 +281,7 @@ def test_readme_command_from_its_folder_and_from_elsewhere(tmp_path):
     short = ["--epochs", "1", "--num_runs", "1"]
     done = tools.run_fresh([SCRIPT, *command, *digits, *short], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "running on the CPU" in done.stderr  # --gpu 0 where there is none
+    assert "running on the CPU" in done.stdout  # --gpu 0 where there is none
     assert (tmp_path / "history" / "digits_exp_0.02_resnet20_HML_W_CS_D_10000_run0").is_dir()
 
 
