@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,8 +37,11 @@ def build_criterion(config: CfgNode, stage: int, cls_num_list: Sequence[int]) ->
 
     Every label of a batch is counted (``class_counter``), so the losses need not check it.
     """
+    smoothing = partial(
+        LabelAwareSmoothing, cls_num_list, config.smooth_head, config.smooth_tail, validate=False
+    )
     if stage == 1 and config.LAS:
-        return LabelAwareSmoothing(cls_num_list, config.smooth_head, config.smooth_tail)
+        return smoothing()
     if config.arbloss:
         return ARBLoss(validate=False)
     if stage == 1:
@@ -46,7 +50,7 @@ def build_criterion(config: CfgNode, stage: int, cls_num_list: Sequence[int]) ->
         return ARBFocalLoss(validate=False)
     if config.warbloss:
         return WARBLoss(ugcc=config.arb_loss_use_global_class_cnt, validate=False)
-    return LabelAwareSmoothing(cls_num_list, config.smooth_head, config.smooth_tail)
+    return smoothing()
 
 
 def class_counter(

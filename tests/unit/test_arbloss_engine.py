@@ -250,6 +250,30 @@ def test_progress_lines(arb):
         assert shown == line
 
 
+def test_a_forward_pass_of_any_loss_is_one_graph():
+    """Nothing is read from the device; what would be breaks the graph."""
+    network = nn.Linear(8, 3)
+    images, target = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+
+    def with_features(images):
+        return network(images), images
+
+    for stage, switches in [
+        (1, {}), (1, {"arbloss": True}), (1, {"LAS": True}), (1, {"LAS": True, "arbloss": True}),
+        (2, {}), (2, {"arbloss": True}), (2, {"arbloss_fl": True}), (2, {"warbloss": True}),
+    ]:  # fmt: skip
+        config = settings(num_classes=3, smooth_head=0.3, smooth_tail=0.1, **switches)
+        criterion = build_criterion(config, stage, [5, 3, 1])
+        count = class_counter(config, stage, [5, 3, 1], CPU.device)
+        counts = None if count is None else count(target)
+        torch._dynamo.reset()
+        compiled = torch.compile(forward_pass, backend="eager", fullgraph=True)
+        batch = images, target, counts, target.flip(0), 0.3
+        loss = compiled(with_features, criterion, *batch)[0]
+        assert torch.equal(loss, forward_pass(with_features, criterion, *batch)[0])
+    torch._dynamo.reset()
+
+
 def test_the_first_criterion_that_the_keys_name():
     cases = [
         (1, {}, nn.CrossEntropyLoss, False),
