@@ -309,6 +309,23 @@ def _thirds(number: int) -> str:
     )
 
 
+def check_batch(config: CfgNode, stage: int, processes: int) -> None:
+    """Refuse batches of one image where the loss counts the batch: ARB-Loss would always be 0.
+
+    Args:
+        processes: those that share ``batch_size``, the total of a machine.
+    Raises:
+        UsageError: names the key.
+    """
+    counts_batch = takes_counts(config, stage) and not config.arb_loss_use_global_class_cnt
+    if counts_batch and config.batch_size <= processes:
+        shared = f" over {processes} processes" if processes > 1 else ""
+        raise UsageError(
+            f"batch_size {config.batch_size}{shared}: a batch of one image has one class, which "
+            "its own counts set against none; make it larger, or arb_loss_use_global_class_cnt True"
+        )
+
+
 def takes_counts(config: CfgNode, stage: int) -> bool:
     """Whether the loss of a stage weighs the classes by their counts."""
     return config.arbloss or (stage == 2 and (config.arbloss_fl or config.warbloss))

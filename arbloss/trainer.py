@@ -64,6 +64,7 @@ def train(
     """
     notes = opts.check(config, stage)
     process, more_notes = start_process(config, args.local_rank)
+    opts.check_batch(config, stage, process.local_world_size)
     channels_last = speed.use_channels_last(config.channels_last, process.device, config.amp)
     memory_format = speed.memory_format(channels_last)
 

@@ -286,6 +286,11 @@ def test_bad_input_is_named(finished, folder, here):
         *options(folder, "num_classes", "4", "tail_class_idx", "[4, 4]"),
     )
     bad("gone.pth", *options(folder, "resume", "gone.pth"))
+    bad(
+        "batch_size 1: a batch of one image has one class, which its own counts set against none; "
+        "make it larger, or arb_loss_use_global_class_cnt True",
+        *options(folder, "batch_size", "1"),
+    )
     bad("choose one of resnet20_fe", *options(folder, "backbone", "resnet20"))
     bad(
         "made with another architecture",
