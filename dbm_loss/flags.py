@@ -10,6 +10,7 @@ from common.training.record import Record
 from datasets.data import Data
 
 LDAM_SCALE = 30.0  # the default of dbm_loss.losses.LDAM
+LDAM_STAGE = 999  # epoch (0-based) from which plain LDAM weighs its classes; no run is that long
 MARGIN_FLAGS = ("use_dbm", "tau", "lambda_inst", "margin_norm")
 LIST_FLAGS = ("list_dir", "eval_list", "classes")  # of list files
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from common.training.schedules import stretch, unreached
+from dbm_loss.flags import LDAM_STAGE
 
 # 1-based epochs after which the step schedule multiplies by lr_decay, by the length of the run.
 STEPS = {200: (160, 180), 400: (320, 360)}
@@ -13,7 +14,6 @@ BCL_STEPS = {200: (160, 180), 400: (360, 380)}
 COSINE_EPOCHS = 200  # the only run length for which the authors honour --cos
 DRW_EPOCH = 160  # of 200
 LR_DECAY = 0.01
-LDAM_STAGE = 999  # plain LDAM has stages too, of a length that no run reaches
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from common.training.seeds import seed_everything
 from common.training.speed import Forward
 from datasets.loaders import WorkersLoader
 from dbm_loss.augment.cutmix import cutmix
-from dbm_loss.flags import logit_scale
+from dbm_loss.flags import LDAM_STAGE, logit_scale
 from dbm_loss.losses import LDAM, BalancedSoftmax, BCLLoss, CrossEntropy, drw_stage
 from dbm_loss.margin import DBMargin
 
@@ -41,7 +41,7 @@ def build_criterion(args: Namespace, cls_num_list: Sequence[int], drw_epoch: int
             use_dbm=args.use_dbm,
             margin_norm=args.margin_norm,
         )
-    drw = drw_epoch if args.loss_fn.endswith("_drw") else None
+    drw = {"ce_drw": drw_epoch, "ldam_drw": drw_epoch, "ldam": LDAM_STAGE}.get(args.loss_fn)
     if args.loss_fn == "bcl":
         return BCLLoss(cls_num_list, margin=margin)
     if args.loss_fn == "bs":

@@ -49,6 +49,18 @@ def large_scale(name, *flags):
     return args, getattr(loss, "margin", None)
 
 
+def test_plain_ldam_weighs_its_classes_from_epoch_999_on_in_both_halves():
+    logits, target = torch.eye(4)[:, [1, 0, 3, 2]] * 0.5, torch.arange(4)
+    args, schedule = dbm_loss.cifar.opts.parse_args(["--loss_fn", "ldam"])
+    large = dbm_loss.large_scale.opts.parse_args(["--dataset", "inat", "--loss_fn", "ldam"])
+    for ldam in (
+        dbm_loss.cifar.engine.build_criterion(args, COUNTS, schedule),
+        dbm_loss.large_scale.engine.build_criterion(large, COUNTS, drw_epoch=160),
+    ):
+        first, before, weighed = (ldam(logits, target, epoch) for epoch in (0, 998, 999))
+        assert first == before != weighed
+
+
 def gml(program, name, *flags):
     own = ["--aug", "randcls_sim"] if program == "main" else ["--imb-factor", "0.1"]
     dataset = name
