@@ -19,13 +19,8 @@ from common.training.errors import UsageError
 from common.training.launch import Process
 from datasets.data import Data
 
-# Keys that say where and how a run works, not what it computes, and the two that say nothing:
-# `resume auto` lets them differ.
-PLACE_KEYS = {
-    "name", "mode", "resume", "print_freq", "workers", "data_path", "list_path", "gpu",
-    "world_size", "rank", "dist_url", "dist_backend", "distributed", "multiprocessing_distributed",
-    "channels_last", "compile", "overwrite", "other_data",
-}  # fmt: skip
+# Keys that `resume auto` lets differ: of where and how a run works, and two that say nothing.
+PLACE_KEYS = changes.FREE_TO_CHANGE | {"name", "mode", "channels_last", "compile"}
 LATEST, BEST = "current.pth.tar", "model_best.pth.tar"
 
 

@@ -32,8 +32,7 @@ FIGURES = {
 }
 # Settings of which a comparison says nothing: seed, folders, the place of data and teacher.
 PLACES = FREE_TO_CHANGE | {
-    "seed", "store_name", "path_history", "path_model", "history_path", "model_path", "result_dir",
-    "log_dir", "model_dir", "data_path", "list_path", "val_list", "path_t", "num_runs", "run_list",
+    "seed", "store_name", "val_list", "path_t", "num_runs", "run_list",
 }  # fmt: skip
 # Colours that colour-blind people tell apart (Okabe and Ito), and a marker each.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")

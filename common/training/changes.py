@@ -12,8 +12,12 @@ from common.training.flags import spelled
 # is printed, and the first epoch, which the checkpoint decides.
 FREE_TO_CHANGE = {
     "resume", "overwrite", "other_data", "workers", "gpu", "local_rank", "print_freq", "evaluate",
-    "start_epoch", "root_log", "root_model", "out", "root_path", "root", "data", "data_dir",
-    "save_every",
+    "start_epoch", "save_every",
+    "root", "root_log", "root_model", "root_path", "out", "log_dir", "model_dir", "path_history",
+    "path_model", "history_path", "model_path", "result_dir", "data", "data_dir", "data_path",
+    "dataset_dir", "list_dir", "list_path",
+    "world_size", "rank", "dist_url", "dist_backend", "distributed",
+    "multiprocessing_distributed",
 }  # fmt: skip
 
 # Settings that a run keeps where the user leaves them open, as None.

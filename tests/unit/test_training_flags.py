@@ -16,6 +16,8 @@ import hmloss.inat_implementation.opts
 import hmloss.isic2019_implementation.opts
 import hmloss.plot_loss
 import ib_loss.opts
+from arbloss.start import PLACE_KEYS
+from common.training.changes import FREE_TO_CHANGE, changed_settings
 from common.training.errors import UsageError
 from common.training.flags import PLACES, check_numbers
 from dbm_loss.large_scale.schedule import Schedule
@@ -41,6 +43,17 @@ PARSERS = {
     "hmloss/isic2019": lambda: hmloss.isic2019_implementation.opts.get_parser(),
     "arbloss": lambda: arbloss.opts.get_parser("stage 1"),
 }
+
+
+def test_folders_may_change_on_resume():
+    """A run that goes on from another place is the same run; so it is to `resume auto`."""
+    names = {action.dest for make in PARSERS.values() for action in make()._actions}
+    names |= arbloss.opts.DEFAULTS.keys()
+    places = {name for name in names if re.search("_(dir|path)$|^(root|path)(_|$)|^out$", name)}
+    places -= {"path_t"}  # without one there is another teacher, a momentum copy
+    assert {"root", "data_path", "path_model", "list_dir", "result_dir"} <= places
+    assert not changed_settings(dict.fromkeys(places, "here"), dict.fromkeys(places, "there"))
+    assert places <= FREE_TO_CHANGE <= PLACE_KEYS
 
 
 def test_bad_usage_is_one_line(capsys):
