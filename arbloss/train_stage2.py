@@ -4,8 +4,8 @@
     python train_stage2.py --cfg ./config/cifar100/cifar100_imb001_stage2_mislas.yaml \
         resume saved/cifar100_imb001_stage1_mixup_202401010000/ckps/model_best.pth.tar
 
-Zhong et al., CVPR 2021: 82.5 % on CIFAR-10-LT, 47.0 % on CIFAR-100-LT (ResNet-32, imbalance 100),
-52.7 % on ImageNet-LT (ResNet-50), from a stage 1 with `arbloss False`.
+README of MiSLAS: 82.5 % on CIFAR-10-LT (82.1 % in the paper, CVPR 2021), 47.0 % on CIFAR-100-LT
+(ResNet-32, imbalance 100), 52.7 % on ImageNet-LT (ResNet-50), from a stage 1 with `arbloss False`.
 """
 
 from __future__ import annotations
