@@ -208,6 +208,8 @@ def test_checkpoints_of_the_original_load(finished, folder, here, capsys):
         original[key] = {f"module.{name}": value for name, value in state[key].items()}
     torch.save(original, here / "original.pth.tar")
     figures = evaluation.main(options(folder, "resume", "original.pth.tar"))
+    (logs,) = here.glob("saved/*/logs")
+    assert capsys.readouterr().out.endswith(f"\nreport in {logs.relative_to(here)}\n")
     for key in ("top1", "ece", "loss", "head"):
         assert figures[key] == pytest.approx(row[key])
     row = train_stage1.main(options(folder, "resume", "original.pth.tar"))
