@@ -145,7 +145,7 @@ def choose_images(
     except ValueError as error:
         raise UsageError(
             f"imbalance {imb_type} {imb_factor} on {train.name}: {error}; "
-            f"it is cut out of a balanced set ({whole} takes the images as they are)"
+            f"it is cut out of a balanced set; with {whole} the images are taken as they are"
         ) from None
     empty = [train.classes[c] for c, n in enumerate(counts) if n == 0]
     if empty and _cut_of_own(train, imb_type):

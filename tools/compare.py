@@ -402,6 +402,11 @@ def fingerprint_of(images: Images) -> str:
     return names_fingerprint((f"{f} {n}" for f, n in zip(files, sizes, strict=True)), root)
 
 
+def _has_run(job: Job) -> bool:
+    """Whether there is anything to lose in a job's folder: a program may have refused its flags."""
+    return job.done() > 0 or any(job.folder.rglob("*.pth*"))
+
+
 def claim(jobs: Sequence[Job], images: Images) -> None:
     """Write down what each folder is of; say which finished runs are of images that changed since.
 
@@ -411,7 +416,7 @@ def claim(jobs: Sequence[Job], images: Images) -> None:
     """
     for job in jobs:
         path, command = job.folder / "command.txt", command_line(job) + "\n"
-        if path.is_file() and path.read_text() != command:
+        if path.is_file() and path.read_text() != command and _has_run(job):
             raise UsageError(
                 f"{job.folder}: holds a run of other flags or images, see {path.name} there; "
                 "delete it, or give another --out"
@@ -447,17 +452,20 @@ def train_all(jobs: Sequence[Job], images: Images, args: argparse.Namespace) -> 
 
 
 def show(runs: Sequence[Run], data: str, out: Path) -> None:
-    """Print the table; write it, the picture and the CSV file. ``data``: what it is, in words."""
+    """Write the table, the picture and the CSV file, then print the table.
+
+    ``data``: what it is, in words.
+    """
     groups = comparison.group(comparison.in_one_order(runs))
     table = comparison.text_table(groups)
-    print(f"\n{table}\n")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / "compare.txt", table + "\n")
     write_csv(out / "compare.csv", comparison.csv_rows(groups))
     title = f"{data}, {comparison.epochs(groups)}"
     picture(out / "compare.png", comparison.draw, groups, title)
-    print(f"{out / 'compare.png'}\n{out / 'compare.csv'}", flush=True)
+    # After the files: a reader may go away.
+    print(f"\n{table}\n\n{out / 'compare.png'}\n{out / 'compare.csv'}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -172,14 +172,14 @@ PROGRAMS = {
 
 
 def code_sha256() -> str:
-    """Fingerprint of the code that a number comes from, also where it is no git checkout."""
+    """Fingerprint of the code that a number comes from, also where it is no git checkout.
+
+    Of other files only those that the code reads: runs may leave theirs beside it.
+    """
     digest = hashlib.sha256()
-    files = [
-        path
-        for top in SOURCES
-        for path in (ROOT / top).rglob("*")
-        if path.suffix in (".py", ".yaml", ".json") and path.is_file()
-    ]
+    files = [path for top in SOURCES for path in (ROOT / top).rglob("*.py")]
+    files += (ROOT / "arbloss" / "config").rglob("*.yaml")
+    files.append(ROOT / "dbm_loss" / "augment" / "policies.json")
     for path in sorted(files):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

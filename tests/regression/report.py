@@ -173,8 +173,8 @@ def section(
     """
     full, short = by_length(comparisons)
     lines = ["**At full length**", ""]
+    shown = first_of_each(c for c in full if c.row.split == "all") if with_paper else full
     if full:
-        shown = first_of_each(c for c in full if c.row.split == "all") if with_paper else full
         lines += [
             *full_table(shown, with_paper),
             "",
@@ -185,6 +185,11 @@ def section(
     else:
         lines.append(NOTHING)
     lines += ["", remaining(full, rows)]
+    if len(shown) < sum(c.row.split == "all" for c in full):
+        lines[-1] += (
+            " Where the same runs stand for several numbers, as in an ablation, the first is shown "
+            "here, and all in the paper's README."
+        )
     if short:
         lines += [
             "",

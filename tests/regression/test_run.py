@@ -1,5 +1,6 @@
 """The runner: real programs on made-up images, killed and started again."""
 
+import hashlib
 import json
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from tests.programs.tools import make_image_folder
 from tests.regression import made_up, run
 from tests.regression.results import write_result
-from tools import runner
+from tools import programs, runner
 from tools.programs import code_sha256
 
 ID = "ib_loss-cifar10-exp10-ce"
@@ -150,3 +151,18 @@ def test_bad_usage_is_told_in_a_line(capsys):
         assert run.main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("run.py: error: ") and error.count("\n") == 1 and message in error
+
+
+def test_what_runs_leave_beside_the_code_is_no_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
+    code = ["ib_loss/losses.py", "arbloss/config/a/b.yaml", "dbm_loss/augment/policies.json"]
+    left = ["ib_loss/log/run/report.json", "arbloss/saved/run/logs/config.yaml"]
+    seen = []
+    for name in [*reversed(code), *left]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+        if (tmp_path / code[-1]).is_file():
+            seen.append(programs.code_sha256())
+    assert seen[0] != seen[1] != seen[2] and seen[2] == seen[3] == seen[4]
+    digest = hashlib.sha256(b"".join(f"{n}\0{n}".encode() for n in sorted(code)))
+    assert seen[-1] == digest.hexdigest()

@@ -252,6 +252,8 @@ def test_a_folder_of_another_command_is_not_gone_on_with(folder, tmp_path):
     images = compare.Images("imagefolder", str(folder), 4)
     compare.claim([job for _, job in jobs(*flags)], images)
     compare.claim([job for _, job in jobs(*flags)], images)
+    compare.claim([job for _, job in jobs(*flags, "--image_size", 8)], images)  # nothing to lose
+    (tmp_path / "ib_loss_ib_e2_s0" / "ckpt.pth.tar").write_bytes(b"")
     with pytest.raises(UsageError, match="ib_loss_ib_e2_s0: holds a run of other flags or images"):
         compare.claim([job for _, job in jobs(*flags, "--image_size", 16)], images)
     (tmp_path / "file").write_text("")
@@ -311,11 +313,11 @@ def test_finished_runs_of_other_images_are_said(folder, tmp_path, capsys):
         (["one", "--val_fraction", 0.2], "val_fraction 0.2: no class has the two images that it "
          "takes to give one away; leave it out"),
         (["tail", "--imb_factor", 0.5], "imbalance exp 0.5 on imagefolder: class 1 has 1 images, "
-         "but 2 are asked for; it is cut out of a balanced set (no --imb_factor takes the images "
-         "as they are)"),
+         "but 2 are asked for; it is cut out of a balanced set; with no --imb_factor the images "
+         "are taken as they are"),
         (["tail.npz", "--imb_factor", 0.5], "imbalance exp 0.5 on npz: class 1 has 1 images, but 2 "
-         "are asked for; it is cut out of a balanced set (no --imb_factor takes the images as they "
-         "are)"),
+         "are asked for; it is cut out of a balanced set; with no --imb_factor the images are "
+         "taken as they are"),
         (["val", "--imb_factor", 0.1], "imbalance exp 0.1 on imagefolder: no image of class_001 is "
          "left; use a milder one, or no --imb_factor, which takes the images as they are"),
     ],
