@@ -8,7 +8,8 @@ Label-aware smoothing: Zhong, Cui, Liu and Jia, "Improving Calibration for Long-
 Every loss is called with logits (B, C) of any floating dtype, integer labels (B,) and, where it
 takes them, class counts (C,), a list, an array or a tensor. It computes in float32 at least
 (float64 stays float64), also inside autocast, on the device of the logits, and returns a scalar.
-Other shapes, labels that are no integers and (on the CPU) labels outside 0..C-1 raise ValueError.
+Other shapes, integer logits, labels that are no integers, constants out of their range and (on the
+CPU) labels outside 0..C-1 raise ValueError, labels that are no tensor TypeError.
 """
 
 import math
@@ -32,12 +33,16 @@ def batch_class_counts(target: Tensor, num_classes: int) -> Tensor:
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Half-precision logits in float32, others as they are."""
+    """Half-precision logits in float32, others as they are; ValueError for integers."""
+    if not logits.is_floating_point():
+        raise ValueError(f"expected floating-point logits, got {logits.dtype}")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) -> Tensor:
     """The labels in int64; ValueError says what does not fit, also of constants of the classes."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(target).__name__}")
     if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (B, C) and integer labels (B,), got logits "
@@ -68,7 +73,8 @@ def _checked_counts(
             f"class_cnt has shape {tuple(counts.shape)}, expected ({like.shape[1]},) "
             "as the logits have that many columns"
         )
-    if validate and not (counts[target] > 0).all():
+    looked_at = validate and not torch.compiler.is_compiling()  # looking would cut the graph
+    if looked_at and not (counts[target] > 0).all():
         empty = torch.unique(target[~(counts[target] > 0)]).tolist()
         raise ValueError(f"class_cnt is not positive for classes that are in the batch: {empty}")
     return counts
@@ -92,7 +98,8 @@ class ARBLoss(nn.Module):
     Args:
         reduction: ``"mean"`` over the batch or ``"sum"``.
         validate: raise ValueError when a label of the batch has no positive count. On a GPU the
-            check waits for the device, so a program that counts the batch itself turns it off.
+            check waits for the device, so a program that counts the batch itself turns it off;
+            a compiled loss leaves it out.
     """
 
     def __init__(self, reduction: str = "mean", validate: bool = True):
@@ -110,6 +117,9 @@ class ARBLoss(nn.Module):
         with torch.autocast(device_type=logits.device.type, enabled=False):
             nll, _ = self._nll(logits, target, class_cnt)
             return self._reduced(nll)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, validate={self.validate}"
 
     def _nll(
         self, logits: Tensor, target: Tensor, class_cnt: Tensor | Sequence[float]
@@ -140,7 +150,7 @@ class ARBFocalLoss(ARBLoss):
         validate: bool = True,
     ):
         super().__init__(reduction, validate)
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.alpha = alpha
         self.gamma = gamma
@@ -154,6 +164,9 @@ class ARBFocalLoss(ARBLoss):
             nll, _ = self._nll(logits, target, class_cnt)
             one_minus_p = -torch.expm1(-nll)
             return self._reduced(self.alpha * one_minus_p**self.gamma * nll)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, alpha={self.alpha}, gamma={self.gamma}"
 
 
 class WARBLoss(ARBLoss):
@@ -177,6 +190,9 @@ class WARBLoss(ARBLoss):
             nll, counts = self._nll(logits, target, class_cnt)
             mean_count = counts.mean() if self.ugcc else len(target) / (counts > 0).sum()
             return self._reduced(mean_count / counts[target] * nll)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ugcc={self.ugcc}"
 
 
 class LabelAwareSmoothing(nn.Module):
@@ -209,6 +225,8 @@ class LabelAwareSmoothing(nn.Module):
         if shape == "exp" and power is None:
             raise ValueError("label-aware smoothing of shape 'exp' needs power")
         counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
+        if not ((counts >= 0).all() and counts.sum() > 0):
+            raise ValueError("cls_num_list must be the number of training images of each class")
         spread = counts.max() - counts.min()
         t = (counts - counts.min()) / spread if spread > 0 else torch.ones_like(counts)
         step = smooth_head - smooth_tail
@@ -222,6 +240,8 @@ class LabelAwareSmoothing(nn.Module):
             smooth = smooth_tail + step * t**power
         else:
             raise ValueError(f"shape must be concave, linear, convex or exp, got {shape!r}")
+        self.smooth_head, self.smooth_tail = smooth_head, smooth_tail
+        self.shape, self.power = shape, power
         self.validate = validate
         self.register_buffer("smooth", smooth.float(), persistent=False)
 
@@ -244,3 +264,10 @@ class LabelAwareSmoothing(nn.Module):
             smooth = self.smooth.to(z)[target]
             nll = -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
             return ((1 - smooth) * nll - smooth * log_p.mean(dim=1)).mean()
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={len(self.smooth)}, smooth_head={self.smooth_head}, "
+            f"smooth_tail={self.smooth_tail}, shape={self.shape!r}, power={self.power}, "
+            f"validate={self.validate}"
+        )

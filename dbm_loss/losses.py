@@ -1,13 +1,14 @@
 """The losses that the paper puts its margin in front of.
 
 Each takes logits (B, C) and integer labels (B,), computes in float32 under autocast (float64 stays
-float64) and keeps its constants as float32 buffers, which follow the module's device but are not in
-its ``state_dict``. Class counts are a list, an array or a tensor (C,). Other shapes, labels that
-are no integers and (on the CPU) labels outside 0..C-1 raise ValueError.
+float64) and keeps its constants as float32 buffers, which follow the logits' device and are not in
+its ``state_dict``. Class counts are a list, an array or a tensor (C,). Other shapes, integer
+logits, labels that are no integers, constants out of their range and (on the CPU) labels outside
+0..C-1 raise ValueError, labels that are no tensor TypeError.
 
 ``margin`` is a :class:`dbm_loss.margin.DBMargin` that turns the cosines of a normalised classifier
 into logits first; without one the input is taken for logits as it is. ``epoch`` is 0-based and
-matters to the deferred re-weighting (DRW) alone; without it the first stage is meant.
+matters to the deferred re-weighting (DRW) alone, which needs it.
 """
 
 from collections.abc import Sequence
@@ -79,9 +80,17 @@ class CrossEntropy(nn.Module):
         target = checked_labels(logits.shape, target, cls_num_list=self.class_weight)
         logits = _logits(self.margin, logits, target)
         weight = None
-        if self.class_weight is not None and epoch is not None and epoch >= self.drw_epoch:
-            weight = self.class_weight.to(logits.dtype)
+        if self.class_weight is not None:
+            if epoch is None:
+                raise ValueError(
+                    "drw_epoch is set and epoch is not given; call loss(logits, target, epoch)"
+                )
+            if epoch >= self.drw_epoch:
+                weight = self.class_weight.to(logits)
         return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
+
+    def extra_repr(self) -> str:
+        return f"drw_epoch={self.drw_epoch}"
 
 
 def drw_stage(criterion: nn.Module, epoch: int) -> int:
@@ -114,6 +123,12 @@ class BalancedSoftmax(nn.Module):
         margin: nn.Module | None = None,
     ):
         super().__init__()
+        if isinstance(tau, nn.Module):
+            name = type(tau).__name__
+            raise TypeError(
+                f"tau must be a number, got {name}; a margin is given by margin={name}(…)"
+            )
+        self.tau = tau
         self.margin = margin
         self.register_buffer("log_prior", tau * class_prior(cls_num_list).log(), persistent=False)
 
@@ -126,8 +141,11 @@ class BalancedSoftmax(nn.Module):
     ) -> torch.Tensor:
         """Loss of logits (B, C) and labels (B,): a scalar, or (B,) unreduced; any ``epoch``."""
         target = checked_labels(logits.shape, target, cls_num_list=self.log_prior)
-        logits = _logits(self.margin, logits, target) + self.log_prior
-        return F.cross_entropy(logits, target, reduction=reduction)
+        logits = _logits(self.margin, logits, target)
+        return F.cross_entropy(logits + self.log_prior.to(logits), target, reduction=reduction)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={len(self.log_prior)}, tau={self.tau}"
 
 
 class LDAM(nn.Module):
@@ -140,7 +158,7 @@ class LDAM(nn.Module):
 
     Args:
         cls_num_list: training images of each class (C,).
-        max_margin: K, the margin of the rarest class.
+        max_margin: K ≥ 0, the margin of the rarest class.
         scale: s > 0.
         drw_epoch: first epoch (0-based) with class weights; None never weighs.
     """
@@ -156,11 +174,13 @@ class LDAM(nn.Module):
     ):
         super().__init__()
         class_prior(cls_num_list)  # speaks up about empty classes
+        if not max_margin >= 0:
+            raise ValueError(f"max_margin must not be negative, got {max_margin}")
         if not scale > 0:
             raise ValueError(f"the scale s must be positive, got {scale}")
         margin = torch.as_tensor(cls_num_list, dtype=torch.float64) ** -0.25
         margin = margin * (max_margin / margin.max())
-        self.scale, self.drw_epoch = scale, drw_epoch
+        self.max_margin, self.scale, self.drw_epoch = max_margin, scale, drw_epoch
         self.cross_entropy = CrossEntropy(cls_num_list, drw_epoch)
         self.register_buffer("class_margin", margin.float(), persistent=False)
 
@@ -175,8 +195,14 @@ class LDAM(nn.Module):
         target = checked_labels(logits.shape, target, cls_num_list=self.class_margin)
         logits = full_precision(logits)
         column = target.unsqueeze(1)  # B x 1
-        logits = logits.scatter_add(1, column, -self.class_margin.to(logits.dtype)[column])
+        logits = logits.scatter_add(1, column, -self.class_margin.to(logits)[column])
         return self.cross_entropy(self.scale * logits, target, epoch, reduction)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={len(self.class_margin)}, max_margin={self.max_margin}, "
+            f"scale={self.scale}, drw_epoch={self.drw_epoch}"
+        )
 
 
 class BalSCL(nn.Module):
@@ -189,11 +215,13 @@ class BalSCL(nn.Module):
     (2B, 2B + C) similarities.
 
     Args:
-        temperature: of the similarities.
+        temperature: of the similarities, above 0.
     """
 
     def __init__(self, temperature: float = 0.1):
         super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"the temperature must be positive, got {temperature}")
         self.temperature = temperature
 
     def forward(
@@ -233,6 +261,9 @@ class BalSCL(nn.Module):
         num_positive = positive.sum(1)  # at least 2: the other view and the centre
         mean_positive = similarity.masked_fill(~positive, 0).sum(1) / num_positive
         return (log_denominator - mean_positive).mean()
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
 
 class BCLLoss(nn.Module):
@@ -287,6 +318,9 @@ class BCLLoss(nn.Module):
             )
         classification = self.logit_adjustment(logits, target)
         return self.alpha * classification + self.beta * self.contrastive(features, centers, target)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, beta={self.beta}"
 
 
 def nbod(logits: torch.Tensor, factor: float = 0.6) -> torch.Tensor:
@@ -354,12 +388,16 @@ class NCLLoss(nn.Module):
             raise ValueError(f"expected logits (n, B, C) of n networks, got {tuple(logits.shape)}")
         n, batch, num_classes = logits.shape
         target = checked_labels(logits.shape[1:], target, cls_num_list=self.log_count)
-        hard = self.hard_categories(logits[0], target)
         targets = target.repeat(n)
-        full = _logits(self.margin, logits.flatten(0, 1), targets) + self.log_count
-        full = full.view(n, batch, num_classes)
+        full = _logits(self.margin, logits.flatten(0, 1), targets)
+        hard = self.hard_categories(logits[0], target)
+        full = (full + self.log_count.to(full)).view(n, batch, num_classes)
         loss = full.new_zeros(())
         for scores in (full, full * hard):
             cross_entropy = F.cross_entropy(scores.flatten(0, 1), targets, reduction="sum") / batch
             loss = loss + cross_entropy + nbod(scores, self.factor)
         return loss
+
+    def extra_repr(self) -> str:
+        num_classes = len(self.log_count)
+        return f"num_classes={num_classes}, num_hard={self.num_hard}, factor={self.factor}"

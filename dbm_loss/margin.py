@@ -25,7 +25,12 @@ def class_prior(cls_num_list: torch.Tensor | Sequence[int]) -> torch.Tensor:
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:
-    """``x`` in float32 if it is float16 or bfloat16, else unchanged (float64 stays float64)."""
+    """``x`` in float32 if it is float16 or bfloat16, else unchanged (float64 stays float64).
+
+    Raises ``ValueError`` for integers.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"expected floating-point logits or features, got {x.dtype}")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -35,8 +40,11 @@ def checked_labels(
     """The labels (B,) in int64, for logits of ``shape`` (B, C).
 
     Raises ``ValueError`` for another shape, constants ``per_class`` of another than (C,), labels
-    that are no integers and, on the CPU, labels outside 0..C-1.
+    that are no integers and, on the CPU, labels outside 0..C-1; ``TypeError`` for labels that are
+    no tensor.
     """
+    if not isinstance(target, torch.Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(target).__name__}")
     if len(shape) != 2 or target.shape != shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (B, C) and integer labels (B,), got logits "
@@ -55,6 +63,21 @@ def checked_labels(
             if not 0 <= label < shape[1]:
                 raise ValueError(f"label {label} with logits of {shape[1]} classes")
     return target
+
+
+def check_cosines(x: torch.Tensor) -> None:
+    """Raise ``ValueError`` if ``x``, on the CPU, holds what is no cosine, as a linear layer gives.
+
+    Cosines of half precision are rounded up to 1.008. As with labels, a look at another device
+    would wait for it, and while compiling it would cut the graph.
+    """
+    if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
+        furthest = max(map(float, x.detach().aminmax()), key=abs)
+        if abs(furthest) > 1.01:
+            raise ValueError(
+                f"expected cosines in [-1, 1], got {furthest:.4g}; the margin needs a classifier "
+                "that normalises features and weights"
+            )
 
 
 class DBMargin(nn.Module):
@@ -78,14 +101,13 @@ class DBMargin(nn.Module):
 
     Args:
         cls_num_list: training images of each class (C,).
-        max_margin: K, the margin of the reference class, in radians.
-        tau: exponent of the class frequency.
+        max_margin: K ≥ 0, the margin of the reference class, in radians.
+        tau: exponent of the class frequency, at least 0.
         scale: s > 0.
         lambda_inst: λ, the weight of the instance-wise margin; 0 leaves the class-wise one.
         use_dbm: False leaves the cosine classifier alone, ``s · x``.
         margin_norm: the reference class: "last", that of the highest index, as in the authors'
             code, or "rarest", so that no margin is above K whatever the order of the classes.
-
     """
 
     class_margin: torch.Tensor
@@ -101,11 +123,15 @@ class DBMargin(nn.Module):
         margin_norm: str = "last",
     ):
         super().__init__()
+        for name, value in (("max_margin", max_margin), ("tau", tau)):
+            if not 0 <= value < torch.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
         self.max_margin = max_margin
         self.tau = tau
         self.scale = scale
         self.lambda_inst = lambda_inst
         self.use_dbm = use_dbm
+        self.margin_norm = margin_norm
         inverse = 1.0 / class_prior(cls_num_list) ** tau
         if margin_norm not in ("last", "rarest"):
             raise ValueError(f"margin_norm must be last or rarest, got {margin_norm!r}")
@@ -122,10 +148,12 @@ class DBMargin(nn.Module):
             cosine: (B, C) cosines in [−1, 1]; float16 and bfloat16 are computed in float32.
             target: (B,) class indices.
         Raises:
-            ValueError: ``target`` does not fit, see ``checked_labels``.
+            ValueError: ``target`` does not fit, see ``checked_labels``, or ``cosine`` holds other
+                numbers than cosines, see ``check_cosines``.
         """
         target = checked_labels(cosine.shape, target, cls_num_list=self.class_margin)
         cosine = full_precision(cosine)
+        check_cosines(cosine)
         logits = self.scale * cosine
         if not self.use_dbm:
             return logits
@@ -134,7 +162,7 @@ class DBMargin(nn.Module):
         x = cosine.gather(1, column)
         hard = cosine.argmax(dim=1, keepdim=True) != column
         difficulty = hard * ((1 - x) / 2)
-        margin = self.class_margin.to(x.dtype)[column] * (1 + self.lambda_inst * difficulty)
+        margin = self.class_margin.to(x)[column] * (1 + self.lambda_inst * difficulty)
 
         # (1 − x)(1 + x) is exact near ±1; the floor is far below the rounding of the result.
         floor = torch.finfo(x.dtype).eps ** 2
@@ -146,5 +174,5 @@ class DBMargin(nn.Module):
         return (
             f"num_classes={self.class_margin.numel()}, max_margin={self.max_margin}, "
             f"tau={self.tau}, scale={self.scale}, lambda_inst={self.lambda_inst}, "
-            f"use_dbm={self.use_dbm}"
+            f"use_dbm={self.use_dbm}, margin_norm={self.margin_norm!r}"
         )

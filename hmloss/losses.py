@@ -3,8 +3,9 @@
 In every loss ``l_i = w_{y_i} · (logsumexp(z_i) − z_{i,y_i})`` is the per-sample cross-entropy with
 the class weight inside. Logits are (N, C) of any floating type on any device, labels (N,) integers;
 the result is a scalar in float32 (float64 for float64 logits), also inside autocast. Class weights
-and class counts are lists, arrays or tensors (C,). Other shapes, labels that are no integers and
-(on the CPU) labels outside 0..C-1 raise ValueError.
+and class counts are lists, arrays or tensors (C,); the weights are copied. Other shapes, integer
+logits, labels that are no integers, weights or constants out of their range and (on the CPU) labels
+outside 0..C-1 raise ValueError, labels that are no tensor TypeError.
 """
 
 from collections.abc import Sequence
@@ -36,11 +37,15 @@ def softmax_hard_mining_loss(input_values: Tensor, delta: float) -> Tensor:
 
 
 def _full_precision(logits: Tensor) -> Tensor:
+    if not logits.is_floating_point():
+        raise ValueError(f"expected floating-point logits, got {logits.dtype}")
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) -> Tensor:
     """The labels in int64; ValueError says what does not fit, also of constants of the classes."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(target).__name__}")
     if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (N, C) and integer labels (N,), got logits "
@@ -62,12 +67,17 @@ def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) 
 
 
 class _ClassWeighted(nn.Module):
-    """Class weights as a buffer outside the state dict; the l_i in full precision."""
+    """A copy of the class weights, a buffer outside the state dict; the l_i in full precision."""
 
     def __init__(self, weight: Tensor | Sequence[float] | None = None):
         super().__init__()
         if weight is not None:
-            weight = torch.as_tensor(weight)
+            weight = torch.as_tensor(weight).detach().clone()
+            fits = (weight >= 0) & (weight < torch.inf)
+            if not fits.all():
+                raise ValueError(
+                    f"class weights must be finite and not negative, got {weight[~fits][0]}"
+                )
         self.register_buffer("weight", weight, persistent=False)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
@@ -76,6 +86,9 @@ class _ClassWeighted(nn.Module):
         logits = _full_precision(logits)
         weight = None if self.weight is None else self.weight.to(logits)
         return F.cross_entropy(logits, target, weight=weight, reduction=reduction)
+
+    def extra_repr(self) -> str:
+        return f"weighted={self.weight is not None}"
 
 
 class CELoss(_ClassWeighted):
@@ -99,13 +112,16 @@ class FocalLoss(_ClassWeighted):
 
     def __init__(self, weight: Tensor | Sequence[float] | None = None, gamma: float = 0.0):
         super().__init__(weight)
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma must be at least 0, got {gamma}")
         self.gamma = gamma
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Logits (N, C) and labels (N,) -> scalar."""
         return focal_loss(self.cross_entropy(input, target), self.gamma)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gamma={self.gamma}"
 
 
 class HMLoss(_ClassWeighted):
@@ -169,6 +185,9 @@ class HMLoss(_ClassWeighted):
         """Logits (N, C) and labels (N,) -> scalar."""
         return softmax_hard_mining_loss(self.cross_entropy(input, target), self.delta)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, delta={self.delta}"
+
 
 SoftmaxHardMiningLoss = HMLoss  # the name in the authors' code
 
@@ -183,7 +202,7 @@ class LDAMLoss(_ClassWeighted):
 
     Args:
         cls_num_list: training images of each class, all above 0.
-        max_m: margin of the rarest class.
+        max_m: margin of the rarest class, at least 0.
         weight: (C,) class weights, or None for ones.
         s: scale of the logits, above 0.
     """
@@ -196,18 +215,20 @@ class LDAMLoss(_ClassWeighted):
         s: float = 30,
     ):
         super().__init__(weight)
-        if s <= 0:
+        if not max_m >= 0:
+            raise ValueError(f"max_m must be at least 0, got {max_m}")
+        if not s > 0:
             raise ValueError(f"s must be above 0, got {s}")
         counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
-        if counts.min() <= 0:
+        if counts.numel() == 0 or not (counts > 0).all():
             raise ValueError(
-                "every class needs at least one image: the margin divides by its count"
+                "cls_num_list: every class needs at least one image, its margin divides by them"
             )
         margins = counts**-0.25
         margins = margins * (max_m / margins.max())
         # float32 whatever the logits are, as in the authors' code.
         self.register_buffer("m_list", margins.float(), persistent=False)
-        self.s = s
+        self.max_m, self.s = max_m, s
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Logits or cosines (N, C) and labels (N,) -> scalar."""
@@ -216,3 +237,7 @@ class LDAMLoss(_ClassWeighted):
         margin = self.m_list.to(x)[target].unsqueeze(1)
         true_class = F.one_hot(target, x.shape[1]).bool()
         return self.cross_entropy(self.s * torch.where(true_class, x - margin, x), target, "mean")
+
+    def extra_repr(self) -> str:
+        num_classes = len(self.m_list)
+        return f"{super().extra_repr()}, num_classes={num_classes}, max_m={self.max_m}, s={self.s}"

@@ -3,9 +3,10 @@
 https://arxiv.org/abs/2110.02444. Where the paper and the authors' code disagree, the code decides.
 Every loss is a plain module: logits (N, K) and integer labels (N,) in, a scalar out; any device;
 float32 and float64; half precision is computed in float32, also inside autocast. Class weights and
-class counts are lists, arrays or tensors (K,); weights and margins follow the logits' device and
-dtype. Other shapes, labels that are no integers and (on the CPU) labels outside 0..K-1 raise
-ValueError.
+class counts are lists, arrays or tensors (K,); weights, which are copied, and margins follow the
+logits' device and dtype. Other shapes, integer logits, labels that are no integers, weights or
+constants out of their range and (on the CPU) labels outside 0..K-1 raise ValueError, labels that
+are no tensor TypeError.
 """
 
 from __future__ import annotations
@@ -18,11 +19,20 @@ from torch.nn import functional as F
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(f"expected floating-point logits and features, got {tensor.dtype}")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _class_weight(weight: Tensor | Sequence[float] | None) -> Tensor | None:
-    return None if weight is None else torch.as_tensor(weight)
+    """A copy, which no later change of the caller's weights reaches."""
+    if weight is None:
+        return None
+    weight = torch.as_tensor(weight).detach().clone()
+    fits = (weight >= 0) & (weight < torch.inf)
+    if not fits.all():
+        raise ValueError(f"class weights must be finite and not negative, got {weight[~fits][0]}")
+    return weight
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -33,6 +43,8 @@ def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Ten
 
 def _checked_labels(logits: Tensor, target: Tensor, **per_class: Tensor | None) -> Tensor:
     """The labels in int64; ValueError says what does not fit, also of constants of the classes."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(target).__name__}")
     if logits.ndim != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
         raise ValueError(
             "expected logits (N, K) and integer labels (N,), got logits "
@@ -119,7 +131,7 @@ class FocalLoss(nn.Module):
 
     def __init__(self, weight: Tensor | Sequence[float] | None = None, gamma: float = 0.0) -> None:
         super().__init__()
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.gamma = gamma
         self.register_buffer("weight", _class_weight(weight), persistent=False)
@@ -130,6 +142,9 @@ class FocalLoss(nn.Module):
             target = _checked_labels(input, target, weight=self.weight)
             input = _at_least_float32(input)
             return focal_loss(_cross_entropy(input, target, self.weight), self.gamma)
+
+    def extra_repr(self) -> str:
+        return f"weighted={self.weight is not None}, gamma={self.gamma}"
 
 
 class LDAMLoss(nn.Module):
@@ -142,7 +157,7 @@ class LDAMLoss(nn.Module):
 
     Args:
         cls_num_list: training images per class, none of them 0.
-        max_m: largest margin. weight: class weights (K,), or None. s: scale > 0.
+        max_m: largest margin, at least 0. weight: class weights (K,), or None. s: scale > 0.
     """
 
     def __init__(
@@ -153,14 +168,16 @@ class LDAMLoss(nn.Module):
         s: float = 30,
     ) -> None:
         super().__init__()
-        if s <= 0:
+        if not max_m >= 0:
+            raise ValueError(f"max_m must not be negative, got {max_m}")
+        if not s > 0:
             raise ValueError(f"the scale s must be positive, got {s}")
         counts = torch.as_tensor(cls_num_list, dtype=torch.float64)
-        if counts.min() <= 0:
-            raise ValueError("a class without training images has no margin")
+        if counts.numel() == 0 or not (counts > 0).all():
+            raise ValueError("cls_num_list: a class without training images has no margin")
         margins = counts**-0.25
         margins = margins * (max_m / margins.max())
-        self.s = s
+        self.max_m, self.s = max_m, s
         self.register_buffer("m_list", margins.float(), persistent=False)
         self.register_buffer("weight", _class_weight(weight), persistent=False)
 
@@ -172,6 +189,10 @@ class LDAMLoss(nn.Module):
             margin = F.one_hot(target, x.shape[1]) * self.m_list.to(x)[target, None]
             weight = None if self.weight is None else self.weight.to(x)
             return F.cross_entropy(self.s * (x - margin), target, weight=weight)
+
+    def extra_repr(self) -> str:
+        weighted, num_classes = self.weight is not None, len(self.m_list)
+        return f"weighted={weighted}, num_classes={num_classes}, max_m={self.max_m}, s={self.s}"
 
 
 class IBLoss(nn.Module):
@@ -196,7 +217,7 @@ class IBLoss(nn.Module):
         self, weight: Tensor | Sequence[float] | None = None, alpha: float = 10000.0
     ) -> None:
         super().__init__()
-        if alpha <= 0:
+        if not alpha > 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
         self.alpha = alpha
         self.register_buffer("weight", _class_weight(weight), persistent=False)
@@ -211,6 +232,9 @@ class IBLoss(nn.Module):
             input, features = _at_least_float32(input), _at_least_float32(features)
             factor = influence_factor(input, target, features, self.alpha, self.epsilon)
             return ib_loss(_cross_entropy(input, target, self.weight), factor)
+
+    def extra_repr(self) -> str:
+        return f"weighted={self.weight is not None}, alpha={self.alpha}"
 
 
 class IB_FocalLoss(nn.Module):
@@ -231,9 +255,9 @@ class IB_FocalLoss(nn.Module):
         gamma: float = 0.0,
     ) -> None:
         super().__init__()
-        if alpha <= 0:
+        if not alpha > 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.alpha, self.gamma = alpha, gamma
         self.register_buffer("weight", _class_weight(weight), persistent=False)
@@ -249,3 +273,6 @@ class IB_FocalLoss(nn.Module):
             factor = influence_factor(input, target, features, self.alpha, self.epsilon)
             losses = _cross_entropy(input, target, self.weight)
             return ib_focal_loss(losses, factor, self.gamma)
+
+    def extra_repr(self) -> str:
+        return f"weighted={self.weight is not None}, alpha={self.alpha}, gamma={self.gamma}"

@@ -89,7 +89,7 @@ class GMLLoss(nn.Module):
         alpha: weight of the distillation.
         beta: weight of the contrastive terms.
         gamma: weight of the supervised term.
-        temperature: T_c at the start.
+        temperature: T_c at the start, above 0.
         margin: a :class:`dbm_loss.margin.DBMargin` of scale 30, whose output replaces s / T_s in
             L_sup (and nowhere else). This combination is our reading of "DBM-GML": the code that
             its authors published holds plain GML.
@@ -108,12 +108,16 @@ class GMLLoss(nn.Module):
         margin: nn.Module | None = None,
     ):
         super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"the temperature must be positive, got {temperature}")
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.margin = margin
         self.log_T_c__no_wd__ = nn.Parameter(torch.tensor([math.log(temperature)]))
         # Kept as a float32 logarithm, and saved, to match the original's numbers and files.
         self.register_buffer("log_T_s__no_wd__", torch.tensor([math.log(CLASSIFIER_TEMPERATURE)]))
         counts = torch.as_tensor(cls_num_list, dtype=torch.float32)
+        if not ((counts >= 0).all() and counts.sum() > 0):
+            raise ValueError("cls_num_list must be the number of training images of each class")
         self.register_buffer("cls_weight", counts / counts.sum(), persistent=False)
         self.register_buffer("log_prior", self.cls_weight.log(), persistent=False)
 
@@ -157,7 +161,7 @@ class GMLLoss(nn.Module):
             logits = self.margin(logits, target)
         else:
             logits = self._scaled(logits)
-        return F.cross_entropy(logits + self.log_prior, target)
+        return F.cross_entropy(logits + self.log_prior.to(logits), target)
 
     def divergence(self, logits: torch.Tensor, t_logits: torch.Tensor) -> torch.Tensor:
         """L_div: distillation between scaled cosines at temperature 4."""
@@ -177,7 +181,7 @@ class GMLLoss(nn.Module):
         target = checked_labels((len(query), num_classes), target)
         with torch.autocast(query.device.type, enabled=False):
             similarity = full_precision(key) @ full_precision(query).T  # K x B
-        T_c = self.log_T_c__no_wd__.to(similarity.dtype).exp()
+        T_c = self.log_T_c__no_wd__.to(similarity).exp()
         own = k_index.unsqueeze(1) == index  # K x B
         score = class_scores(similarity / T_c.detach(), k_labels, num_classes)
         score_T = class_scores(similarity.detach() / T_c, k_labels, num_classes, exclude=own)
@@ -185,12 +189,12 @@ class GMLLoss(nn.Module):
 
     def _scaled(self, cosine: torch.Tensor) -> torch.Tensor:
         cosine = full_precision(cosine)
-        return cosine / self.log_T_s__no_wd__.to(cosine.dtype).exp()
+        return cosine / self.log_T_s__no_wd__.to(cosine).exp()
 
     def _adjusted_ce(self, score: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         missing = score.gather(1, target.unsqueeze(1)).squeeze(1) == -torch.inf
         loss = F.cross_entropy(
-            score + self.log_prior, target.masked_fill(missing, -100), reduction="sum"
+            score + self.log_prior.to(score), target.masked_fill(missing, -100), reduction="sum"
         )
         return loss / len(target)
 

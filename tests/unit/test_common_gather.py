@@ -86,7 +86,8 @@ class SmallNCL(NCLModel):
         self.backbone_MA = nn.ModuleList(flat() for _ in three).requires_grad_(False)
         self.classifier = nn.ModuleList(nn.Linear(5, 4) for _ in three)
         self.classifier_MA = nn.ModuleList(nn.Linear(5, 4) for _ in three).requires_grad_(False)
-        self.classifier_ce = nn.ModuleList(nn.Linear(5, len(COUNTS)) for _ in three)
+        cosines = lambda: nn.Sequential(nn.Linear(5, len(COUNTS)), nn.Tanh())  # noqa: E731
+        self.classifier_ce = nn.ModuleList(cosines() for _ in three)
 
 
 class Encoder(nn.Module):
