@@ -262,7 +262,7 @@ def bad(words, *argv):
 def test_bad_data_is_named(folder, here):
     image = ["--dataset", "imagefolder", "--root"]
     bad("nowhere: no such folder; expected DIR/train/<class>", *image, "nowhere")
-    bad(r"^num_classes 7: imagefolder in .* has 3", *image, str(folder), "--num_classes", "7")
+    bad(r"^--num_classes 7: imagefolder in .* has 3", *image, str(folder), "--num_classes", "7")
     broken = here / "broken"
     shutil.copytree(folder, broken)
     (broken / "train" / "class_001" / "0000.jpg").write_bytes(b"")
