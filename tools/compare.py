@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train methods of the four papers on the same images, each by its paper's recipe, and compare.
 
-    python tools/compare.py --root DIR --methods CE IB DBM-BS HML ARB --epochs 30 --seeds 0 1 2
+    python tools/compare.py --root DIR --methods CE IB DBM-BS HML+CS ARB --epochs 30 --seeds 0 1 2
     python tools/compare.py --runs RUN RUN …
 
 DIR/train/<class>/* and DIR/val/<class>/* or DIR/test/<class>/* or both, or FILE.npz. Every method
@@ -53,7 +53,8 @@ from tools.table import PAPERS, Row, read_table
 ALIASES = {"arb": "arb-loss"}
 SMALL = ("cifar10", "cifar100")  # whose recipes are for small images, the first before the others
 LARGE = ("imagenet_lt", "inaturalist2018")
-METHODS = ("CE", "IB", "DBM-BS", "HML", "ARB")
+# HML as in the commands of hmloss/README: for small images with class weights, else without.
+METHODS = ("CE", "IB", "DBM-BS", "HML+CS", "ARB")
 LARGE_METHODS = ("CE", "DBM-BCL", "HML", "ARB")
 DONE = "done.json"  # in the folder of a run that is over: where its report is
 MAX_JOBS = 8  # side by side on a CPU, unless --jobs says more: each holds the images in memory
@@ -73,8 +74,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help="as in the papers' tables (--methods '?' lists them); PAPER/NAME, as dbm_loss/CE, "
-        "where several papers have it, else the first one's (default: "
+        help="as in the papers' tables, blanks left out or not (--methods '?' lists them); "
+        "PAPER/NAME, as dbm_loss/CE, where several papers have it, else the first one's (default: "
         f"{' '.join(METHODS)}; with --large {' '.join(LARGE_METHODS)})",
     )
     add("--epochs", type=int, metavar="N", help="schedules are stretched (default: the papers')")
@@ -141,7 +142,7 @@ def takes(row: Row, large: bool) -> bool:
 
 
 def all_methods(large: bool) -> dict[tuple[str, str], Row]:
-    """(paper, method in lower case) -> the row whose command is the method's recipe.
+    """(paper, method in lower case, without blanks) -> the row whose command is the method's recipe.
 
     It is the one of the first data set that the method has, at ratio 100 if there is one.
     """
@@ -152,7 +153,7 @@ def all_methods(large: bool) -> dict[tuple[str, str], Row]:
 
     found: dict[tuple[str, str], Row] = {}
     for row in read_table():
-        key = row.paper, row.method.lower()
+        key = row.paper, row.method.lower().replace(" ", "")
         if row.dataset in sets and takes(row, large):
             found[key] = min(found.get(key, row), row, key=rank)
     return found
@@ -175,7 +176,7 @@ def find_methods(names: Sequence[str] | None, large: bool) -> list[Row]:
     found = []
     for name in names or (LARGE_METHODS if large else METHODS):
         paper, _, method = name.lower().rpartition("/")
-        method = ALIASES.get(method, method)
+        method = ALIASES.get(method, method).replace(" ", "")
         fitting = [row for (p, m), row in known.items() if m == method and paper in ("", p)]
         if not fitting:
             kind = "large" if large else "small"

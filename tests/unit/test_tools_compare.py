@@ -54,6 +54,8 @@ def test_names_of_methods():
         "ib_loss-cifar10-exp100-ce", "arbloss-cifar10-exp100-arb_mixup",
         "dbm_loss-cifar10-exp100-ce",
     ]  # fmt: skip
+    with_weights = "hmloss-cifar10-exp100-hml_cs"
+    assert ids("HML+CS", "hmloss/hml + cs", "HML") == [with_weights, "hmloss-cifar10-exp100-hml"]
     with pytest.raises(UsageError) as error:
         ids("IB", "focus")
     start = "--methods focus: no method for small images; there are\n  ib_loss: CE; Focal; "
@@ -231,7 +233,8 @@ def test_the_demo_trains_one_method_of_each_paper(tmp_path):
     assert f".venv/bin/python {command}\n" in (ROOT / "README.md").read_text()
     found = jobs(*shlex.split(command)[1:], "--out", tmp_path)
     compare.check_commands(found)
-    assert [row.method for row, _ in found] == ["CE", "IB", "DBM-BS", "HML", "ARB-Loss"]
+    assert [row.method for row, _ in found] == ["CE", "IB", "DBM-BS", "HML + CS", "ARB-Loss"]
+    assert settings(found[3][1].commands[0])["weighting_type"] == "CS"
 
 
 def test_the_commands_are_shown(folder, tmp_path, capsys):
