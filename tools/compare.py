@@ -142,7 +142,7 @@ def takes(row: Row, large: bool) -> bool:
 
 
 def all_methods(large: bool) -> dict[tuple[str, str], Row]:
-    """(paper, method in lower case, without blanks) -> the row whose command is the method's recipe.
+    """(paper, method in lower case without blanks) -> the row whose command is the method's recipe.
 
     It is the one of the first data set that the method has, at ratio 100 if there is one.
     """
@@ -250,8 +250,10 @@ def find_images(args: argparse.Namespace) -> Images:
     return Images(dataset, str(root), len(classes), lists, held_out(dataset, root))
 
 
-def check_images(images: Images, args: argparse.Namespace) -> None:
+def check_images(images: Images, args: argparse.Namespace) -> int:
     """Refuse what the programs would refuse of these images, before any is started.
+
+    Returns: how many are trained on.
 
     Raises:
         UsageError: the long tail cannot be cut out of them, or images for validation are there
@@ -259,14 +261,15 @@ def check_images(images: Images, args: argparse.Namespace) -> None:
     """
     if len(images.splits) == 2:
         refuse_second(args.val_fraction, place(images.dataset, images.root, images.splits[1]))
-    if args.imb_factor is None and not args.val_fraction:
-        return
     train = open_source(images.dataset, images.root, "train")
     targets = train.targets
     if args.imb_factor is not None:
         targets = targets[choose_images(train, "exp", args.imb_factor, 0, "no --imb_factor")]
-    if args.val_fraction:
-        require_part(stratified_part(targets, args.val_fraction), args.val_fraction)
+    if not args.val_fraction:
+        return len(targets)
+    part = stratified_part(targets, args.val_fraction)
+    require_part(part, args.val_fraction)
+    return len(targets) - len(part)
 
 
 def write_lists(images: Images) -> None:
@@ -364,6 +367,23 @@ def check_commands(of_row: Sequence[tuple[Row, Job]]) -> None:
                 settings(words)
             except UsageError as error:
                 raise UsageError(f"{row.paper}/{row.method}: {error}") from None
+
+
+def check_batches(of_row: Sequence[tuple[Row, Job]], number: int) -> None:
+    """Refuse batches of more images than are trained on, where the last one has to be full.
+
+    Raises:
+        UsageError: names the method.
+    """
+    for row, job in of_row:
+        for words in job.commands:
+            told = settings(words)
+            full_only = "/GML/" in words[1] or told.get("loss_fn") == "ncl"
+            if full_only and told["batch_size"] > number:
+                raise UsageError(
+                    f"{row.paper}/{row.method}: --batch_size {told['batch_size']}: there are "
+                    f"{number} training images, and it takes full batches only; give a smaller one"
+                )
 
 
 def check_weights(of_row: Sequence[tuple[Row, Job]]) -> None:
@@ -487,9 +507,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(runs, " and ".join(dict.fromkeys(run.data for run in runs)), args.out)
         return
     rows, images = find_methods(args.methods, args.large), find_images(args)
-    check_images(images, args)
+    number = check_images(images, args)
     of_row = make_jobs(rows, images, args)
     check_commands(of_row)
+    check_batches(of_row, number)
     jobs = [job for _, job in of_row]
     if args.list:
         print("\n".join(f"{job.folder.name}\n    {command_line(job)}" for job in jobs))

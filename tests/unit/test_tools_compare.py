@@ -199,6 +199,35 @@ def test_one_network_for_all_methods_of_large_images(folder, tmp_path):
         compare.check_commands(jobs(*flags, "--arch", "resnet10"))
 
 
+@pytest.mark.parametrize(
+    ("words", "batch", "number"),
+    [
+        (["DBM-GML"], 128, 8),
+        (["DBM-NCL"], 64, 8),
+        (["GML", "--large"], 128, 8),
+        (["GML", "--batch_size", 8, "--val_fraction", 0.2], 8, 5),
+        (["NCL", "--batch_size", 8, "--imb_factor", 1], 8, 4),
+    ],
+)
+def test_a_batch_of_more_images_than_there_are_is_refused_before_any_is_trained(
+    words, batch, number, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare, "train", None)
+    root = folder
+    if "--imb_factor" in words:
+        root = make_image_folder(tmp_path / "balanced", [1, 1, 1, 1], size=8, test_per_class=1)
+    flags = ["--root", root, "--out", tmp_path / "out", "--methods", "dbm_loss/CE"]
+    with pytest.raises(UsageError) as error:
+        compare.main([str(word) for word in (*flags, *words)])
+    assert str(error.value) == (
+        f"dbm_loss/{words[0]}: --batch_size {batch}: there are {number} training images, and it "
+        "takes full batches only; give a smaller one"
+    )
+    assert not (tmp_path / "out").exists()
+    enough = jobs(*flags, words[0], *["--large"] * ("--large" in words))
+    compare.check_batches(enough, 128)
+
+
 def test_weights_are_read_before_any_run_is_started(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
